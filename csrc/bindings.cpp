@@ -1,0 +1,129 @@
+// The Python face of csrc: addresses, sizes and strides come in, sentences go out. The only file that knows pybind11.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cmath>
+#include <cstdint>
+#include <map>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "common/interrupt.h"
+#include "common/memory.h"
+#include "facility_location/facility_location.h"
+#include "isa/kernels.h"
+#include "similarity/similarity.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using Address = std::uintptr_t;
+
+// Called by the thread that entered the library, which gave up the interpreter: take it back for a moment.
+bool python_signals() {
+  const py::gil_scoped_acquire gil;
+  return PyErr_CheckSignals() != 0;
+}
+
+template <class T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+template <class T>
+T named(const char* what, const std::string& name, const std::map<std::string, T>& names) {
+  const auto found = names.find(name);
+  if (found == names.end()) throw py::value_error(std::string(what) + " is unknown here: " + name);
+  return found->second;
+}
+
+mrt::DType dtype_of(const std::string& name) {
+  return named<mrt::DType>(
+      "dtype", name, {{"float32", mrt::DType::float32}, {"bfloat16", mrt::DType::bfloat16}, {"float16", mrt::DType::float16}});
+}
+
+mrt::Metric metric_of(const std::string& name) {
+  return named<mrt::Metric>("metric", name, {{"cosine", mrt::Metric::cosine}, {"dot", mrt::Metric::dot},
+                                             {"shifted_cosine", mrt::Metric::shifted_cosine},
+                                             {"clamped_cosine", mrt::Metric::clamped_cosine}});
+}
+
+mrt::Fill fill_of(const std::string& name) {
+  return named<mrt::Fill>("fill", name, {{"index", mrt::Fill::index}, {"coverage", mrt::Fill::coverage},
+                                         {"random", mrt::Fill::random}, {"none", mrt::Fill::none}});
+}
+
+mrt::Features features(Address x, const std::string& dtype, int64_t row_stride, int64_t column_stride, int64_t D) {
+  return {at<const void>(x), dtype_of(dtype), row_stride, column_stride, D};
+}
+
+// Runs `body` without the interpreter lock; Ctrl-C and missing memory become Python's own exceptions.
+template <class Body>
+auto released(const Body& body) {
+  try {
+    const py::gil_scoped_release release;
+    return body();
+  } catch (const mrt::Interrupted&) {
+    throw py::error_already_set();
+  } catch (const mrt::OutOfMemory& error) {
+    PyErr_SetString(PyExc_MemoryError, error.what());
+    throw py::error_already_set();
+  }
+}
+
+int64_t similarity_ragged(Address x, const std::string& dtype, int64_t row_stride, int64_t column_stride, Address offsets,
+                          int64_t num_groups, int64_t D, const std::string& metric, Address out, int threads) {
+  const mrt::Features rows = features(x, dtype, row_stride, column_stride, D);
+  const mrt::Metric kind = metric_of(metric);
+  return released(
+      [&] { return mrt::similarity_ragged(rows, num_groups, at<const int64_t>(offsets), kind, at<void>(out), threads); });
+}
+
+int64_t facility_location_grouped(Address x, const std::string& dtype, int64_t row_stride, int64_t column_stride, int64_t D,
+                                  Address offsets, int64_t num_groups, Address k, Address weight, Address quality, Address bonus,
+                                  Address given, Address group_key, const std::string& metric, double radius,
+                                  const std::string& fill, int64_t seed, int64_t first_row, const std::vector<Address>& out,
+                                  int threads) {
+  const mrt::SelectionProblem problem{features(x, dtype, row_stride, column_stride, D),
+                                      num_groups,
+                                      at<const int64_t>(offsets),
+                                      at<const int64_t>(k),
+                                      at<const float>(weight),
+                                      at<const float>(quality),
+                                      at<const float>(bonus),
+                                      at<const int64_t>(given),
+                                      at<const int64_t>(group_key),
+                                      metric_of(metric),
+                                      radius,
+                                      fill_of(fill),
+                                      static_cast<uint64_t>(seed),
+                                      first_row};
+  const mrt::SelectionResult result{at<int64_t>(out.at(0)), at<int64_t>(out.at(1)), at<float>(out.at(2)),
+                                    at<int64_t>(out.at(3)), at<int64_t>(out.at(4)), at<int64_t>(out.at(5)),
+                                    at<int64_t>(out.at(6)), at<int64_t>(out.at(7)), at<int64_t>(out.at(8))};
+  return released([&] { return mrt::select_groups(problem, result, threads); });
+}
+
+py::list isas() {
+  const mrt::Kernels* all[4];
+  mrt::available_kernels(all);
+  py::list names;
+  for (const mrt::Kernels** k = all; *k != nullptr; ++k) names.append((*k)->name);
+  return names;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Compiled kernels of mrtkern; the public functions call them through mrtkern/ops/<op>/cpu.py.";
+  mrt::set_interrupt_poll(python_signals);
+  m.def("isa", [] { return mrt::kernels().name; }, "Instruction set in use.");
+  m.def("isas", &isas, "Instruction sets that this machine has, widest first.");
+  m.def("hardware_threads", [] { return std::thread::hardware_concurrency(); });
+  m.def("built_with", [] { return std::string(__VERSION__); }, "Version of the compiler.");
+  m.attr("LARGEST_GROUP") = mrt::LARGEST_GROUP;
+  m.def("similarity_ragged", &similarity_ragged);
+  m.def("facility_location_grouped", &facility_location_grouped);
+}

@@ -1,0 +1,67 @@
+// Aligned buffers. Large ones ask for huge pages before the first touch: faulting in 4 KiB pages can cost more than a kernel.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <string>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace mrt {
+
+constexpr size_t CACHE_LINE = 64;
+constexpr size_t HUGE_PAGE = size_t{2} << 20;
+
+// Raised instead of std::bad_alloc because the user should learn how much was asked for.
+struct OutOfMemory : std::exception {
+  explicit OutOfMemory(size_t bytes) : message("needs " + std::to_string(bytes) + " bytes of memory") {}
+  const char* what() const noexcept override { return message.c_str(); }
+  std::string message;
+};
+
+class Buffer {
+ public:
+  Buffer() = default;
+  explicit Buffer(size_t bytes) {
+    const size_t alignment = bytes >= 2 * HUGE_PAGE ? HUGE_PAGE : CACHE_LINE;
+    const size_t rounded = (bytes + alignment - 1) / alignment * alignment;
+    data_.reset(static_cast<unsigned char*>(std::aligned_alloc(alignment, rounded > 0 ? rounded : alignment)));
+    if (!data_) throw OutOfMemory(bytes);
+#if defined(__linux__)
+    if (alignment == HUGE_PAGE) madvise(data_.get(), rounded, MADV_HUGEPAGE);  // advice: a refusal changes nothing
+#endif
+    size_ = bytes;
+  }
+  size_t size() const { return size_; }
+  unsigned char* data() const { return data_.get(); }
+
+ private:
+  struct Free {
+    void operator()(unsigned char* p) const { std::free(p); }
+  };
+  std::unique_ptr<unsigned char, Free> data_;
+  size_t size_ = 0;
+};
+
+// Carves arrays out of one buffer, each on its own cache line. With no buffer it only counts: the same code gives the size.
+class Arena {
+ public:
+  explicit Arena(unsigned char* base = nullptr) : base_(base) {}
+  template <class T>
+  T* take(int64_t count) {
+    T* array = base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + used_);
+    used_ += (static_cast<size_t>(count) * sizeof(T) + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE;
+    return array;
+  }
+  size_t used() const { return used_; }
+
+ private:
+  unsigned char* base_;
+  size_t used_ = 0;
+};
+
+}  // namespace mrt

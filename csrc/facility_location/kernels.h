@@ -1,0 +1,104 @@
+// facility_location on the CPU: the inner loops of one group, compiled once per instruction set.
+//
+//   pairs    t[j][i] = min(32767, rint(max(0, base + q_j · q_i) * (unit_i * a_j))), straight from the product tile
+//   gains    gain[j] = sum over i of max(t[j][i] - best[i], 0): one saturating subtraction for 16 or 32 pairs
+//   cover    best[i] = max over picks j of t[j][i]
+//   rank_keys, smallest   the counting hash of mrtkern/_random.py, and the k smallest of a group
+//
+// Sums are integers. float32 steps are rounded one by one (the compiler is told not to fuse them).
+#pragma once
+
+#include "facility_location/facility_location.h"
+#include "tile/product.h"
+
+namespace mrt {
+namespace {
+
+// Adding and subtracting 1.5 * 2^23 rounds to integers, half to even, for values below 2^22.
+constexpr float INTEGERS = 0x1.8p23f;
+
+struct FixedPoint {
+  int32_t base;
+  const float* unit;     // [stride], zero beyond N
+  const float* quality;  // [round_up(N, 16)], anything beyond N
+  PairTable table;
+
+  MRT_INLINE void operator()(int64_t row, int64_t column, const int32_t* __restrict tile) const {
+    const int64_t rows = table.N - row < PANEL ? table.N - row : PANEL;
+    for (int64_t r = 0; r < rows; ++r) {
+      uint16_t* __restrict out = table.t + (row + r) * table.stride + column;
+      const float a = quality[row + r];
+      for (int c = 0; c < PANEL; ++c) {
+        const int32_t similarity = base + tile[r * PANEL + c];
+        const float s = static_cast<float>(similarity > 0 ? similarity : 0);
+        const float steps = (s * (unit[column + c] * a) + INTEGERS) - INTEGERS;
+        out[c] = static_cast<uint16_t>(static_cast<int32_t>(steps < STEPS ? steps : static_cast<float>(STEPS)));
+      }
+    }
+  }
+};
+
+// Tiles of panel row p: a share of the table small enough to ask for interrupts in between.
+void pairs(const Unit* panels, int64_t U, int64_t p, int32_t base, const float* unit, const float* quality, const PairTable& table) {
+  panel_row<Pairs>(panels, table.N, U, p, FixedPoint{base, unit, quality, table});
+}
+
+void gains(const PairTable& table, const uint16_t* best, int32_t* out) {
+  for (int64_t j = 0; j < table.N; ++j) out[j] = excess(table.t + j * table.stride, best, table.stride);
+}
+
+int32_t gain(const PairTable& table, const uint16_t* best, int64_t j) { return excess(table.t + j * table.stride, best, table.stride); }
+
+void take(const PairTable& table, int64_t j, uint16_t* __restrict best) {
+  const uint16_t* __restrict t = table.t + j * table.stride;
+  for (int64_t i = 0; i < table.stride; ++i) best[i] = t[i] > best[i] ? t[i] : best[i];
+}
+
+// Sum over i of the largest t[j][i] among count picks; `best` is scratch.
+int64_t cover(const PairTable& table, const int32_t* picks, int64_t count, uint16_t* __restrict best) {
+  memset(best, 0, table.stride * sizeof *best);
+  for (int64_t i = 0; i < count; ++i) take(table, picks[i], best);
+  int64_t total = 0;
+  for (int64_t i = 0; i < table.N; ++i) total += best[i];
+  return total;
+}
+
+// owner[i] = the pick (in ascending order) with the largest t[pick][i], the first of equals; -1 where that is 0.
+void owners(const PairTable& table, const int32_t* picks, int64_t count, uint16_t* __restrict best, int32_t* __restrict owner) {
+  memset(best, 0, table.stride * sizeof *best);
+  for (int64_t i = 0; i < table.N; ++i) owner[i] = -1;
+  for (int64_t pick = 0; pick < count; ++pick) {
+    const uint16_t* __restrict t = table.t + picks[pick] * table.stride;
+    for (int64_t i = 0; i < table.N; ++i) {
+      owner[i] = t[i] > best[i] ? picks[pick] : owner[i];
+      best[i] = t[i] > best[i] ? t[i] : best[i];
+    }
+  }
+}
+
+constexpr uint64_t GOLDEN = 0x9E3779B97F4A7C15u;
+
+MRT_INLINE uint64_t mix(uint64_t h) {
+  h = (h ^ (h >> 30)) * 0xBF58476D1CE4E5B9u;
+  h = (h ^ (h >> 27)) * 0x94D049BB133111EBu;
+  return h ^ (h >> 31);
+}
+
+void rank_keys(uint64_t seed, uint64_t draw, uint64_t group_key, int64_t N, int64_t* __restrict keys) {
+  const uint64_t stream = mix(mix(seed + (draw + 1) * GOLDEN) ^ mix(group_key));
+  for (int64_t i = 0; i < N; ++i) keys[i] = static_cast<int64_t>(mix(stream + static_cast<uint64_t>(i + 1) * GOLDEN));
+}
+
+// The positions of the k smallest keys in ascending position, by counting how many keys are smaller: for small groups.
+void smallest(const int64_t* __restrict keys, int64_t N, int64_t k, int32_t* __restrict out) {
+  int64_t count = 0;
+  for (int64_t i = 0; i < N; ++i) {
+    int64_t rank = 0;
+    for (int64_t j = 0; j < N; ++j) rank += keys[j] < keys[i];
+    for (int64_t j = 0; j < i; ++j) rank += keys[j] == keys[i];
+    if (rank < k) out[count++] = static_cast<int32_t>(i);
+  }
+}
+
+}  // namespace
+}  // namespace mrt

@@ -1,0 +1,38 @@
+// The table of functions that each instruction set fills, and the choice among them.
+#pragma once
+
+#include "facility_location/facility_location.h"
+#include "similarity/similarity.h"
+
+namespace mrt {
+
+struct Kernels {
+  const char* name;
+  // packing: see tile/pack.h
+  int64_t (*pack_lattice)(double radius, const Features& x, int64_t first, int64_t count, float* converted, Unit* staged, Unit* panels);
+  int64_t (*pack_floats)(bool normalise, const Features& x, int64_t first, int64_t count, float* converted, Unit* staged, Unit* panels);
+  // similarity: see similarity/kernels.h
+  void (*similarities)(const Unit* panels, int64_t N, int64_t D, int64_t p, Metric metric, DType dtype, void* out);
+  // facility_location: see facility_location/kernels.h
+  void (*pairs)(const Unit* panels, int64_t U, int64_t p, int32_t base, const float* unit, const float* quality, const PairTable& table);
+  void (*gains)(const PairTable& table, const uint16_t* best, int32_t* out);
+  int32_t (*gain)(const PairTable& table, const uint16_t* best, int64_t j);
+  void (*take)(const PairTable& table, int64_t j, uint16_t* best);
+  int64_t (*cover)(const PairTable& table, const int32_t* picks, int64_t count, uint16_t* best);
+  void (*owners)(const PairTable& table, const int32_t* picks, int64_t count, uint16_t* best, int32_t* owner);
+  void (*rank_keys)(uint64_t seed, uint64_t draw, uint64_t group_key, int64_t N, int64_t* keys);
+  void (*smallest)(const int64_t* keys, int64_t N, int64_t k, int32_t* out);
+};
+
+extern const Kernels portable_kernels;
+#if defined(__x86_64__)
+extern const Kernels avx2_kernels;
+extern const Kernels avx512_kernels;
+#endif
+
+// The widest path that this machine has and MRTKERN_ISA allows; decided at the first call, the same ever after.
+const Kernels& kernels();
+// Every path that this machine has, widest first; null after the last. `all` holds 4.
+void available_kernels(const Kernels** all);
+
+}  // namespace mrt

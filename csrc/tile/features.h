@@ -1,0 +1,25 @@
+// Rows of features as the caller holds them: an address, a type, two strides.
+#pragma once
+
+#include <cstdint>
+
+namespace mrt {
+
+enum class DType { float32, bfloat16, float16 };
+enum class Metric { cosine, dot, shifted_cosine, clamped_cosine };
+
+struct Features {
+  const void* data;
+  DType dtype;
+  int64_t row_stride, column_stride;  // in elements
+  int64_t columns;                    // D
+};
+
+// A panel holds 16 rows, interleaved: for every unit u, the u-th unit of each row. A unit is four bytes: one float32 or two int16.
+constexpr int PANEL = 16;
+typedef uint32_t Unit __attribute__((may_alias));
+
+constexpr int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+constexpr int64_t num_panels(int64_t rows) { return (rows + PANEL - 1) / PANEL; }
+
+}  // namespace mrt

@@ -1,0 +1,145 @@
+// Packing: rows of any type and stride become panels of 16 rows, in one read of the input.
+//
+//   lattice   q = rint(x * (r / |x|)), two int16 a unit (the definition is mrtkern/lattice.py)
+//   floats    x, or x / |x|, one float32 a unit
+//
+// Norms are float64 sums of exact squares: 16 interleaved lanes ascending, then lanes by halves. Padding is zero.
+#pragma once
+
+#include <cmath>
+
+#include "tile/features.h"
+#include "tile/vector.h"
+
+namespace mrt {
+namespace {
+
+constexpr int LANES = 16;
+
+MRT_INLINE float from_bfloat16(uint16_t bits) {
+  const uint32_t wide = static_cast<uint32_t>(bits) << 16;
+  float value;
+  memcpy(&value, &wide, sizeof value);
+  return value;
+}
+
+// Exact, subnormals and infinities included: the exponent is moved by a product with a power of two.
+MRT_INLINE float from_float16(uint16_t bits) {
+  const uint32_t wide = static_cast<uint32_t>(bits & 0x7fff) << 13;
+  float value;
+  memcpy(&value, &wide, sizeof value);
+  value *= 0x1p112f;
+  uint32_t out;
+  memcpy(&out, &value, sizeof out);
+  out |= (bits & 0x7c00) == 0x7c00 ? 0x7f800000u : 0u;
+  out |= static_cast<uint32_t>(bits & 0x8000) << 16;
+  memcpy(&value, &out, sizeof value);
+  return value;
+}
+
+// Row of x as float32: where it lies if it is contiguous float32, else converted into `scratch`.
+MRT_INLINE const float* load_row(const Features& x, int64_t row, float* __restrict scratch) {
+  const int64_t D = x.columns, step = x.column_stride;
+  if (x.dtype == DType::float32) {
+    const float* in = static_cast<const float*>(x.data) + row * x.row_stride;
+    if (step == 1) return in;
+    for (int64_t d = 0; d < D; ++d) scratch[d] = in[d * step];
+    return scratch;
+  }
+  const uint16_t* in = static_cast<const uint16_t*>(x.data) + row * x.row_stride;
+  if (x.dtype == DType::bfloat16 && step == 1) {
+    for (int64_t d = 0; d < D; ++d) scratch[d] = from_bfloat16(in[d]);
+  } else if (x.dtype == DType::bfloat16) {
+    for (int64_t d = 0; d < D; ++d) scratch[d] = from_bfloat16(in[d * step]);
+  } else {
+    for (int64_t d = 0; d < D; ++d) scratch[d] = from_float16(in[d * step]);
+  }
+  return scratch;
+}
+
+MRT_INLINE double squared_norm(const float* __restrict x, int64_t D) {
+  typedef double Lanes __attribute__((vector_size(64)));
+  typedef float Half __attribute__((vector_size(32)));
+  Lanes low{}, high{};
+  int64_t d = 0;
+  for (; d + LANES <= D; d += LANES) {
+    Half a, b;
+    memcpy(&a, x + d, sizeof a);
+    memcpy(&b, x + d + 8, sizeof b);
+    const Lanes u = __builtin_convertvector(a, Lanes), v = __builtin_convertvector(b, Lanes);
+    low += u * u;
+    high += v * v;
+  }
+  double lanes[LANES];
+  memcpy(lanes, &low, sizeof low);
+  memcpy(lanes + 8, &high, sizeof high);
+  for (int i = 0; d + i < D; ++i) lanes[i] += static_cast<double>(x[d + i]) * static_cast<double>(x[d + i]);
+  for (int width = LANES / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+  return lanes[0];
+}
+
+// Adding and subtracting 1.5 * 2^52 rounds to integers, half to even; with 2^53 to even integers.
+MRT_INLINE void quantise_row(const float* __restrict x, int64_t D, double scale, int16_t* __restrict q) {
+  constexpr double INTEGERS = 0x1.8p52, EVENS = 0x1.8p53;
+  for (int64_t d = 0; d < D; ++d) {
+    const double v = static_cast<double>(x[d]) * scale;
+    const double nearest = (v + INTEGERS) - INTEGERS, even = (v + EVENS) - EVENS;
+    const double magnitude = v < 0 ? -v : v;
+    q[d] = static_cast<int16_t>(static_cast<int32_t>(magnitude > 2048.0 ? even : nearest));
+  }
+}
+
+MRT_INLINE void scale_row(const float* __restrict x, int64_t D, double scale, float* __restrict out) {
+  for (int64_t d = 0; d < D; ++d) out[d] = static_cast<float>(static_cast<double>(x[d]) * scale);
+}
+
+// What a panel is made of: units of a row, and a row written into them from its features and its norm.
+struct LatticeRows {
+  double radius;
+  MRT_INLINE int64_t units(int64_t D) const { return (D + 1) / 2; }
+  MRT_INLINE void write(const float* x, int64_t D, double norm, Unit* out) const {
+    quantise_row(x, D, norm > 0 ? radius / norm : 0.0, reinterpret_cast<int16_t*>(out));
+  }
+};
+
+struct FloatRows {
+  bool normalise;
+  MRT_INLINE int64_t units(int64_t D) const { return D; }
+  MRT_INLINE void write(const float* x, int64_t D, double norm, Unit* out) const {
+    const double scale = !normalise ? 1.0 : norm > 0 ? 1.0 / norm : 0.0;
+    scale_row(x, D, scale, reinterpret_cast<float*>(out));
+  }
+};
+
+// Packs rows first … first + count - 1. Scratch: `converted` [D] floats, `staged` 16 rows of round_up(units, 16) units, zeroed
+// beyond their D features by the caller once. Returns the first row that holds NaN or infinity, or -1.
+template <class Rows>
+MRT_INLINE int64_t pack(const Rows& rows, const Features& x, int64_t first, int64_t count, float* converted, Unit* staged, Unit* panels) {
+  const int64_t D = x.columns, U = rows.units(D), stride = round_up(U, PANEL);
+  for (int64_t p = 0; p < num_panels(count); ++p) {
+    for (int r = 0; r < PANEL; ++r) {
+      Unit* out = staged + r * stride;
+      const int64_t row = p * PANEL + r;
+      if (row >= count) {
+        memset(out, 0, U * sizeof *out);
+        continue;
+      }
+      const float* in = load_row(x, first + row, converted);
+      const double square = squared_norm(in, D);
+      if (!(square < HUGE_VAL)) return first + row;
+      rows.write(in, D, std::sqrt(square), out);
+    }
+    Unit* panel = panels + p * U * PANEL;
+    alignas(64) Unit block[PANEL * PANEL];
+    for (int64_t u = 0; u < U; u += PANEL) {
+      const bool is_whole = u + PANEL <= U;
+      transpose(staged + u, stride, is_whole ? panel + u * PANEL : block);
+      if (!is_whole) memcpy(panel + u * PANEL, block, (U - u) * PANEL * sizeof *block);
+    }
+  }
+  return -1;
+}
+
+}  // namespace
+}  // namespace mrt

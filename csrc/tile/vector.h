@@ -1,0 +1,193 @@
+// The registers of one instruction set: what the tile loop and the epilogues need and nothing more.
+//
+// Included by csrc/isa/<name>.cpp, which defines exactly one of MRT_AVX512, MRT_AVX2, MRT_PORTABLE. Everything here and in every
+// header that builds on it has internal linkage: an inline function with external linkage, compiled for AVX-512 and merged by the
+// linker with its twin, would crash a machine without it.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "tile/features.h"
+
+#if !defined(MRT_PORTABLE)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"  // gcc 12's own headers: bug 105593, gone in gcc 13
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#include <immintrin.h>
+#pragma GCC diagnostic pop
+#endif
+
+#define MRT_INLINE inline __attribute__((always_inline))
+
+namespace mrt {
+namespace {
+
+// Pairs: a unit is two int16, a product adds both products to an int32. Floats: a unit is a float32, fused multiply-add.
+// WIDTH units fill a register; ROWS rows of a panel are multiplied at a time, so that ROWS * 16 / WIDTH sums stay in registers.
+
+#if defined(MRT_AVX512)
+
+struct Pairs {
+  using Register = __m512i;
+  using Sum = int32_t;
+  static constexpr int WIDTH = 16, ROWS = 16;
+  static MRT_INLINE Register zero() { return _mm512_setzero_si512(); }
+  static MRT_INLINE Register load(const Unit* p) { return _mm512_load_si512(p); }
+  static MRT_INLINE Register broadcast(const Unit* p) { return _mm512_set1_epi32(static_cast<int>(*p)); }
+  static MRT_INLINE Register multiply_add(Register a, Register b, Register sum) { return _mm512_dpwssd_epi32(sum, a, b); }
+  static MRT_INLINE void store(Sum* p, Register v) { _mm512_store_si512(p, v); }
+};
+
+struct Floats {
+  using Register = __m512;
+  using Sum = float;
+  static constexpr int WIDTH = 16, ROWS = 16;
+  static MRT_INLINE Register zero() { return _mm512_setzero_ps(); }
+  static MRT_INLINE Register load(const Unit* p) { return _mm512_castsi512_ps(_mm512_load_si512(p)); }
+  static MRT_INLINE Register broadcast(const Unit* p) { return _mm512_castsi512_ps(_mm512_set1_epi32(static_cast<int>(*p))); }
+  static MRT_INLINE Register multiply_add(Register a, Register b, Register sum) { return _mm512_fmadd_ps(a, b, sum); }
+  static MRT_INLINE void store(Sum* p, Register v) { _mm512_store_ps(p, v); }
+};
+
+// Sum of max(t - best, 0) over count (a multiple of 32) unsigned 15-bit values.
+MRT_INLINE int32_t excess(const uint16_t* t, const uint16_t* best, int64_t count) {
+  const __m512i ones = _mm512_set1_epi16(1);
+  __m512i sum = _mm512_setzero_si512();
+  for (int64_t i = 0; i < count; i += 32) {
+    const __m512i more = _mm512_subs_epu16(_mm512_load_si512(t + i), _mm512_load_si512(best + i));
+    sum = _mm512_dpwssd_epi32(sum, more, ones);
+  }
+  return _mm512_reduce_add_epi32(sum);
+}
+
+// out[c][r] = in[r][c] for 16 x 16 units; rows of `in` are `stride` units apart.
+MRT_INLINE void transpose(const Unit* in, int64_t stride, Unit* out) {
+  __m512i a[16], b[16];
+#pragma GCC unroll 16
+  for (int r = 0; r < 16; ++r) a[r] = _mm512_loadu_si512(in + r * stride);
+#pragma GCC unroll 8
+  for (int r = 0; r < 16; r += 2) {
+    b[r] = _mm512_unpacklo_epi32(a[r], a[r + 1]);
+    b[r + 1] = _mm512_unpackhi_epi32(a[r], a[r + 1]);
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < 16; r += 4) {
+    a[r] = _mm512_unpacklo_epi64(b[r], b[r + 2]);
+    a[r + 1] = _mm512_unpackhi_epi64(b[r], b[r + 2]);
+    a[r + 2] = _mm512_unpacklo_epi64(b[r + 1], b[r + 3]);
+    a[r + 3] = _mm512_unpackhi_epi64(b[r + 1], b[r + 3]);
+  }
+#pragma GCC unroll 4
+  for (int c = 0; c < 4; ++c) {
+    b[c] = _mm512_shuffle_i32x4(a[c], a[4 + c], 0x88);
+    b[4 + c] = _mm512_shuffle_i32x4(a[c], a[4 + c], 0xdd);
+    b[8 + c] = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0x88);
+    b[12 + c] = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0xdd);
+  }
+#pragma GCC unroll 4
+  for (int c = 0; c < 4; ++c) {
+    _mm512_store_si512(out + 16 * c, _mm512_shuffle_i32x4(b[c], b[8 + c], 0x88));
+    _mm512_store_si512(out + 16 * (4 + c), _mm512_shuffle_i32x4(b[4 + c], b[12 + c], 0x88));
+    _mm512_store_si512(out + 16 * (8 + c), _mm512_shuffle_i32x4(b[c], b[8 + c], 0xdd));
+    _mm512_store_si512(out + 16 * (12 + c), _mm512_shuffle_i32x4(b[4 + c], b[12 + c], 0xdd));
+  }
+}
+
+#elif defined(MRT_AVX2)
+
+struct Pairs {
+  using Register = __m256i;
+  using Sum = int32_t;
+  static constexpr int WIDTH = 8, ROWS = 4;
+  static MRT_INLINE Register zero() { return _mm256_setzero_si256(); }
+  static MRT_INLINE Register load(const Unit* p) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(p)); }
+  static MRT_INLINE Register broadcast(const Unit* p) { return _mm256_set1_epi32(static_cast<int>(*p)); }
+  static MRT_INLINE Register multiply_add(Register a, Register b, Register sum) { return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b)); }
+  static MRT_INLINE void store(Sum* p, Register v) { _mm256_store_si256(reinterpret_cast<__m256i*>(p), v); }
+};
+
+struct Floats {
+  using Register = __m256;
+  using Sum = float;
+  static constexpr int WIDTH = 8, ROWS = 4;
+  static MRT_INLINE Register zero() { return _mm256_setzero_ps(); }
+  static MRT_INLINE Register load(const Unit* p) { return _mm256_castsi256_ps(Pairs::load(p)); }
+  static MRT_INLINE Register broadcast(const Unit* p) { return _mm256_castsi256_ps(Pairs::broadcast(p)); }
+  static MRT_INLINE Register multiply_add(Register a, Register b, Register sum) { return _mm256_fmadd_ps(a, b, sum); }
+  static MRT_INLINE void store(Sum* p, Register v) { _mm256_store_ps(p, v); }
+};
+
+MRT_INLINE int32_t excess(const uint16_t* t, const uint16_t* best, int64_t count) {
+  const __m256i ones = _mm256_set1_epi16(1);
+  __m256i sum = _mm256_setzero_si256();
+  for (int64_t i = 0; i < count; i += 16) {
+    const __m256i a = _mm256_load_si256(reinterpret_cast<const __m256i*>(t + i));
+    const __m256i b = _mm256_load_si256(reinterpret_cast<const __m256i*>(best + i));
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_subs_epu16(a, b), ones));
+  }
+  alignas(32) int32_t lanes[8];
+  _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), sum);
+  int32_t total = 0;
+  for (int32_t lane : lanes) total += lane;
+  return total;
+}
+
+#else
+
+// Four lanes that any compiler can map to its 128-bit registers.
+struct Pairs {
+  typedef int32_t Register __attribute__((vector_size(16)));
+  using Sum = int32_t;
+  static constexpr int WIDTH = 4, ROWS = 2;
+  static MRT_INLINE Register zero() { return Register{}; }
+  static MRT_INLINE Register load(const Unit* p) {
+    Register v;
+    memcpy(&v, p, sizeof v);
+    return v;
+  }
+  static MRT_INLINE Register broadcast(const Unit* p) {
+    const int32_t v = static_cast<int32_t>(*p);
+    return Register{v, v, v, v};
+  }
+  static MRT_INLINE Register low(Register v) { return (v << 16) >> 16; }
+  static MRT_INLINE Register multiply_add(Register a, Register b, Register sum) { return sum + low(a) * low(b) + (a >> 16) * (b >> 16); }
+  static MRT_INLINE void store(Sum* p, Register v) { memcpy(p, &v, sizeof v); }
+};
+
+struct Floats {
+  typedef float Register __attribute__((vector_size(16)));
+  using Sum = float;
+  static constexpr int WIDTH = 4, ROWS = 2;
+  static MRT_INLINE Register zero() { return Register{}; }
+  static MRT_INLINE Register load(const Unit* p) {
+    Register v;
+    memcpy(&v, p, sizeof v);
+    return v;
+  }
+  static MRT_INLINE Register broadcast(const Unit* p) {
+    float v;
+    memcpy(&v, p, sizeof v);
+    return Register{v, v, v, v};
+  }
+  static MRT_INLINE Register multiply_add(Register a, Register b, Register sum) { return sum + a * b; }
+  static MRT_INLINE void store(Sum* p, Register v) { memcpy(p, &v, sizeof v); }
+};
+
+MRT_INLINE int32_t excess(const uint16_t* t, const uint16_t* best, int64_t count) {
+  int32_t total = 0;
+  for (int64_t i = 0; i < count; ++i) total += t[i] > best[i] ? t[i] - best[i] : 0;
+  return total;
+}
+
+#endif
+
+#if !defined(MRT_AVX512)
+MRT_INLINE void transpose(const Unit* in, int64_t stride, Unit* out) {
+  for (int r = 0; r < 16; ++r)
+    for (int c = 0; c < 16; ++c) out[16 * c + r] = in[r * stride + c];
+}
+#endif
+
+}  // namespace
+}  // namespace mrt

@@ -1,0 +1,31 @@
+"""mrtkern: keep K of the N responses of every prompt, and train on all of them in one loss.
+
+Who calls whom, top to bottom:
+
+    cli/               the `mrtkern` command: info, select
+    select.py          six strategies per prompt          budget.py   variance components, the best K
+    ops/<op>/op.py     public function, checks that need no data, torch.library registration, gradient
+    _dispatch.py       chooses the backend (the only place)
+    ops/<op>/          reference.py (the definition) · cpu.py (csrc/ through mrtkern._C)
+    lattice.py         the int16 quantiser, _random.py the counting hash: definitions that every backend repeats
+    csrc/              bindings.cpp → <op>/cpu.cpp → isa/ (three instruction sets) → tile/ and <op>/kernels.h
+"""
+
+from mrtkern.budget import allocate_k, optimal_k, variance_components
+from mrtkern.ops.facility_location.op import facility_location
+from mrtkern.ops.facility_location.selection import Selection
+from mrtkern.ops.similarity.op import similarity
+from mrtkern.select import select_responses
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Selection",
+    "__version__",
+    "allocate_k",
+    "facility_location",
+    "optimal_k",
+    "select_responses",
+    "similarity",
+    "variance_components",
+]

@@ -1,0 +1,91 @@
+"""Checks at the public entry points, and the one error format: `op: argument must RULE, got VALUE`."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def fail(op: str, argument: str, rule: str, got: Any) -> NoReturn:
+    """Raise the library's ValueError."""
+    raise ValueError(f"{op}: {argument} must {rule}, got {got}")
+
+
+def shape(tensor: Tensor) -> str:
+    """The shape as users write it: [4, 100, 64]."""
+    return str(list(tensor.shape))
+
+
+def tensor(op: str, argument: str, value: Any) -> None:
+    """Refuse what is not a tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{op}: {argument} must be a torch.Tensor, got {type(value).__name__}")
+
+
+def floating(op: str, argument: str, value: Any) -> None:
+    """Refuse what is not a floating-point tensor."""
+    tensor(op, argument, value)
+    if value.dtype not in FLOATING:
+        fail(op, argument, "be float32, float64, bfloat16 or float16", value.dtype)
+
+
+def one_of(op: str, argument: str, value: str, choices: tuple[str, ...]) -> None:
+    """Refuse a word that is not among `choices`."""
+    if value not in choices:
+        fail(op, argument, f"be one of {', '.join(choices)}", repr(value))
+
+
+def same_device(op: str, **tensors: Tensor | None) -> None:
+    """Refuse tensors that live on different devices."""
+    present = [(name, value) for name, value in tensors.items() if value is not None]
+    for name, value in present[1:]:
+        if value.device != present[0][1].device:
+            fail(op, name, f"be on the device of {present[0][0]} ({present[0][1].device})", value.device)
+
+
+def vector(op: str, argument: str, value: Any, size: int, like: str) -> None:
+    """Refuse what is not a vector with one entry per `like`."""
+    tensor(op, argument, value)
+    if value.ndim != 1 or value.shape[0] != size:
+        fail(op, argument, f"have one entry per {like}, shape [{size}]", shape(value))
+
+
+def offsets(op: str, value: Any, device: torch.device) -> None:
+    """Type, shape and device of group offsets [B+1]; their values are read by `offsets_values`."""
+    tensor(op, "offsets", value)
+    if value.ndim != 1 or value.shape[0] < 1:
+        fail(op, "offsets", "be a vector of B + 1 row numbers", shape(value))
+    if value.dtype != torch.int64:
+        fail(op, "offsets", "be int64", value.dtype)
+    if value.device != device:
+        fail(op, "offsets", f"be on the device of x ({device})", value.device)
+
+
+def offsets_values(op: str, value: Tensor, rows: int) -> None:
+    """Refuse offsets that do not run from 0 to `rows` without descending. Reads values: call it inside an operator."""
+    if int(value[0]) != 0:
+        fail(op, "offsets", "begin with 0", int(value[0]))
+    if int(value[-1]) != rows:
+        fail(op, "offsets", f"end with the number of rows {rows}", int(value[-1]))
+    steps = value[1:] - value[:-1]
+    if bool((steps < 0).any()):
+        b = int((steps < 0).int().argmax())
+        fail(op, "offsets", "never descend", f"{int(value[b])} then {int(value[b + 1])} at group {b}")
+
+
+def finite_rows(subject: str, value: Tensor, first_row: int = 0) -> None:
+    """Refuse NaN and infinity in `subject` ("op: argument"), naming the first bad row. Reads values: call it inside an operator."""
+    rows = value.reshape(value.shape[0], -1) if value.numel() else value.new_empty(0, 1)
+    bad = ~torch.isfinite(rows).all(dim=1)
+    if bool(bad.any()):
+        row = int(bad.int().argmax())
+        raise ValueError(not_finite(subject, float(rows[row][~torch.isfinite(rows[row])][0]), first_row + row))
+
+
+def not_finite(subject: str, value: float, row: int) -> str:
+    """The sentence about a feature that is NaN or infinite."""
+    return f"{subject} must be finite, got {value} in row {row}"

@@ -1,0 +1,63 @@
+"""Choose which backend runs a problem: the only place where that decision is made.
+
+A backend is a file `mrtkern/ops/<op>/<backend>.py`; its name is the `backend=` string. It exports `why_not(problem)`, which
+sees sizes and types but no data, so the choice made for a GPU can be tested without one. A file that is absent is an answer.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import warnings
+from types import ModuleType
+from typing import Any
+
+BACKENDS = ("cuda", "triton", "cpu", "reference")  # in order of preference
+OPTIONAL = ("triton", "mrtkern._C", "mrtkern._cuda")  # what an installation may lack
+
+
+@functools.cache
+def load(op: str, backend: str) -> ModuleType | str:
+    """The backend's module, or the reason why there is none."""
+    name = f"mrtkern.ops.{op}.{backend}"
+    if importlib.util.find_spec(name) is None:
+        return f"{op} has no {backend} backend"
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        missing = error.name or ""
+        if not any(missing == part or missing.startswith(part + ".") for part in OPTIONAL):
+            raise
+        return f"{missing} is not installed"
+
+
+def why_not(op: str, backend: str, problem: Any) -> str | None:
+    """None when `backend` can run `problem`, otherwise one sentence that says why it cannot."""
+    module = load(op, backend)
+    return module if isinstance(module, str) else module.why_not(problem)
+
+
+def choose(op: str, backend: str | None, problem: Any) -> str:
+    """Name of the backend to run. An explicit request is obeyed or refused, never replaced."""
+    if backend is None:
+        name = next(name for name in BACKENDS if why_not(op, name, problem) is None)
+        if name == "reference" and isinstance(load(op, "cpu"), str):
+            warn_pure_python()
+        return name
+    if backend not in BACKENDS:
+        raise ValueError(f"{op}: backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    if reason := why_not(op, backend, problem):
+        raise ValueError(f"{op}: backend {backend!r} cannot run this: {reason}")
+    return backend
+
+
+def run(op: str, backend: str | None, problem: Any) -> Any:
+    """The module of the backend that `choose` names."""
+    return load(op, choose(op, backend, problem))
+
+
+@functools.cache
+def warn_pure_python() -> None:
+    """Say once per process that the compiled kernels are missing."""
+    warnings.warn("mrtkern was installed without its compiled kernels: the PyTorch reference runs instead", stacklevel=4)

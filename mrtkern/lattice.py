@@ -1,0 +1,68 @@
+"""The int16 lattice on which every selection is computed: the reference definition of the quantiser.
+
+A row is scaled to length r = 4096 - sqrt(D + 9) / 2 and rounded to integers q, components beyond 2048 to even ones (so that
+float16 holds them). At most three components exceed 2048, so rounding moves the row by at most sqrt(D + 9) / 2 and |q| <= 4096:
+by Cauchy-Schwarz every partial dot product of two rows is an integer of at most 2**24, exact in int32, in float32 and in
+float16 products with float32 sums, in any order. That is why picks are the same bits on every machine.
+
+Everything here is plain IEEE float64, one operation at a time: any backend can repeat it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+STEPS = 32767  # fixed-point value of the largest pair: 15 bits, so that differences stay in int16
+LANES = 16  # interleaved partial sums of a squared norm
+
+
+def radius(D: int) -> float:
+    """Length to which rows of D features are scaled before rounding."""
+    return 4096.0 - math.sqrt(D + 9.0) / 2.0
+
+
+def unit_square(D: int) -> int:
+    """The dot product that stands for cosine 1."""
+    return round(radius(D) ** 2)
+
+
+def cosine_error(D: int) -> float:
+    """Largest |dot / r**2 - cosine| over all pairs of rows: both were moved by at most sqrt(D + 9) / 2."""
+    moved = math.sqrt(D + 9.0) / (2.0 * radius(D))
+    return 2.0 * moved + moved**2 + 1.0 / unit_square(D)
+
+
+def to_float32(x: Tensor) -> Tensor:
+    """float64 rows scaled by their largest component and rounded; narrower rows as they are (the lattice sees directions only)."""
+    if x.dtype != torch.float64:
+        return x
+    largest = x.abs().amax(dim=1, keepdim=True) if x.numel() else x.new_ones((x.shape[0], 1))
+    return torch.where(torch.isfinite(largest) & (largest > 0), x / largest, x).float()
+
+
+def squared_norms(x: Tensor) -> Tensor:
+    """|x|**2 of each row of x [T, D], float64 [T]: 16 interleaved lanes ascending, then lanes by halves."""
+    lanes = torch.zeros((x.shape[0], LANES), dtype=torch.float64, device=x.device)
+    for d in range(0, x.shape[1], LANES):
+        block = x[:, d : d + LANES].double()
+        lanes[:, : block.shape[1]] += block.square()
+    while lanes.shape[1] > 1:
+        half = lanes.shape[1] // 2
+        lanes = lanes[:, :half] + lanes[:, half:]
+    return lanes[:, 0]
+
+
+def quantise(x: Tensor) -> Tensor:
+    """Rows x [T, D] (float32, bfloat16, float16) on the lattice, int16 [T, D]. A zero row stays zero."""
+    norms = squared_norms(x).sqrt()
+    scale = torch.where(norms > 0, radius(x.shape[1]) / norms, 0.0)
+    v = x.double() * scale[:, None]
+    return torch.where(v.abs() > 2048, 2 * torch.round(v / 2), torch.round(v)).to(torch.int16)
+
+
+def dots(q: Tensor, p: Tensor) -> Tensor:
+    """Exact dot products of lattice rows q [M, D], p [N, D], int64 [M, N] (float64 holds every partial sum)."""
+    return (q.double() @ p.double().mT).long()

@@ -1,0 +1,261 @@
+"""Public `facility_location`: checks, dispatch, torch.library registration, and the way from steps to the user's units."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mrtkern import _check, _dispatch, lattice
+from mrtkern.ops.facility_location import selection
+from mrtkern.ops.facility_location.problem import FILLS, METRICS, Inputs, Problem
+from mrtkern.ops.facility_location.selection import Picks, Selection
+
+OP = "facility_location"
+
+torch.library.define(
+    "mrtkern::facility_location",
+    "(str kind, Tensor x, Tensor offsets, Tensor k, bool clamp_k, Tensor? targets, Tensor? weight, Tensor? quality, Tensor? bonus, "
+    "Tensor? start, Tensor? given, Tensor? mask, Tensor? group_key, str metric, float? scale, str fill, int seed, int first_row, "
+    "str subject, str? backend) "
+    "-> (Tensor ids, Tensor gains, Tensor offsets, Tensor value, Tensor bound, Tensor random, Tensor effective_k, Tensor owner, "
+    "Tensor share, Tensor maximum, Tensor unit)",
+)
+
+
+def _launch(
+    kind: str, x: Tensor, offsets: Tensor, k: Tensor, clamp_k: bool, targets: Tensor | None, weight: Tensor | None,
+    quality: Tensor | None, bonus: Tensor | None, start: Tensor | None, given: Tensor | None, mask: Tensor | None,
+    group_key: Tensor | None, metric: str, scale: float | None, fill: str, seed: int, first_row: int, subject: str, backend: str | None,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Every check that reads values, the choice of the backend and the call, below torch.compile."""
+    candidates = x.shape[1] if kind == "similarity" else x.shape[0]
+    _check.offsets_values(OP, offsets, candidates)
+    for name, value in (("weight", weight), ("quality", quality), ("bonus", bonus)):
+        _not_negative(name, value)
+    if kind == "similarity":
+        scale = _matrix_scale(x, scale)
+    if start is not None:
+        _start_values(start, candidates)
+    room = _room(offsets, start, mask)
+    k = torch.minimum(k, room) if clamp_k else _fitting(k, room, kind)
+    group_key = torch.arange(k.shape[0]) if group_key is None else group_key
+    if given is not None:
+        _given_values(given - first_row, offsets, k, mask)
+    inputs = Inputs(
+        kind, x, offsets, k, targets, weight, quality, bonus, start, given, mask, group_key, metric, scale or 1.0, fill, seed,
+        first_row, subject,
+    )  # fmt: skip
+    picks = _dispatch.run(OP, backend, Problem.of(inputs)).forward(inputs)
+    rows = offsets if kind == "grouped" else offsets.new_tensor([0, x.shape[0] if targets is None else targets.shape[0]])
+    maximum = selection.maximum(weight, quality, rows, offsets)
+    return (*picks, maximum, torch.tensor(scale if kind == "similarity" else 1.0, dtype=torch.float64))
+
+
+torch.library.impl("mrtkern::facility_location", ("cpu", "cuda"), _launch)
+
+
+@torch.library.register_fake("mrtkern::facility_location")
+def _fake(kind: str, x: Tensor, offsets: Tensor, k: Tensor, clamp_k: bool, targets: Tensor | None, *rest: object) -> tuple[Tensor, ...]:
+    total = torch.library.get_ctx().new_dynamic_size()
+    B = k.shape[0]
+    ids, gains, owner = offsets.new_empty(total), offsets.new_empty(total), offsets.new_empty((targets if targets is not None else x).shape[0])
+    each = [offsets.new_empty(B) for _ in range(4)]
+    share, maximum = x.new_empty(total, dtype=torch.float32), x.new_empty(B, dtype=torch.float64)
+    return (ids, gains, offsets.new_empty(B + 1), *each, owner, share, maximum, x.new_empty((), dtype=torch.float64))
+
+
+def _not_negative(name: str, value: Tensor | None) -> None:
+    if value is None or not value.numel():
+        return
+    bad = ~(torch.isfinite(value) & (value >= 0))
+    if bool(bad.any()):
+        row = int(bad.int().argmax())
+        _check.fail(OP, name, "be finite and not negative", f"{float(value[row])} at row {row}")
+
+
+def _matrix_scale(s: Tensor, scale: float | None) -> float:
+    """The largest entry of a similarity matrix, or the scale that was given; refuses what is not a similarity."""
+    bad = ~(torch.isfinite(s) & (s >= 0))
+    if bool(bad.any()):
+        m, n = divmod(int(bad.flatten().int().argmax()), s.shape[1])
+        mends = "shift it to (1 + s) / 2 or clamp it at 0"
+        _check.fail(OP, "similarity", f"be finite and not negative ({mends})", f"{float(s[m, n])} at [{m}, {n}]")
+    largest = float(s.max()) if s.numel() else 1.0
+    if scale is not None and not (scale > 0 and largest <= scale):
+        _check.fail(OP, "similarity_scale", f"be at least the largest similarity {largest}", scale)
+    return scale or largest or 1.0
+
+
+def _start_values(start: Tensor, candidates: int) -> None:
+    if start.numel() and not 0 <= int(start.min()) <= int(start.max()) < candidates:
+        _check.fail(OP, "start", f"hold row numbers from 0 to {candidates - 1}", f"{int(start.min())} … {int(start.max())}")
+    if start.unique().numel() != start.numel():
+        _check.fail(OP, "start", "name each row once", f"{start.numel()} entries with {start.unique().numel()} different ones")
+
+
+def _given_values(given: Tensor, offsets: Tensor, k: Tensor, mask: Tensor | None) -> None:
+    """Picks to evaluate must lie in their groups, each once."""
+    if given.shape[0] != int(k.sum()):
+        _check.fail(OP, "given", f"hold the sum of k = {int(k.sum())} row numbers", given.shape[0])
+    group = torch.repeat_interleave(torch.arange(k.shape[0]), k)
+    outside = (given < offsets[group]) | (given >= offsets[group + 1])
+    if bool(outside.any()):
+        i = int(outside.int().argmax())
+        _check.fail(OP, "given", f"stay inside its group {int(group[i])}", f"row {int(given[i])}")
+    if given.unique().numel() != given.numel():
+        _check.fail(OP, "given", "name each row once", f"{given.numel()} entries with {given.unique().numel()} different ones")
+    if mask is not None and not bool(mask[given].all()):
+        _check.fail(OP, "given", "respect mask", f"row {int(given[~mask[given]][0])}")
+
+
+def _room(offsets: Tensor, start: Tensor | None, mask: Tensor | None) -> Tensor:
+    """How many rows each problem can still pick, [B]."""
+    if start is None and mask is None:
+        return offsets[1:] - offsets[:-1]
+    is_open = torch.ones(int(offsets[-1]), dtype=torch.int64) if mask is None else mask.long()
+    if start is not None:
+        is_open[start] = 0
+    total = torch.cat([is_open.new_zeros(1), is_open.cumsum(0)])
+    return total[offsets[1:]] - total[offsets[:-1]]
+
+
+def _fitting(k: Tensor, room: Tensor, kind: str) -> Tensor:
+    bad = (k < 0) | (k > room)
+    if bool(bad.any()):
+        b = int(bad.int().argmax())
+        where = f" in group {b}" if kind == "grouped" else ""
+        _check.fail(OP, "k", f"be from 0 to the number of candidates {int(room[b])}{where}", int(k[b]))
+    return k
+
+
+def _sides(x: Tensor | None, similarity: Tensor | None, targets: Tensor | None, offsets: Tensor | None) -> tuple[str, Tensor]:
+    """Which kind of problem this is, and its matrix; refuses contradictory arguments."""
+    if (x is None) == (similarity is None):
+        raise ValueError(f"{OP}: exactly one of x and similarity must be given, got {'neither' if x is None else 'both'}")
+    matrix = x if x is not None else similarity
+    name = "x" if x is not None else "similarity"
+    _check.floating(OP, name, matrix)
+    assert matrix is not None
+    if matrix.ndim != 2:
+        _check.fail(OP, name, "be a matrix", _check.shape(matrix))
+    if offsets is not None and (x is None or targets is not None):
+        raise ValueError(f"{OP}: offsets must come with x and without targets, got {'targets' if x is not None else 'similarity'}")
+    if targets is not None:
+        _check.floating(OP, "targets", targets)
+        if x is None or targets.ndim != 2 or targets.shape[1] != matrix.shape[1]:
+            _check.fail(OP, "targets", "be a matrix with the features of x", f"{_check.shape(targets)} for {name} {_check.shape(matrix)}")
+    if offsets is not None:
+        _check.offsets(OP, offsets, matrix.device)
+    return ("similarity" if x is None else "global" if offsets is None else "grouped"), matrix
+
+
+def _entries(name: str, value: Tensor | None, size: int, like: str, dtype: torch.dtype) -> Tensor | None:
+    """One entry per row in the dtype of the kernels, or None."""
+    if value is None:
+        return None
+    _check.vector(OP, name, value, size, like)
+    if dtype in (torch.int64, torch.bool) and value.dtype != dtype:
+        _check.fail(OP, name, f"be {str(dtype).removeprefix('torch.')}", value.dtype)
+    return value.detach().to(dtype)
+
+
+def facility_location(
+    x: Tensor | None = None,
+    k: int | Tensor | None = None,
+    *,
+    similarity: Tensor | None = None,
+    similarity_scale: float | None = None,
+    targets: Tensor | None = None,
+    offsets: Tensor | None = None,
+    metric: str = "shifted_cosine",
+    weight: Tensor | None = None,
+    quality: Tensor | None = None,
+    bonus: Tensor | None = None,
+    start: Tensor | None = None,
+    given: Tensor | None = None,
+    mask: Tensor | None = None,
+    fill: str = "index",
+    group_key: Tensor | None = None,
+    seed: int = 0,
+    backend: str | None = None,
+) -> Selection:
+    """Keep k rows that cover all rows best, by exact greedy on integers.
+
+    F(S) = sum_{j in S} bonus_j + sum_i weight_i max_{j in S} quality_j s_ij; one row at a time, always the largest gain, equal
+    gains to the lower row number. `mrtkern.ops.facility_location` has the arithmetic.
+
+    x [N, D] float32, float64, bfloat16, float16: rows are covered and are the candidates; only their directions count.
+    k: rows to keep. With offsets an int (up to k per group) or int64 [B] (a k above its group is refused).
+    similarity [M, N], not negative, instead of x: columns are candidates; similarity_scale counts as 1 (None: its maximum).
+    targets [M, D]: other rows to cover than x. offsets [B + 1] int64: group b owns rows offsets[b]:offsets[b + 1].
+    metric: "shifted_cosine" (1 + cos) / 2 or "clamped_cosine" max(cos, 0). mask [N] bool: who may be picked.
+    weight [M] of rows to cover; quality [N] multiplies a candidate's similarities; bonus [N] is added when it is picked, in
+    the units of F. All finite and not negative, rounded to float32.
+    start int64: rows kept already; they come first and do not count in k. given int64 [sum of k]: evaluate these picks instead.
+    fill: what follows once no candidate gains: "index" the lowest row numbers, "coverage" greedy on the unweighted objective,
+    then at random, "random" by the hash of (seed, group_key, position), "none" fewer ids.
+    group_key [B] int64 (None: 0 … B - 1) names each group to the random numbers, so that batching does not matter.
+
+    Returns a Selection. No gradient. Deterministic: the same bits for every backend, thread count and instruction set.
+    Error: |value - F| <= sum of weights * max(quality) * (half of 1 / 32767 + half of `lattice.cosine_error(D)`; 1e-4 rms in
+    practice); upper_bound includes it. Memory: cpu, per thread, 2 N D + 4 N**2 bytes and some vectors; reference 64 N**2 bytes.
+    Raises ValueError for contradictory arguments, NaN or infinite features (naming the row), offsets that do not cover x.
+    Source: arXiv 2606.00544, section 4; upper_bound: Leskovec et al., KDD 2007.
+    """
+    return solve(
+        x, k, similarity, similarity_scale, targets, offsets, metric, weight, quality, bonus, start, given, mask, fill, group_key, seed,
+        backend,
+    )  # fmt: skip
+
+
+def solve(
+    x: Tensor | None, k: int | Tensor | None, similarity: Tensor | None, similarity_scale: float | None, targets: Tensor | None,
+    offsets: Tensor | None, metric: str, weight: Tensor | None, quality: Tensor | None, bonus: Tensor | None, start: Tensor | None,
+    given: Tensor | None, mask: Tensor | None, fill: str, group_key: Tensor | None, seed: int, backend: str | None,
+    first_row: int = 0, subject: str = f"{OP}: x",
+) -> Selection:  # fmt: skip
+    """`facility_location` on rows that the caller counts from `first_row` and calls `subject`."""
+    kind, matrix = _sides(x, similarity, targets, offsets)
+    _check.one_of(OP, "metric", metric, METRICS)
+    _check.one_of(OP, "fill", fill, FILLS)
+    if start is not None and (kind == "grouped" or given is not None):
+        raise ValueError(f"{OP}: start must come without offsets and given, got both")
+    N = matrix.shape[1] if kind == "similarity" else matrix.shape[0]
+    M = N if kind == "grouped" else (matrix if targets is None else targets).shape[0]
+    groups = torch.tensor([0, N], device=matrix.device) if offsets is None else offsets
+    B = groups.shape[0] - 1
+    weight = _entries("weight", weight, M, "row to cover", torch.float32)
+    quality = _entries("quality", quality, N, "candidate", torch.float32)
+    bonus = _entries("bonus", bonus, N, "candidate", torch.float32)
+    mask = _entries("mask", mask, N, "candidate", torch.bool)
+    group_key = _entries("group_key", group_key, B, "group", torch.int64)
+    counts, clamp_k = _counts(k, B, kind, matrix.device)
+    _check.same_device(
+        OP, x=matrix, targets=targets, k=counts, weight=weight, quality=quality, bonus=bonus, start=start, given=given, mask=mask,
+        group_key=group_key,
+    )  # fmt: skip
+    rows = matrix.detach() if kind == "similarity" else lattice.to_float32(matrix.detach())
+    others = None if targets is None else lattice.to_float32(targets.detach())
+    *fields, maximum, unit = torch.ops.mrtkern.facility_location(
+        kind, rows, groups, counts, clamp_k, others, weight, quality, bonus, start, given, mask, group_key, metric, similarity_scale,
+        fill, seed, first_row, subject, backend,
+    )  # fmt: skip
+    sizes = groups[1:] - groups[:-1]
+    pair_error = 0.0 if kind == "similarity" else selection.feature_error(rows.shape[1], metric)
+    covered = sizes if kind == "grouped" else sizes.new_tensor([M])
+    units = selection.units(covered, torch.minimum(counts, sizes), maximum * unit, pair_error, bonus is not None)
+    return selection.finish(Picks(*fields), units, sizes, kind == "grouped")
+
+
+def _counts(k: int | Tensor | None, B: int, kind: str, device: torch.device) -> tuple[Tensor, bool]:
+    """k of each problem [B], and whether it is an upper limit (an int over groups) or exact."""
+    if isinstance(k, Tensor):
+        _check.vector(OP, "k", k, B, "group")
+        if k.dtype != torch.int64:
+            _check.fail(OP, "k", "be int64", k.dtype)
+        return k, False
+    if not isinstance(k, int) or isinstance(k, bool):
+        raise TypeError(f"{OP}: k must be an int or an int64 tensor, got {type(k).__name__}")
+    if k < 0:
+        _check.fail(OP, "k", "be at least 0", k)
+    return torch.full((B,), k, dtype=torch.int64, device=device), kind == "grouped"

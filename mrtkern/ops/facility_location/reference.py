@@ -1,0 +1,168 @@
+"""The definition of `facility_location`: naive greedy on exact integers, one problem at a time. Slow, runs anywhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mrtkern import _check, _random, lattice
+from mrtkern.ops.facility_location.problem import Inputs, Problem
+from mrtkern.ops.facility_location.selection import RANDOM_DRAWS, Picks
+
+
+def why_not(problem: Problem) -> str | None:
+    return None
+
+
+def fixed_point(s: Tensor, scale: float, weight: Tensor, quality: Tensor, maximum: float) -> Tensor:
+    """t [M, N] int64 from similarities s [M, N] in units of 1 / scale; weight [M], quality [N] float32."""
+    unit = (weight.double() * lattice.STEPS / (scale * maximum)).float()
+    t = torch.round(s.clamp(min=0).float() * (unit[:, None] * quality[None, :]))
+    return t.clamp(max=lattice.STEPS).long()
+
+
+def similarities(x: Tensor, targets: Tensor | None, metric: str) -> tuple[Tensor, float]:
+    """Integer similarities [M, N] of all rows to cover (x itself without targets) with all candidates, and their scale."""
+    q = lattice.quantise(x)
+    dots = lattice.dots(q if targets is None else lattice.quantise(targets), q)
+    one = lattice.unit_square(x.shape[1])
+    return (dots + one, 2.0 * one) if metric == "shifted_cosine" else (dots, float(one))
+
+
+def cover(t: Tensor, bonus: Tensor, ids: Tensor) -> int:
+    """F of the set `ids`, in steps."""
+    return int(bonus[ids].sum() + t[:, ids].amax(dim=1).sum()) if len(ids) else 0
+
+
+class Greedy:
+    """Greedy picks on t [M, N] with a bonus [N] per candidate; `is_open` [N] marks who may still be picked."""
+
+    def __init__(self, t: Tensor, bonus: Tensor, is_open: Tensor, taken: list[int]) -> None:
+        self.t, self.bonus, self.is_open = t, bonus, is_open
+        self.best = t[:, taken].amax(dim=1) if taken else t.new_zeros(t.shape[0])
+
+    def gains(self) -> Tensor:
+        gains = self.bonus + (self.t - self.best[:, None]).clamp(min=0).sum(dim=0)
+        return torch.where(self.is_open, gains, -1)
+
+    def take(self, j: int) -> None:
+        self.best = torch.maximum(self.best, self.t[:, j])
+        self.is_open[j] = False
+
+
+def select(
+    t: Tensor, plain: Tensor, bonus: Tensor, k: int, start: list[int], given: list[int] | None, mask: Tensor, fill: str, key: Tensor
+) -> dict[str, Any]:
+    """One problem: t and plain (unit weights) [M, N], rank keys [1 + RANDOM_DRAWS, N]. Keys of the result as in Picks."""
+    greedy = Greedy(t, bonus, mask.clone(), start)
+    greedy.is_open[start] = False
+    ids, gains = list(start), [0] * len(start)
+    value = base = cover(t, bonus, torch.tensor(start, dtype=torch.int64))
+    bound, effective = None, 0
+    for step in range(k + 1):
+        gain = greedy.gains()
+        top = gain.clamp(min=0).topk(k).values if k else gain[:0]
+        if step in (0, k) or step & (step - 1) == 0 or int(top[0]) == 0:
+            now = value + int(top.sum())
+            bound = now if bound is None else min(bound, now)
+        if step == k or (int(top[0]) == 0 and given is None):
+            break
+        j = int(gain.argmax()) if given is None else given[step]  # the first of equal gains
+        greedy.take(j)
+        ids.append(j)
+        gains.append(int(gain[j]))
+        value += gains[-1]
+        effective += gains[-1] > 0
+    if given is None:
+        ids += filled(greedy, plain, ids, k - effective, fill, key[0])
+    gains += [0] * (len(ids) - len(gains))
+    draws = [_draw(key[1 + r], mask, start, k) for r in range(RANDOM_DRAWS)]
+    random = sum(cover(t, bonus, draw) for draw in draws) if k else base * RANDOM_DRAWS
+    return {"ids": ids, "gains": gains, "value": value, "bound": bound, "random": random, "effective_k": effective}
+
+
+def _draw(key: Tensor, mask: Tensor, start: list[int], k: int) -> Tensor:
+    order = key.sort(stable=True).indices
+    taken = torch.tensor(start, dtype=torch.int64)
+    return torch.cat([taken, order[mask[order] & ~torch.isin(order, taken)][:k]])
+
+
+def filled(greedy: Greedy, plain: Tensor, ids: list[int], missing: int, fill: str, key: Tensor) -> list[int]:
+    """What follows the picks once no candidate gains: `missing` more ids by the rule `fill`."""
+    more: list[int] = []
+    if fill == "coverage":
+        rest = Greedy(plain, torch.zeros_like(greedy.bonus), greedy.is_open, ids)
+        while len(more) < missing and int((gain := rest.gains()).max()) > 0:
+            more.append(int(gain.argmax()))
+            rest.take(more[-1])
+    if fill == "none" or len(more) == missing:
+        return more
+    open_ids = greedy.is_open.nonzero()[:, 0]
+    if fill != "index":
+        open_ids = open_ids[key[open_ids].sort(stable=True).indices]
+    return more + open_ids[: missing - len(more)].tolist()
+
+
+def owners(plain: Tensor, ids: list[int], covers_itself: bool) -> Tensor:
+    """The kept id most similar to each row, -1 where that similarity is 0; kept rows own themselves."""
+    kept = torch.tensor(sorted(ids), dtype=torch.int64)
+    owner = torch.full((plain.shape[0],), -1)
+    if len(ids) and plain.shape[0]:
+        best, column = plain[:, kept].max(dim=1)  # the first of equal similarities
+        owner = torch.where(best > 0, kept[column], -1)
+        if covers_itself:
+            owner[kept] = kept
+    return owner
+
+
+def forward(inputs: Inputs) -> Picks:
+    if inputs.kind != "similarity":
+        _check.finite_rows(inputs.subject, inputs.x, inputs.first_row)
+    if inputs.targets is not None:
+        _check.finite_rows("facility_location: targets", inputs.targets)
+    answers = [_one(inputs, b) for b in range(len(inputs.k))]
+    return _packed(answers)
+
+
+def _one(inputs: Inputs, b: int) -> dict[str, Any]:
+    """Problem b, with row numbers of the whole input."""
+    first, last = inputs.offsets[b : b + 2].tolist()
+    is_matrix = inputs.kind == "similarity"
+    x = inputs.x if is_matrix else inputs.x[first:last]
+    s, scale = (x.double(), inputs.scale) if is_matrix else similarities(x, inputs.targets, inputs.metric)
+    M, N = s.shape
+    rows = slice(first, last) if inputs.kind == "grouped" else slice(0, M)
+    weight = torch.ones(M) if inputs.weight is None else inputs.weight[rows]
+    quality = torch.ones(N) if inputs.quality is None else inputs.quality[first:last]
+    bonus = torch.zeros(N) if inputs.bonus is None else inputs.bonus[first:last]
+    maximum = (float(weight.double().max() * quality.double().max()) if M and N else 0.0) or 1.0
+    t = fixed_point(s, scale, weight, quality, maximum)
+    plain = fixed_point(s, scale, torch.ones(M), torch.ones(N), 1.0)
+    extra = torch.round(bonus.double() * lattice.STEPS / maximum).long()
+    key = torch.stack([_random.keys(inputs.seed, draw, inputs.group_key[b], torch.arange(N)) for draw in range(1 + RANDOM_DRAWS)])
+    start = [] if inputs.start is None else inputs.start.tolist()
+    mask = torch.ones(N, dtype=torch.bool) if inputs.mask is None else inputs.mask[first:last]
+    before = int(inputs.k[:b].sum())
+    k = int(inputs.k[b])
+    given = None if inputs.given is None else (inputs.given[before : before + k] - inputs.first_row - first).tolist()
+    answer = select(t, plain, extra, k, start, given, mask, inputs.fill, key)
+    owner = owners(plain, answer["ids"], covers_itself=not is_matrix and inputs.targets is None)
+    answer["share"] = [int((owner == j).sum()) / M if M else 0.0 for j in answer["ids"]]
+    first += inputs.first_row
+    answer["owner"] = torch.where(owner >= 0, owner + first, -1).tolist()
+    answer["ids"] = [first + j for j in answer["ids"]]
+    return answer
+
+
+def _packed(answers: list[dict[str, Any]]) -> Picks:
+    def flat(name: str, dtype: torch.dtype = torch.int64) -> Tensor:
+        return torch.tensor([entry for answer in answers for entry in answer[name]], dtype=dtype)
+
+    def each(name: str) -> Tensor:
+        return torch.tensor([answer[name] for answer in answers], dtype=torch.int64)
+
+    kept = torch.tensor([0, *(len(answer["ids"]) for answer in answers)]).cumsum(0)
+    sums = (each(name) for name in ("value", "bound", "random", "effective_k"))
+    return Picks(flat("ids"), flat("gains"), kept, *sums, flat("owner"), flat("share", torch.float32))

@@ -1,0 +1,257 @@
+"""Keep K of the N responses of every prompt: six strategies, built on facility_location.
+
+    random             uniform without replacement: unbiased for the generator's pool (the default)
+    stratified         one uniform member of each stratum around a facility-location centre, weight = share: unbiased too
+    coverage           facility location on the embeddings alone
+    quality_diversity  facility location with weights and qualities max(q, 1e-4)**alpha
+    additive           (1 - lam) facility location + lam * sum of q
+    reward             the K largest rewards: mode collapse, for comparison
+
+with q the reward scaled to 0 … 1 inside its prompt (all ones when it does not vary).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from mrtkern import _check, _random
+from mrtkern.ops.facility_location.op import solve
+from mrtkern.ops.facility_location.problem import FILLS
+from mrtkern.ops.facility_location.selection import Selection
+
+OP = "select_responses"
+METHODS = ("random", "stratified", "coverage", "quality_diversity", "additive", "reward")
+FLOOR = 1e-4  # smallest quality and weight, so that no response is invisible
+ROWS_PER_CHUNK = 2**18  # bounds the temporary vectors (about 100 bytes a row) whatever the number of prompts
+SAMPLED_PROMPTS = 1000  # on which quality_diversity is compared with reward alone
+SUFFICES = 0.98  # share of the objective from which reward alone is as good
+
+
+def select_responses(
+    embeddings: Tensor,
+    offsets: Tensor,
+    k: int | Tensor,
+    *,
+    method: str = "random",
+    reward: Tensor | None = None,
+    alpha: float = 0.75,
+    lam: float = 0.5,
+    fill: str = "coverage",
+    group_key: Tensor | None = None,
+    seed: int = 0,
+    metric: str = "shifted_cosine",
+    backend: str | None = None,
+) -> Selection:
+    """Keep k responses of every prompt.
+
+    embeddings [T, D] float32, float64, bfloat16 or float16, packed; offsets [B + 1] int64: prompt b owns rows
+    offsets[b]:offsets[b + 1]. k: an int (prompts with fewer responses keep them all) or int64 [B]. reward [T]: needed by
+    quality_diversity (exponent alpha), additive (share lam of the reward, 0 … 1) and reward.
+    fill: what follows once no response improves the objective: "coverage", "random" or "none" (fewer ids); quality_diversity
+    often runs dry after two picks, see effective_k. group_key [B] int64 (None: 0 … B - 1) names the prompts to the random
+    numbers: with a stable key the picks depend on neither batching nor sharding.
+
+    Returns a Selection. value, upper_bound and skill refer to the coverage objective for random, stratified, coverage and
+    reward, to their own for quality_diversity and additive. share are unbiased response weights for stratified, and lower the error of a
+    weighted mean for coverage; not for quality_diversity. reward_overlap [B]: part of the picks among the k largest rewards.
+    No gradient. Deterministic: the same bits for every thread count and backend. Memory: as facility_location, and 32 MiB.
+    Raises ValueError naming the row for NaN or infinite embeddings and rewards. Warns when reward alone attains 98 % of the
+    quality_diversity objective. Source: arXiv 2606.00544; stratified and share: SCIENCE of this library, derived and tested.
+    """
+    _check.floating(OP, "embeddings", embeddings)
+    if embeddings.ndim != 2:
+        _check.fail(OP, "embeddings", "be a matrix [T, D]", _check.shape(embeddings))
+    _check.offsets(OP, offsets, embeddings.device)
+    _check.offsets_values(OP, offsets, embeddings.shape[0])
+    _check.one_of(OP, "method", method, METHODS)
+    _check.one_of(OP, "fill", fill, tuple(name for name in FILLS if name != "index"))
+    _ranges(alpha, lam)
+    reward = _rewards(reward, method, embeddings.shape[0])
+    B = offsets.shape[0] - 1
+    key = torch.arange(B) if group_key is None else group_key
+    _check.vector(OP, "group_key", key, B, "prompt")
+    counts = _counts(k, offsets)
+    chunks = [
+        _Chunk(embeddings, offsets, counts, reward, key, first, last, alpha, lam, fill, seed, metric, backend)
+        for first, last in _spans(offsets)
+    ]
+    if method == "quality_diversity" and chunks:
+        chunks[0].warn_if_reward_suffices()
+    return _joined([getattr(chunk, method)() for chunk in chunks], embeddings.shape[0], counts)
+
+
+class _Chunk:
+    """Prompts first … last - 1, with the six methods; row numbers and errors count from the caller's row 0."""
+
+    def __init__(
+        self, embeddings: Tensor, offsets: Tensor, k: Tensor, reward: Tensor | None, key: Tensor, first: int, last: int,
+        alpha: float, lam: float, fill: str, seed: int, metric: str, backend: str | None,
+    ) -> None:  # fmt: skip
+        self.first_row, end = int(offsets[first]), int(offsets[last])
+        self.x = embeddings[self.first_row : end]
+        self.offsets = offsets[first : last + 1] - self.first_row
+        self.k, self.key = k[first:last], key[first:last]
+        self.q = None if reward is None else reward[self.first_row : end].double()
+        self.alpha, self.lam, self.fill, self.seed, self.metric, self.backend = alpha, lam, fill, seed, metric, backend
+        sizes = self.offsets[1:] - self.offsets[:-1]
+        self.prompt = torch.repeat_interleave(torch.arange(last - first), sizes, output_size=end - self.first_row)
+
+    def coverage(self) -> Selection:
+        return self._solve()
+
+    def random(self) -> Selection:
+        return self._solve(given=self._first(self._hash()))
+
+    def reward(self) -> Selection:
+        return self._solve(given=self._best_rewards())
+
+    def quality_diversity(self) -> Selection:
+        a = self._scaled().clamp(FLOOR, 1.0).pow(self.alpha)
+        picks = self._solve(weight=a.clamp(min=FLOOR).float(), quality=a.float())
+        return self._with_overlap(picks)
+
+    def additive(self) -> Selection:
+        q = self._scaled()
+        picks = self._solve(quality=torch.full_like(q, 1.0 - self.lam).float(), bonus=(self.lam * q).float())
+        return self._with_overlap(picks)
+
+    def stratified(self) -> Selection:
+        """Centres by coverage, then the member of each stratum with the smallest hash; shares and strata stay the centres'."""
+        centres = self._solve(fill="random" if self.fill == "none" else self.fill)
+        stratum = torch.empty(len(self.x), dtype=torch.int64)
+        local = centres.ids - self.first_row
+        stratum[local] = torch.arange(len(local))
+        is_owned = centres.owner >= 0
+        rows = is_owned.nonzero()[:, 0]
+        stratum = stratum[centres.owner[rows] - self.first_row]
+        order = rows[_segmented(self._hash()[rows], stratum)]
+        shares = torch.bincount(stratum, minlength=len(local))
+        drawn = order[shares.cumsum(0) - shares] + self.first_row
+        picks = self._solve(given=drawn)
+        owner = torch.full_like(centres.owner, -1)
+        owner[rows] = drawn[stratum]
+        return replace(picks, owner=owner, share=centres.share)
+
+    def warn_if_reward_suffices(self) -> None:
+        """Compare reward alone with greedy under the quality_diversity objective, on the first prompts."""
+        few = min(len(self.k), SAMPLED_PROMPTS)
+        end = int(self.offsets[few])
+        a = self._scaled().clamp(FLOOR, 1.0).pow(self.alpha).float()[:end]
+        given = self._best_rewards()[: int(self.k[:few].sum())]
+        kept = (self.x[:end], self.k[:few], None, None, None, self.offsets[: few + 1], self.metric, a.clamp(min=FLOOR), a, None, None)
+        rest = (None, "none", self.key[:few], self.seed, self.backend, self.first_row, f"{OP}: embeddings")
+        greedy, reward = (float(solve(*kept, picks, *rest).value.sum()) for picks in (None, given))
+        if greedy > 0 and reward > SUFFICES * greedy:
+            warnings.warn(
+                f"{OP}: the largest rewards alone attain {100 * reward / greedy:.1f} % of the quality_diversity objective "
+                f"(first {few} prompts): the quality outweighs the diversity, consider method='coverage' or a smaller alpha",
+                stacklevel=3,
+            )
+
+    def _solve(self, fill: str | None = None, given: Tensor | None = None, **values: Tensor) -> Selection:
+        return solve(
+            self.x, self.k, None, None, None, self.offsets, self.metric, values.get("weight"), values.get("quality"),
+            values.get("bonus"), None, given, None, fill or self.fill, self.key, self.seed, self.backend, self.first_row,
+            f"{OP}: embeddings",
+        )  # fmt: skip
+
+    def _with_overlap(self, picks: Selection) -> Selection:
+        """The part of each prompt's picks that are among its k largest rewards."""
+        assert picks.offsets is not None
+        is_best = torch.zeros(len(self.x), dtype=torch.float64)
+        is_best[self._best_rewards() - self.first_row] = 1.0
+        kept = picks.offsets[1:] - picks.offsets[:-1]
+        prompt = torch.repeat_interleave(torch.arange(len(kept)), kept, output_size=len(picks.ids))
+        hits = torch.zeros(len(kept), dtype=torch.float64).index_add(0, prompt, is_best[picks.ids - self.first_row])
+        return replace(picks, reward_overlap=hits / kept.clamp(min=1))
+
+    def _scaled(self) -> Tensor:
+        """Rewards scaled to 0 … 1 inside their prompt, float64; ones where the range is below 1e-8."""
+        assert self.q is not None
+        empty = torch.zeros(len(self.k), dtype=torch.float64)
+        low, high = (empty.scatter_reduce(0, self.prompt, self.q, f"a{end}", include_self=False) for end in ("min", "max"))
+        span = (high - low)[self.prompt]
+        return torch.where(span < 1e-8, 1.0, (self.q - low[self.prompt]) / span)
+
+    def _hash(self) -> Tensor:
+        position = torch.arange(len(self.x)) - self.offsets[self.prompt]
+        return _random.keys(self.seed, 0, self.key[self.prompt], position)
+
+    def _best_rewards(self) -> Tensor:
+        assert self.q is not None
+        return self._first(-self.q)
+
+    def _first(self, value: Tensor) -> Tensor:
+        """Row numbers of the k smallest values of each prompt, packed in ascending order; equal values by row."""
+        order = _segmented(value, self.prompt)
+        position = torch.arange(len(order)) - self.offsets[self.prompt]
+        return order[position < self.k[self.prompt]] + self.first_row
+
+
+def _segmented(value: Tensor, segment: Tensor) -> Tensor:
+    """Indices that sort by (segment, value, index)."""
+    order = value.argsort(stable=True)
+    return order[segment[order].argsort(stable=True)]
+
+
+def _ranges(alpha: float, lam: float) -> None:
+    if not 0 <= alpha < float("inf"):
+        _check.fail(OP, "alpha", "be finite and not negative", alpha)
+    if not 0 <= lam <= 1:
+        _check.fail(OP, "lam", "be from 0 to 1", lam)
+
+
+def _rewards(reward: Tensor | None, method: str, T: int) -> Tensor | None:
+    """The rewards if the method reads them; refuses missing ones, NaN and infinity."""
+    if reward is None:
+        if method in ("quality_diversity", "additive", "reward"):
+            raise ValueError(f"{OP}: reward must be given for method {method!r}, got None")
+        return None
+    _check.vector(OP, "reward", reward, T, "response")
+    _check.finite_rows(f"{OP}: reward", reward)
+    return reward.detach()
+
+
+def _counts(k: int | Tensor, offsets: Tensor) -> Tensor:
+    """k of each prompt [B]: an int keeps the whole of a smaller prompt, a tensor is exact."""
+    sizes = offsets[1:] - offsets[:-1]
+    if isinstance(k, Tensor):
+        _check.vector(OP, "k", k, len(sizes), "prompt")
+        bad = (k < 0) | (k > sizes)
+        if bool(bad.any()):
+            b = int(bad.int().argmax())
+            _check.fail(OP, "k", f"be from 0 to the {int(sizes[b])} responses of prompt {b}", int(k[b]))
+        return k.long()
+    if not isinstance(k, int) or k < 0:
+        _check.fail(OP, "k", "be an int of at least 0 or an int64 tensor [B]", repr(k))
+    return sizes.clamp(max=k)
+
+
+def _spans(offsets: Tensor) -> Iterator[tuple[int, int]]:
+    """Runs of prompts first … last - 1 of about ROWS_PER_CHUNK rows; one empty run when there is no prompt."""
+    B, first = len(offsets) - 1, 0
+    while first < B or first == B == 0:
+        last = int(torch.searchsorted(offsets, offsets[first] + ROWS_PER_CHUNK, right=True)) - 1
+        last = min(B, max(last, first + 1))
+        yield first, last
+        first = last if last else 1
+
+
+def _joined(parts: list[Selection], T: int, counts: Tensor) -> Selection:
+    """One Selection from those of consecutive prompts."""
+    if len(parts) == 1:
+        return parts[0]
+
+    def packed(name: str) -> Tensor | None:
+        values = [getattr(part, name) for part in parts]
+        return None if values[0] is None else torch.cat(values)
+
+    kept = [part.offsets[1:] - part.offsets[:-1] for part in parts if part.offsets is not None]
+    offsets = torch.cat([counts.new_zeros(1), torch.cat(kept).cumsum(0)])
+    names = ("ids", "gains", "value", "upper_bound", "skill", "owner", "share", "effective_k", "reward_overlap")
+    return Selection(offsets=offsets, **{name: packed(name) for name in names})  # type: ignore[arg-type]

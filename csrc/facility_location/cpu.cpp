@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <vector>
 
 #include "common/memory.h"
@@ -18,8 +19,6 @@ namespace mrt {
 
 namespace {
 
-// Up to here the k smallest keys are found by counting (quadratic, vectorised), beyond by partial sorting.
-constexpr int64_t COUNTED_ROWS = 64;
 constexpr int64_t STRIDE = 32;  // pairs per 512-bit register
 
 struct Workspace {
@@ -34,7 +33,7 @@ struct Workspace {
 
 size_t carve(Arena arena, int64_t N, int64_t D, Workspace& w) {
   const int64_t U = (D + 1) / 2, rows = round_up(N, STRIDE);
-  w.converted = arena.take<float>(D);
+  w.converted = arena.take<float>(PANEL * D);
   w.staged = arena.take<Unit>(PANEL * round_up(U, PANEL));
   w.panels = arena.take<Unit>(rows * U);
   w.t = arena.take<uint16_t>(N * rows);
@@ -56,6 +55,14 @@ class Grouped {
   }
   int64_t gain(int64_t j) const {
     return is_open_[j] ? kernel_.gain(table_, best_, j) + (bonus_ == nullptr ? 0 : bonus_[j]) : -1;
+  }
+  int64_t sum_of_largest(const int64_t* values, int64_t k, int64_t* scratch) const {
+    if (table_.N <= COUNTED_ROWS) return kernel_.sum_of_largest(values, table_.N, k);
+    std::copy(values, values + table_.N, scratch);
+    if (k < table_.N) std::nth_element(scratch, scratch + k, scratch + table_.N, std::greater<int64_t>());
+    int64_t sum = 0;
+    for (int64_t i = 0; i < k; ++i) sum += std::max<int64_t>(scratch[i], 0);
+    return sum;
   }
   void take(int64_t j) {
     kernel_.take(table_, j, best_);

@@ -1,13 +1,13 @@
 // The greedy loop, written once over a gain oracle.
 //
-// An Oracle has: gains(out) all gains now, -1 for rows that are closed; gain(j) one of them; take(j) picks j and closes it.
+// An Oracle has: gains(out) all gains now, -1 for rows that are closed; gain(j) one of them; take(j) picks j and closes it;
+// sum_of_largest(values, k, scratch).
 // Gains never rise (integers, submodular), so a stale gain is an upper bound: lazy greedy picks exactly what naive greedy picks.
 // At t = 0, 1, 2, 4, …, k all gains are refreshed: value + the sum of the k largest bounds any set of k rows from above.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
-#include <functional>
 
 namespace mrt {
 
@@ -24,14 +24,6 @@ struct GreedyScratch {
 
 // Below this many rows all gains are refreshed at every pick: cheaper than looking for the few that need it.
 constexpr int64_t EAGER_ROWS = 128;
-
-inline int64_t sum_of_largest(const int64_t* values, int64_t N, int64_t k, int64_t* scratch) {
-  std::copy(values, values + N, scratch);
-  if (k < N) std::nth_element(scratch, scratch + k, scratch + N, std::greater<int64_t>());
-  int64_t sum = 0;
-  for (int64_t i = 0; i < k; ++i) sum += std::max<int64_t>(scratch[i], 0);
-  return sum;
-}
 
 // The row with the largest gain, the lowest of equals; refreshes stale bounds as long as one of them leads.
 template <class Oracle>
@@ -54,7 +46,7 @@ GreedyResult greedy(Oracle& oracle, int64_t N, int64_t k, const int32_t* given, 
       oracle.gains(s.bounds);
       std::fill(s.refreshed, s.refreshed + N, static_cast<int32_t>(step));
     }
-    if (bounds_now) result.bound = std::min(result.bound, result.value + sum_of_largest(s.bounds, N, k, s.sorted));
+    if (bounds_now) result.bound = std::min(result.bound, result.value + oracle.sum_of_largest(s.bounds, k, s.sorted));
     if (step == k) break;
     int64_t j;
     if (given != nullptr) {

@@ -3,7 +3,7 @@
 //   pairs    t[j][i] = min(32767, rint(max(0, base + q_j · q_i) * (unit_i * a_j))), straight from the product tile
 //   gains    gain[j] = sum over i of max(t[j][i] - best[i], 0): one saturating subtraction for 16 or 32 pairs
 //   cover    best[i] = max over picks j of t[j][i]
-//   rank_keys, smallest   the counting hash of mrtkern/_random.py, and the k smallest of a group
+//   rank_keys   the counting hash of mrtkern/_random.py;   smallest, sum_of_largest   the k first of a small group
 //
 // Sums are integers. float32 steps are rounded one by one (the compiler is told not to fuse them).
 #pragma once
@@ -89,15 +89,36 @@ void rank_keys(uint64_t seed, uint64_t draw, uint64_t group_key, int64_t N, int6
   for (int64_t i = 0; i < N; ++i) keys[i] = static_cast<int64_t>(mix(stream + static_cast<uint64_t>(i + 1) * GOLDEN));
 }
 
-// The positions of the k smallest keys in ascending position, by counting how many keys are smaller: for small groups.
-void smallest(const int64_t* __restrict keys, int64_t N, int64_t k, int32_t* __restrict out) {
-  int64_t count = 0;
-  for (int64_t i = 0; i < N; ++i) {
-    int64_t rank = 0;
-    for (int64_t j = 0; j < N; ++j) rank += keys[j] < keys[i];
-    for (int64_t j = 0; j < i; ++j) rank += keys[j] == keys[i];
-    if (rank < k) out[count++] = static_cast<int32_t>(i);
+// ranks[i] = how many of N distinct keys are smaller than keys[i]; quadratic, for groups of up to COUNTED_ROWS.
+MRT_INLINE void count_smaller(const int64_t* keys, int64_t N, int64_t* __restrict ranks) {
+  typedef int64_t Lanes __attribute__((vector_size(64)));
+  constexpr int WIDTH = 8;
+  for (int64_t first = 0; first < N; first += WIDTH) {
+    Lanes mine{}, rank{};
+    const int64_t num_lanes = N - first < WIDTH ? N - first : WIDTH;
+    memcpy(&mine, keys + first, num_lanes * sizeof *keys);
+    for (int64_t j = 0; j < N; ++j) rank -= keys[j] < mine;  // true is -1
+    memcpy(ranks + first, &rank, sizeof rank);
   }
+}
+
+// The positions of the k smallest keys in ascending order. Keys of a group differ: the hash is a bijection of the position.
+void smallest(const int64_t* keys, int64_t N, int64_t k, int32_t* __restrict out) {
+  int64_t ranks[COUNTED_ROWS], count = 0;
+  count_smaller(keys, N, ranks);
+  for (int64_t i = 0; i < N && count < k; ++i) {
+    out[count] = static_cast<int32_t>(i);
+    count += ranks[i] < k;
+  }
+}
+
+// The sum of the k largest values, negative ones counted as 0. |values| < 2^56.
+int64_t sum_of_largest(const int64_t* values, int64_t N, int64_t k) {
+  int64_t keys[COUNTED_ROWS], ranks[COUNTED_ROWS], sum = 0;
+  for (int64_t i = 0; i < N; ++i) keys[i] = values[i] * COUNTED_ROWS + i;
+  count_smaller(keys, N, ranks);
+  for (int64_t i = 0; i < N; ++i) sum += ranks[i] >= N - k && values[i] > 0 ? values[i] : 0;
+  return sum;
 }
 
 }  // namespace

@@ -22,6 +22,7 @@ struct Kernels {
   void (*owners)(const PairTable& table, const int32_t* picks, int64_t count, uint16_t* best, int32_t* owner);
   void (*rank_keys)(uint64_t seed, uint64_t draw, uint64_t group_key, int64_t N, int64_t* keys);
   void (*smallest)(const int64_t* keys, int64_t N, int64_t k, int32_t* out);
+  int64_t (*sum_of_largest)(const int64_t* values, int64_t N, int64_t k);
 };
 
 extern const Kernels portable_kernels;

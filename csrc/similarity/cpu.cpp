@@ -27,7 +27,7 @@ int64_t similarity_ragged(const Features& x, int64_t num_groups, const int64_t* 
     Unit *staged, *panels;
   };
   const auto carve = [&](Arena arena, Workspace& w) {
-    w.converted = arena.take<float>(D);
+    w.converted = arena.take<float>(PANEL * D);
     w.staged = arena.take<Unit>(PANEL * round_up(D, PANEL));
     w.panels = arena.take<Unit>(round_up(largest, PANEL) * D);
     return arena.used();

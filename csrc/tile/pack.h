@@ -58,35 +58,34 @@ MRT_INLINE const float* load_row(const Features& x, int64_t row, float* __restri
 }
 
 MRT_INLINE double squared_norm(const float* __restrict x, int64_t D) {
-  typedef double Lanes __attribute__((vector_size(64)));
-  typedef float Half __attribute__((vector_size(32)));
-  Lanes low{}, high{};
+  Squares squares;
   int64_t d = 0;
-  for (; d + LANES <= D; d += LANES) {
-    Half a, b;
-    memcpy(&a, x + d, sizeof a);
-    memcpy(&b, x + d + 8, sizeof b);
-    const Lanes u = __builtin_convertvector(a, Lanes), v = __builtin_convertvector(b, Lanes);
-    low += u * u;
-    high += v * v;
-  }
+  for (; d + LANES <= D; d += LANES) squares.add(x + d);
   double lanes[LANES];
-  memcpy(lanes, &low, sizeof low);
-  memcpy(lanes + 8, &high, sizeof high);
+  squares.store(lanes);
   for (int i = 0; d + i < D; ++i) lanes[i] += static_cast<double>(x[d + i]) * static_cast<double>(x[d + i]);
   for (int width = LANES / 2; width > 0; width /= 2)
     for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
   return lanes[0];
 }
 
-// Adding and subtracting 1.5 * 2^52 rounds to integers, half to even; with 2^53 to even integers.
+// Components beyond 2048 are rounded to even integers. Only they can round to 2048 or more, and few rows have one.
 MRT_INLINE void quantise_row(const float* __restrict x, int64_t D, double scale, int16_t* __restrict q) {
-  constexpr double INTEGERS = 0x1.8p52, EVENS = 0x1.8p53;
-  for (int64_t d = 0; d < D; ++d) {
+  constexpr double EVENS = 0x1.8p53;  // adding and subtracting it rounds to even integers, half to even
+  Rounder rounder(scale);
+  int64_t d = 0;
+  for (; d + LANES <= D; d += LANES) rounder.round(x + d, q + d);
+  if (d < D) {
+    float rest[LANES] = {};
+    int16_t rounded[LANES];
+    memcpy(rest, x + d, (D - d) * sizeof *x);
+    rounder.round(rest, rounded);
+    memcpy(q + d, rounded, (D - d) * sizeof *q);
+  }
+  if (!rounder.exceeds(2047)) return;
+  for (d = 0; d < D; ++d) {
     const double v = static_cast<double>(x[d]) * scale;
-    const double nearest = (v + INTEGERS) - INTEGERS, even = (v + EVENS) - EVENS;
-    const double magnitude = v < 0 ? -v : v;
-    q[d] = static_cast<int16_t>(static_cast<int32_t>(magnitude > 2048.0 ? even : nearest));
+    if (v > 2048.0 || v < -2048.0) q[d] = static_cast<int16_t>((v + EVENS) - EVENS);
   }
 }
 
@@ -112,24 +111,33 @@ struct FloatRows {
   }
 };
 
-// Packs rows first … first + count - 1. Scratch: `converted` [D] floats, `staged` 16 rows of round_up(units, 16) units, zeroed
-// beyond their D features by the caller once. Returns the first row that holds NaN or infinity, or -1.
+// Asks for a row that will be packed soon: a group's arithmetic is long enough to hide the memory behind it.
+MRT_INLINE void prefetch_row(const Features& x, int64_t row) {
+  const int64_t size = x.dtype == DType::float32 ? 4 : 2, step = x.column_stride * size;
+  if (step != size) return;
+  const char* start = static_cast<const char*>(x.data) + row * x.row_stride * size;
+  for (int64_t byte = 0; byte < x.columns * size; byte += 64) __builtin_prefetch(start + byte, 0, 2);
+}
+
+// Packs rows first … first + count - 1. Scratch: `converted` [16 D] floats; `staged` 16 rows of round_up(units, 16) units, zeroed
+// by the caller once. Returns the first row that holds NaN or infinity, or -1.
 template <class Rows>
 MRT_INLINE int64_t pack(const Rows& rows, const Features& x, int64_t first, int64_t count, float* converted, Unit* staged, Unit* panels) {
   const int64_t D = x.columns, U = rows.units(D), stride = round_up(U, PANEL);
   for (int64_t p = 0; p < num_panels(count); ++p) {
-    for (int r = 0; r < PANEL; ++r) {
-      Unit* out = staged + r * stride;
-      const int64_t row = p * PANEL + r;
-      if (row >= count) {
-        memset(out, 0, U * sizeof *out);
-        continue;
-      }
-      const float* in = load_row(x, first + row, converted);
-      const double square = squared_norm(in, D);
-      if (!(square < HUGE_VAL)) return first + row;
-      rows.write(in, D, std::sqrt(square), out);
+    const int num_rows = static_cast<int>(count - p * PANEL < PANEL ? count - p * PANEL : PANEL);
+    const float* in[PANEL];
+    double square[PANEL];
+    for (int r = 0; r < num_rows; ++r) {
+      in[r] = load_row(x, first + p * PANEL + r, converted + r * D);
+      square[r] = squared_norm(in[r], D);
+      prefetch_row(x, first + p * PANEL + r + PANEL);
     }
+    for (int r = 0; r < num_rows; ++r) {
+      if (!(square[r] < HUGE_VAL)) return first + p * PANEL + r;
+      rows.write(in[r], D, std::sqrt(square[r]), staged + r * stride);
+    }
+    for (int r = num_rows; r < PANEL; ++r) memset(staged + r * stride, 0, U * sizeof *staged);
     Unit* panel = panels + p * U * PANEL;
     alignas(64) Unit block[PANEL * PANEL];
     for (int64_t u = 0; u < U; u += PANEL) {

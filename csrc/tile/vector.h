@@ -50,6 +50,37 @@ struct Floats {
   static MRT_INLINE void store(Sum* p, Register v) { _mm512_store_ps(p, v); }
 };
 
+// Sixteen interleaved float64 sums of squares. A float32's square is exact in float64, so fusing it with the addition changes nothing.
+struct Squares {
+  __m512d low = _mm512_setzero_pd(), high = _mm512_setzero_pd();
+  MRT_INLINE void add(const float* x) {
+    const __m512d a = _mm512_cvtps_pd(_mm256_loadu_ps(x)), b = _mm512_cvtps_pd(_mm256_loadu_ps(x + 8));
+    low = _mm512_fmadd_pd(a, a, low);
+    high = _mm512_fmadd_pd(b, b, high);
+  }
+  MRT_INLINE void store(double* lanes) const {
+    _mm512_storeu_pd(lanes, low);
+    _mm512_storeu_pd(lanes + 8, high);
+  }
+};
+
+// q = rint(x * scale) for 16 features, half to even, in float64; `largest` collects max |q|.
+struct Rounder {
+  __m512d scale;
+  __m256i magnitudes = _mm256_setzero_si256();
+  MRT_INLINE explicit Rounder(double s) : scale(_mm512_set1_pd(s)) {}
+  MRT_INLINE void round(const float* x, int16_t* q) {
+    const __m256i a = _mm512_cvtpd_epi32(_mm512_mul_pd(_mm512_cvtps_pd(_mm256_loadu_ps(x)), scale));
+    const __m256i b = _mm512_cvtpd_epi32(_mm512_mul_pd(_mm512_cvtps_pd(_mm256_loadu_ps(x + 8)), scale));
+    const __m256i both = _mm512_cvtepi32_epi16(_mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(q), both);
+    magnitudes = _mm256_max_epi16(magnitudes, _mm256_abs_epi16(both));
+  }
+  MRT_INLINE bool exceeds(int16_t bound) const {
+    return _mm256_movemask_epi8(_mm256_cmpgt_epi16(magnitudes, _mm256_set1_epi16(bound))) != 0;
+  }
+};
+
 // Sum of max(t - best, 0) over count (a multiple of 32) unsigned 15-bit values.
 MRT_INLINE int32_t excess(const uint16_t* t, const uint16_t* best, int64_t count) {
   const __m512i ones = _mm512_set1_epi16(1);
@@ -183,6 +214,30 @@ MRT_INLINE int32_t excess(const uint16_t* t, const uint16_t* best, int64_t count
 #endif
 
 #if !defined(MRT_AVX512)
+struct Squares {
+  double sums[16] = {};
+  MRT_INLINE void add(const float* x) {
+    for (int i = 0; i < 16; ++i) sums[i] += static_cast<double>(x[i]) * static_cast<double>(x[i]);
+  }
+  MRT_INLINE void store(double* lanes) const { memcpy(lanes, sums, sizeof sums); }
+};
+
+struct Rounder {
+  double scale;
+  int largest = 0;
+  MRT_INLINE explicit Rounder(double s) : scale(s) {}
+  MRT_INLINE void round(const float* x, int16_t* q) {
+    constexpr double INTEGERS = 0x1.8p52;  // adding and subtracting it rounds to integers, half to even
+    for (int i = 0; i < 16; ++i) {
+      const int v = static_cast<int>((static_cast<double>(x[i]) * scale + INTEGERS) - INTEGERS);
+      q[i] = static_cast<int16_t>(v);
+      const int magnitude = v < 0 ? -v : v;
+      largest = magnitude > largest ? magnitude : largest;
+    }
+  }
+  MRT_INLINE bool exceeds(int16_t bound) const { return largest > bound; }
+};
+
 MRT_INLINE void transpose(const Unit* in, int64_t stride, Unit* out) {
   for (int r = 0; r < 16; ++r)
     for (int c = 0; c < 16; ++c) out[16 * c + r] = in[r * stride + c];

@@ -131,10 +131,10 @@ MRT_INLINE int64_t pack(const Rows& rows, const Features& x, int64_t first, int6
     for (int r = 0; r < num_rows; ++r) {
       in[r] = load_row(x, first + p * PANEL + r, converted + r * D);
       square[r] = squared_norm(in[r], D);
-      prefetch_row(x, first + p * PANEL + r + PANEL);
     }
     for (int r = 0; r < num_rows; ++r) {
       if (!(square[r] < HUGE_VAL)) return first + p * PANEL + r;
+      prefetch_row(x, first + (p + 1) * PANEL + r);
       rows.write(in[r], D, std::sqrt(square[r]), staged + r * stride);
     }
     for (int r = num_rows; r < PANEL; ++r) memset(staged + r * stride, 0, U * sizeof *staged);

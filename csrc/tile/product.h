@@ -25,11 +25,9 @@ MRT_INLINE void multiply(const Unit* __restrict a, const Unit* __restrict b, int
 #pragma GCC unroll 4
       for (int v = 0; v < PARTS; ++v) right[v] = Kind::load(b + u * PANEL + v * Kind::WIDTH);
 #pragma GCC unroll 16
-      for (int r = 0; r < ROWS; ++r) {
-        const typename Kind::Register left = Kind::broadcast(a + u * PANEL + first + r);
+      for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
-        for (int v = 0; v < PARTS; ++v) sum[r][v] = Kind::multiply_add(left, right[v], sum[r][v]);
-      }
+        for (int v = 0; v < PARTS; ++v) Kind::multiply_add(a + u * PANEL + first + r, right[v], sum[r][v]);
     }
 #pragma GCC unroll 16
     for (int r = 0; r < ROWS; ++r)

@@ -24,7 +24,7 @@ namespace mrt {
 namespace {
 
 // Pairs: a unit is two int16, a product adds both products to an int32. Floats: a unit is a float32, fused multiply-add.
-// WIDTH units fill a register; ROWS rows of a panel are multiplied at a time, so that ROWS * 16 / WIDTH sums stay in registers.
+// multiply_add: sum += one unit of *a times every unit of b. WIDTH units fill a register; ROWS rows of a panel are multiplied at a time, so that ROWS * 16 / WIDTH sums stay in registers.
 
 #if defined(MRT_AVX512)
 
@@ -34,8 +34,10 @@ struct Pairs {
   static constexpr int WIDTH = 16, ROWS = 16;
   static MRT_INLINE Register zero() { return _mm512_setzero_si512(); }
   static MRT_INLINE Register load(const Unit* p) { return _mm512_load_si512(p); }
-  static MRT_INLINE Register broadcast(const Unit* p) { return _mm512_set1_epi32(static_cast<int>(*p)); }
-  static MRT_INLINE Register multiply_add(Register a, Register b, Register sum) { return _mm512_dpwssd_epi32(sum, a, b); }
+  // Inline, because gcc 12 makes three instructions of the intrinsic: it copies the sum and will not broadcast from memory.
+  static MRT_INLINE void multiply_add(const Unit* a, Register b, Register& sum) {
+    asm("vpdpwssd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(b), "m"(*a));
+  }
   static MRT_INLINE void store(Sum* p, Register v) { _mm512_store_si512(p, v); }
 };
 
@@ -45,8 +47,9 @@ struct Floats {
   static constexpr int WIDTH = 16, ROWS = 16;
   static MRT_INLINE Register zero() { return _mm512_setzero_ps(); }
   static MRT_INLINE Register load(const Unit* p) { return _mm512_castsi512_ps(_mm512_load_si512(p)); }
-  static MRT_INLINE Register broadcast(const Unit* p) { return _mm512_castsi512_ps(_mm512_set1_epi32(static_cast<int>(*p))); }
-  static MRT_INLINE Register multiply_add(Register a, Register b, Register sum) { return _mm512_fmadd_ps(a, b, sum); }
+  static MRT_INLINE void multiply_add(const Unit* a, Register b, Register& sum) {
+    sum = _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_set1_epi32(static_cast<int>(*a))), b, sum);
+  }
   static MRT_INLINE void store(Sum* p, Register v) { _mm512_store_ps(p, v); }
 };
 
@@ -133,8 +136,9 @@ struct Pairs {
   static constexpr int WIDTH = 8, ROWS = 4;
   static MRT_INLINE Register zero() { return _mm256_setzero_si256(); }
   static MRT_INLINE Register load(const Unit* p) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(p)); }
-  static MRT_INLINE Register broadcast(const Unit* p) { return _mm256_set1_epi32(static_cast<int>(*p)); }
-  static MRT_INLINE Register multiply_add(Register a, Register b, Register sum) { return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b)); }
+  static MRT_INLINE void multiply_add(const Unit* a, Register b, Register& sum) {
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_set1_epi32(static_cast<int>(*a)), b));
+  }
   static MRT_INLINE void store(Sum* p, Register v) { _mm256_store_si256(reinterpret_cast<__m256i*>(p), v); }
 };
 
@@ -144,8 +148,9 @@ struct Floats {
   static constexpr int WIDTH = 8, ROWS = 4;
   static MRT_INLINE Register zero() { return _mm256_setzero_ps(); }
   static MRT_INLINE Register load(const Unit* p) { return _mm256_castsi256_ps(Pairs::load(p)); }
-  static MRT_INLINE Register broadcast(const Unit* p) { return _mm256_castsi256_ps(Pairs::broadcast(p)); }
-  static MRT_INLINE Register multiply_add(Register a, Register b, Register sum) { return _mm256_fmadd_ps(a, b, sum); }
+  static MRT_INLINE void multiply_add(const Unit* a, Register b, Register& sum) {
+    sum = _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int>(*a))), b, sum);
+  }
   static MRT_INLINE void store(Sum* p, Register v) { _mm256_store_ps(p, v); }
 };
 
@@ -177,12 +182,10 @@ struct Pairs {
     memcpy(&v, p, sizeof v);
     return v;
   }
-  static MRT_INLINE Register broadcast(const Unit* p) {
-    const int32_t v = static_cast<int32_t>(*p);
-    return Register{v, v, v, v};
+  static MRT_INLINE void multiply_add(const Unit* a, Register b, Register& sum) {
+    const int16_t low = static_cast<int16_t>(*a), high = static_cast<int16_t>(*a >> 16);
+    sum += ((b << 16) >> 16) * low + (b >> 16) * high;
   }
-  static MRT_INLINE Register low(Register v) { return (v << 16) >> 16; }
-  static MRT_INLINE Register multiply_add(Register a, Register b, Register sum) { return sum + low(a) * low(b) + (a >> 16) * (b >> 16); }
   static MRT_INLINE void store(Sum* p, Register v) { memcpy(p, &v, sizeof v); }
 };
 
@@ -196,12 +199,11 @@ struct Floats {
     memcpy(&v, p, sizeof v);
     return v;
   }
-  static MRT_INLINE Register broadcast(const Unit* p) {
-    float v;
-    memcpy(&v, p, sizeof v);
-    return Register{v, v, v, v};
+  static MRT_INLINE void multiply_add(const Unit* a, Register b, Register& sum) {
+    float left;
+    memcpy(&left, a, sizeof left);
+    sum += left * b;
   }
-  static MRT_INLINE Register multiply_add(Register a, Register b, Register sum) { return sum + a * b; }
   static MRT_INLINE void store(Sum* p, Register v) { memcpy(p, &v, sizeof v); }
 };
 

@@ -36,11 +36,12 @@ def cosine_error(D: int) -> float:
 
 
 def to_float32(x: Tensor) -> Tensor:
-    """float64 rows scaled by their largest component and rounded; narrower rows as they are (the lattice sees directions only)."""
-    if x.dtype != torch.float64:
-        return x
-    largest = x.abs().amax(dim=1, keepdim=True) if x.numel() else x.new_ones((x.shape[0], 1))
-    return torch.where(torch.isfinite(largest) & (largest > 0), x / largest, x).float()
+    """float64 rows scaled by a power of two, so that the largest component is about 1, and rounded; narrower rows as they are."""
+    if x.dtype != torch.float64 or not x.numel():
+        return x.float() if x.dtype == torch.float64 else x
+    exponent = torch.frexp(x.abs().amax(dim=1, keepdim=True)).exponent
+    half = exponent // 2  # in two steps: 2.0**-exponent alone can overflow
+    return torch.ldexp(torch.ldexp(x, -half), half - exponent).float()
 
 
 def squared_norms(x: Tensor) -> Tensor:

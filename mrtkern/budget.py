@@ -1,0 +1,257 @@
+"""How many responses per prompt: variance components, the best K, and responses dealt out to prompts.
+
+The estimator is the mean over n prompts of the mean over K responses each; its variance is V_x / n + V_yx / (n K), with
+V_x the variance between prompts and V_yx the variance within a prompt (traces of covariances when values are vectors).
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mrtkern import _check
+
+COLUMN_BYTES = 2**26  # float64 copy of values made at a time: bounds the memory, large enough to stream
+ROUNDING = 1e-12  # a budget computed as n (c_p + K c_r) may fall short of K by some roundings
+
+
+@dataclass(frozen=True)
+class VarianceComponents:
+    """Variance between and within groups; between_raw is the unbiased estimate, which may be negative."""
+
+    between: float
+    within: float
+    between_raw: float
+    num_groups: int  # groups with at least one row
+
+
+def variance_components(values: Tensor, offsets: Tensor) -> VarianceComponents:
+    """Variance between and within groups of unequal sizes, by analysis of variance.
+
+        MSW = sum |v - m_b|^2 / (T - B)              MSB = sum n_b |m_b - G|^2 / (B - 1)
+        within = MSW                                 between = max((MSB - MSW) / k0, 0)
+        k0 = (T - sum n_b^2 / T) / (B - 1)           m_b, G: mean of group b, of all rows
+
+    values [T], or [T, D] (squares add up over D), any floating type; offsets [B + 1] int64: group b owns rows
+    offsets[b]:offsets[b + 1]. Empty groups do not count.
+
+    Returns VarianceComponents. between_raw and within are unbiased when group sizes do not depend on the values.
+    No gradient. Deterministic; sums in float64. Memory beyond inputs: 256 MiB, or 40 bytes per row and 48 per group if
+    that is more.
+    Raises ValueError for NaN or infinity (naming the row), fewer than two groups with rows, no group with two rows.
+    Source: arXiv 2606.00544; the unequal-groups estimator: Searle, Casella, McCulloch, Variance Components, 1992, 3.6.
+    """
+    op = "variance_components"
+    _check.floating(op, "values", values)
+    if values.ndim not in (1, 2):
+        _check.fail(op, "values", "be [T] or [T, D]", _check.shape(values))
+    T = values.shape[0]
+    _check.offsets(op, offsets, values.device)
+    _check.offsets_values(op, offsets, T)
+    sizes = offsets.diff()
+    group = torch.repeat_interleave(sizes)  # [T]: the group of each row
+    n = sizes.double()
+    B = int((sizes > 0).sum())
+    if B < 2:
+        _check.fail(op, "offsets", "have at least two groups with rows", B)
+    if T == B:
+        _check.fail(op, "offsets", "have a group with at least two rows", f"{B} groups of one row each")
+    inside = outside = 0.0
+    columns = values.detach() if values.ndim == 2 else values.detach()[:, None]
+    for block in columns.split(max(1, COLUMN_BYTES // (8 * T)), dim=1):
+        wide = block.double()
+        wide = wide - wide.mean(0)  # so that a large common part costs no digits
+        means = torch.segment_reduce(wide, "sum", offsets=offsets, axis=0) / n.clamp(min=1)[:, None]
+        outside += float((means.square().sum(1) * n).sum())
+        inside += float((wide - means[group]).square_().sum())
+    if not math.isfinite(inside + outside):
+        _check.finite_rows(f"{op}: values", values)
+    within = inside / (T - B)
+    k0 = (T - float(n.square().sum()) / T) / (B - 1)
+    between = (outside / (B - 1) - within) / k0
+    return VarianceComponents(max(between, 0.0), within, between, B)
+
+
+@dataclass(frozen=True)
+class KChoice:
+    """The best number of responses per prompt, before (`continuous`) and after (`k`) it has to be an integer."""
+
+    k: int
+    continuous: float
+    ratio: float  # variance(1) / variance(k): how many times the budget K = 1 needs for the same variance
+    variance: Callable[[float], float]  # of the estimator with K responses per prompt
+
+
+def optimal_k(
+    between: float,
+    within: float,
+    *,
+    prompt_cost: float,
+    response_cost: float,
+    num_prompts: int | None = None,
+    budget: float | None = None,
+    max_k: int | None = None,
+) -> KChoice:
+    """The number of responses per prompt that gives the least variance for a budget.
+
+        Var(K) = between / n + within / (n K),   n (prompt_cost + K response_cost) = budget
+        K* = sqrt(within prompt_cost / (between response_cost)),   k = the better of floor and ceil, in 1 … max_k
+
+    between, within: variances, as from `variance_components`, not negative. prompt_cost >= 0, response_cost > 0: of a
+    prompt and of one response to it, in the unit of budget (tokens, seconds). max_k: responses available; needed when
+    between is 0. budget None: variance(K) is that of a budget of 1. num_prompts: n is fixed, then k is simply what the
+    budget buys, continuous = (budget / n - prompt_cost) / response_cost, rounded down.
+
+    Returns KChoice; equal variances go to the smaller k.
+    No gradient, deterministic, no memory to speak of.
+    Raises ValueError for a negative or non-finite number, num_prompts without budget, a budget that is too small.
+    Source: arXiv 2606.00544.
+    """
+    op = "optimal_k"
+    _numbers(op, between=between, within=within, prompt_cost=prompt_cost)
+    if not 0 < response_cost < math.inf:
+        _check.fail(op, "response_cost", "be positive and finite", response_cost)
+    if budget is not None and not 0 < budget < math.inf:
+        _check.fail(op, "budget", "be positive and finite", budget)
+    if max_k is not None and max_k < 1:
+        _check.fail(op, "max_k", "be at least 1", max_k)
+    limit = math.inf if max_k is None else max_k
+    if num_prompts is not None:
+        bought, continuous = _bought(op, prompt_cost, response_cost, num_prompts, budget)
+        return _choice(min(bought, limit), continuous, lambda K: (between + within / K) / num_prompts)
+
+    def variance(K: float) -> float:
+        return (between + within / K) * (prompt_cost + K * response_cost) / (1.0 if budget is None else budget)
+
+    if within * prompt_cost == 0:
+        continuous = 0.0
+    else:
+        continuous = math.inf if between == 0 else math.sqrt(within / between * (prompt_cost / response_cost))
+    if min(continuous, limit) == math.inf:
+        _check.fail(op, "max_k", "be given when the variance between prompts is 0", None)
+    low = math.floor(min(max(continuous, 1), limit))
+    k = min((low, int(min(low + 1, limit))), key=variance)
+    return _choice(k, continuous, variance)
+
+
+def _numbers(op: str, **numbers: float) -> None:
+    for name, value in numbers.items():
+        if not 0 <= value < math.inf:
+            _check.fail(op, name, "be finite and not negative", value)
+
+
+def _choice(k: float, continuous: float, variance: Callable[[float], float]) -> KChoice:
+    return KChoice(int(k), continuous, variance(1) / variance(k) if variance(k) else 1.0, variance)
+
+
+def _bought(
+    op: str, prompt_cost: float, response_cost: float, num_prompts: int, budget: float | None
+) -> tuple[int, float]:
+    """Responses per prompt that the budget pays for: with the prompts fixed, variance only falls with K."""
+    if num_prompts < 1:
+        _check.fail(op, "num_prompts", "be at least 1", num_prompts)
+    if budget is None:
+        _check.fail(op, "budget", "be given with num_prompts", None)
+    continuous = (budget / num_prompts - prompt_cost) / response_cost
+    k = math.floor(continuous)
+    if num_prompts * (prompt_cost + (k + 1) * response_cost) <= budget * (1 + ROUNDING):
+        k += 1
+    if k < 1:
+        least = num_prompts * (prompt_cost + response_cost)
+        _check.fail(op, "budget", f"buy one response per prompt, at least {least}", budget)
+    return k, continuous
+
+
+def allocate_k(score: Tensor, total: int, *, min_k: int | Tensor = 1, max_k: int | Tensor | None = None) -> Tensor:
+    """Deal `total` responses out to prompts so that the sum of score_b / K_b is least.
+
+        K = min_k everywhere;  then, total - sum(min_k) times:  K[argmax(score / (K (K + 1)), where K < max_k)] += 1
+
+    score [B], not negative: the variance within each prompt. total: responses in all. min_k >= 1 and max_k (None: no
+    limit): an int for all prompts or int64 [B].
+
+    Returns K int64 [B], sum exactly total. The greedy is optimal: each further response lowers score / K by less.
+    No gradient. Deterministic: equal gains go to the lower index. Memory: about 100 bytes per prompt.
+    Raises ValueError for a score that is negative, NaN or infinite (naming the row), a total beyond the limits.
+    Source: arXiv 2606.00544, its budget applied prompt by prompt; the threshold is bisected over float64 bit patterns.
+    """
+    op = "allocate_k"
+    _check.floating(op, "score", score)
+    if score.ndim != 1:
+        _check.fail(op, "score", "be a vector [B]", _check.shape(score))
+    _check.finite_rows(f"{op}: score", score)
+    if score.numel() and float(score.min()) < 0:
+        _check.fail(op, "score", "not be negative", f"{float(score.min())} in row {int(score.argmin())}")
+    total = operator.index(total)
+    gain = score.detach().double()
+    low = _limit(op, "min_k", min_k, score)
+    if low.numel() and int(low.min()) < 1:
+        _check.fail(op, "min_k", "be at least 1", int(low.min()))
+    if total < int(low.sum()):
+        _check.fail(op, "total", f"be at least the sum of min_k, {int(low.sum())}", total)
+    high = low + (total - int(low.sum()))
+    if max_k is not None:
+        limit = _limit(op, "max_k", max_k, score)
+        if bool((limit < low).any()):
+            b = int((limit < low).int().argmax())
+            _check.fail(op, "max_k", f"be at least min_k, {int(low[b])}", f"{int(limit[b])} for prompt {b}")
+        high = torch.minimum(high, limit)
+    if total > int(high.sum()):
+        _check.fail(op, "total", f"be at most the sum of max_k, {int(high.sum())}", total)
+    return _dealt(gain, total, low, high)
+
+
+def _limit(op: str, argument: str, value: int | Tensor, score: Tensor) -> Tensor:
+    """min_k or max_k as int64 [B]."""
+    if not isinstance(value, Tensor):
+        return torch.full(score.shape, operator.index(value), dtype=torch.int64, device=score.device)
+    _check.vector(op, argument, value, score.shape[0], "prompt")
+    _check.same_device(op, score=score, **{argument: value})
+    if value.dtype != torch.int64:
+        _check.fail(op, argument, "be int64", value.dtype)
+    return value
+
+
+def _dealt(gain: Tensor, total: int, low: Tensor, high: Tensor) -> Tensor:
+    """K [B]: everything that gains more than the threshold, then what gains exactly as much, lower index first."""
+    below, above = 0, _bits(float(gain.max()) if gain.numel() else 0.0) + 1
+    while (
+        above - below > 1
+    ):  # the largest number that `total` responses reach; float64 >= 0 are ordered like their bits
+        middle = (below + above) // 2
+        if int(_reaching(gain, _number(middle), low, high).sum()) >= total:
+            below = middle
+        else:
+            above = middle
+    K = _reaching(gain, _number(above), low, high)
+    equal = _reaching(gain, _number(below), low, high) - K
+    left = total - int(K.sum())
+    return K + torch.minimum(equal, (left - (equal.cumsum(0) - equal)).clamp(min=0))
+
+
+def _reaching(score: Tensor, threshold: float, low: Tensor, high: Tensor) -> Tensor:
+    """The largest K [B] in low … high whose last response still gains at least `threshold`."""
+    if threshold == 0:
+        return high
+    root = (0.5 + (0.25 + score / threshold).sqrt()).floor()  # K (K - 1) <= score / threshold, up to rounding
+    K = torch.minimum(torch.maximum(root, low.double()), high.double()).long()
+    while True:  # mend the rounding with the very expression that the definition compares
+        real = K.double()
+        up = K.lt(high) & (score / (real * (real + 1)) >= threshold)
+        down = K.gt(low) & (score / ((real - 1) * real) < threshold)
+        if not bool((up | down).any()):
+            return K
+        K = K + up.long() - down.long()
+
+
+def _bits(number: float) -> int:
+    return int(torch.tensor(number, dtype=torch.float64).view(torch.int64))
+
+
+def _number(bits: int) -> float:
+    return float(torch.tensor(bits).view(torch.float64))

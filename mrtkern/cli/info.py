@@ -1,0 +1,80 @@
+"""`mrtkern info`: what this installation can run on this machine, and the reason for everything it cannot."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import importlib.util
+import os
+import platform
+from typing import Any
+
+import torch
+
+from mrtkern import __version__, _dispatch
+from mrtkern.ops import OPS
+
+EXAMPLE = """\
+example:
+  $ mrtkern info
+  kernels   avx512 (available: avx512, avx2, portable), compiler 12.2.0
+  threads   torch uses 8, the machine has 16
+  ...
+  similarity         cpu        yes
+  similarity         triton     no: similarity has no triton backend
+"""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the command to the parser of `mrtkern`."""
+    summary = "what this installation can run, and why not the rest"
+    subparsers.add_parser(
+        "info", help=summary, description=summary, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print everything; always status 0, for what is missing is an answer."""
+    del args
+    print("\n".join([*machine(), "", *table()]))
+    return 0
+
+
+def machine() -> list[str]:
+    """Versions, kernels, threads and GPUs, one line each."""
+    system = f"{platform.system()} {platform.machine()}"
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return [
+        f"mrtkern   {__version__}, torch {torch.__version__}, Python {platform.python_version()}, {system}",
+        f"kernels   {kernels()}",
+        f"threads   torch uses {torch.get_num_threads()}, the machine has {os.cpu_count()}",
+        f"GPUs      {', '.join(gpus) or 'none'}",
+    ]
+
+
+def kernels() -> str:
+    """The instruction set in use, or why there are no compiled kernels."""
+    if importlib.util.find_spec("mrtkern._C") is None:
+        return "none: mrtkern was installed without a C++ compiler, so the PyTorch reference runs"
+    try:
+        extension = importlib.import_module("mrtkern._C")
+    except ImportError as error:
+        return f"none: {error}"
+    cap = os.environ.get("MRTKERN_ISA")
+    capped = f", capped by MRTKERN_ISA={cap}" if cap else ""
+    return f"{extension.isa()}{capped} (available: {', '.join(extension.isas())}), compiler {extension.built_with()}"
+
+
+def table() -> list[str]:
+    """A line per operation, backend and device: yes, or the sentence why not."""
+    rows = [("operation", "backend", "device", "runs")]
+    for op in OPS:
+        case = importlib.import_module(f"mrtkern.ops.{op}.problem").CASES[0]
+        for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+            problem = dataclasses.replace(case.problem, device=device)
+            for backend in _dispatch.BACKENDS:
+                reason = _dispatch.why_not(op, backend, problem)
+                rows.append((op, backend, device, "yes" if reason is None else f"no: {reason}"))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    return ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]) for row in rows]

@@ -1,0 +1,252 @@
+"""`mrtkern select`: keep K of the rows of every prompt of a table.
+
+reading.py streams the table; packing.py packs the needed columns (pass 1); features.py turns texts into vectors; the
+library selects; writing.py streams the table again and writes what is kept (pass 2); report.py and plot.py tell of it.
+Memory: the packed features, and one batch of the table; twice the features when the rows of a prompt stand apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import math
+import os
+import warnings
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mrtkern import __version__
+from mrtkern.cli import InputError, features, report
+from mrtkern.cli.packing import Packed, Wanted, is_nested, read_columns
+from mrtkern.cli.progress import Steps
+from mrtkern.cli.reading import ending, open_source
+from mrtkern.cli.writing import Temporary, added, check_schema, write_rows
+from mrtkern.select import METHODS, select_responses
+
+NEEDS_REWARD = ("quality_diversity", "additive", "reward")
+DRY = 0.5  # part of the prompts that run out of gains from which the report says so
+SUMMARY = "keep K of the rows of every group of a parquet, jsonl or csv file"
+DESCRIPTION = """\
+Keep K of the N responses of every prompt.
+
+A row is a response, or (nested) a row is a prompt whose --embedding, --text and --reward columns hold lists. Rows of a
+prompt may stand anywhere in the file; their order inside the prompt is what identifies them, so with the same seed the
+random methods keep the same ones however the prompts are ordered or spread over files. The output has the input's
+columns, and mrt_rank (pick order), mrt_gain, mrt_owner (row number of the response that stands for this one) and
+mrt_share (part of the prompt it stands for). In a nested output every list column with one entry per response is cut.
+"""
+EXAMPLE = """\
+example: 4 glosses of each of 517 words, all methods compared; from the folder of the repository
+  mrtkern select mrtkern/data/wordnet_senses.parquet -o kept.parquet --group-by word --k 4 \\
+      --text gloss --reward tag_count --compare --report report.json --plot kept.png
+
+exit status: 0 done; 2 input that cannot be used: one sentence names row and column, and no output is written
+"""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the command to the parser of `mrtkern`."""
+    parser = subparsers.add_parser(
+        "select",
+        help=SUMMARY,
+        description=DESCRIPTION,
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("input", type=Path, metavar="IN", help="table: .parquet, .jsonl or .csv")
+    add(
+        "-o", "--output", type=Path, metavar="OUT", required=True, help="where to write it, in the format of its ending"
+    )
+    add("--group-by", metavar="COL", required=True, help="the prompt of a row")
+    add(
+        "--k", type=int, metavar="K", required=True, help="rows to keep of every prompt; smaller prompts are kept whole"
+    )
+    add("--method", choices=METHODS, default="random", help="default: %(default)s")
+    vectors = parser.add_mutually_exclusive_group(required=True)
+    vectors.add_argument("--embedding", metavar="COL", help="vectors, all of one length")
+    vectors.add_argument("--text", metavar="COL", help="texts, turned into vectors by TF-IDF and SVD")
+    add("--text-model", metavar="NAME", help="turn texts into vectors by this sentence-transformers model instead")
+    add("--reward", metavar="COL", help="quality of a row, larger is better: quality_diversity, additive, reward")
+    add("--alpha", type=float, default=0.75, help="quality_diversity: exponent of the quality (default: %(default)s)")
+    add("--lam", type=float, default=0.5, help="additive: share of the reward, 0 to 1 (default: %(default)s)")
+    fill = ("coverage", "random", "none")
+    add(
+        "--fill", choices=fill, default="coverage", help="what follows once no row adds anything (default: %(default)s)"
+    )
+    add("--seed", type=int, default=0, help="of the random methods (default: %(default)s); same seed, same bytes")
+    add("--all-rows", action="store_true", help="write the dropped rows too, with an empty mrt_rank")
+    add("--compare", action="store_true", help="run every method and show all of them; OUT holds --method")
+    add("--report", type=Path, metavar="R.json", help="write the numbers as JSON")
+    add("--plot", type=Path, metavar="P.png", help="write a picture of what was kept")
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Refuse what no table could satisfy."""
+    if args.k < 1:
+        raise InputError(f"--k must be at least 1, got {args.k}")
+    if not 0 <= args.alpha < math.inf:
+        raise InputError(f"--alpha must be finite and not negative, got {args.alpha}")
+    if not 0 <= args.lam <= 1:
+        raise InputError(f"--lam must be from 0 to 1, got {args.lam}")
+    if args.method in NEEDS_REWARD and args.reward is None:
+        raise InputError(f"--method {args.method} needs --reward, the column of its rewards")
+    if args.text_model is not None and args.text is None:
+        raise InputError("--text-model needs --text, the column of its texts")
+    ending(args.output, "output")
+    if args.plot is not None and args.plot.suffix.lower() != ".png":
+        raise InputError(f"--plot must end in .png, got {str(args.plot)!r}")
+    paths = {"input": args.input, "output": args.output, "--report": args.report, "--plot": args.plot}
+    seen: dict[str, str] = {}
+    for role, path in paths.items():
+        other = path and seen.setdefault(os.path.realpath(path), role)
+        if path is not None and other != role:
+            raise InputError(f"{role} must not be the {other.lstrip('-')} itself, got {str(path)!r}")
+    features.check_model(args.text_model)
+    for module in (["sklearn"] if args.text else []) + (["matplotlib"] if args.plot else []):
+        importlib.import_module(module)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Select, write, report."""
+    check_arguments(args)
+    source = open_source(args.input)
+    wanted = Wanted(args.group_by, args.embedding, args.text, args.reward)
+    is_nested(source, wanted)
+    check_schema(source, args.output.suffix.lower())
+    with ExitStack() as stack:
+        out = stack.enter_context(Temporary(args.output, "output"))
+        extras = [
+            stack.enter_context(Temporary(path, role)) if path is not None else None
+            for path, role in ((args.report, "--report"), (args.plot, "--plot"))
+        ]
+        steps = stack.enter_context(Steps())
+        steps.begin("reading", source.num_rows)
+        packed = read_columns(source, wanted, steps.advance)
+        steps.begin("turning texts into vectors" if args.text else "checking")
+        vectors = as_vectors(args, packed)
+        notes: list[str] = []
+        steps.begin(f"selecting ({args.method})")
+        selection = selected(args, packed, vectors, args.method, notes)
+        steps.begin("writing", packed.num_rows)
+        write_rows(source, packed, added(packed, selection), args.all_rows, out, steps.advance)
+        out.commit()
+        selections = {args.method: selection} | compared(args, packed, vectors, notes, steps)
+        ordered = {name: selections[name] for name in METHODS if name in selections}
+        steps.begin("scoring")
+        a = report.qualities(packed, args.alpha)
+        scores = {name: report.score(vectors, packed, found, a) for name, found in ordered.items()}
+        notes = remarks(args, packed, scores) + notes
+        steps.begin("drawing")
+        tell(args, packed, vectors, ordered, scores, notes, extras)
+        steps.stop()
+        report.print_table(scores, args.method, title(packed, scores[args.method], args), notes)
+    return 0
+
+
+def as_vectors(args: argparse.Namespace, packed: Packed) -> Any:
+    """[T, D] float32, packed."""
+    if args.embedding is None:
+        texts, model = packed.texts, args.text_model
+        packed.vectors = features.tfidf_vectors(texts) if model is None else features.model_vectors(texts, model)
+    return torch.from_numpy(packed.vectors)
+
+
+def selected(args: argparse.Namespace, packed: Packed, vectors: Any, method: str, notes: list[str]) -> Any:
+    """One method's Selection; the library's warnings become notes."""
+    offsets, key = torch.from_numpy(packed.offsets), torch.from_numpy(packed.group_key)
+    reward = None if packed.reward is None else torch.from_numpy(packed.reward)
+    options = {"alpha": args.alpha, "lam": args.lam, "fill": args.fill, "seed": args.seed}
+    k = min(args.k, int(packed.offsets[-1]))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        try:
+            found = select_responses(vectors, offsets, k, method=method, reward=reward, group_key=key, **options)
+        except (ValueError, MemoryError) as error:
+            raise InputError(f"{args.input} cannot be selected from: {error}") from error
+    texts = [str(warning.message) for warning in caught]
+    notes += [text for text in texts if text.startswith(("mrtkern", "select_responses")) and text not in notes]
+    return found
+
+
+def compared(args: argparse.Namespace, packed: Packed, vectors: Any, notes: list[str], steps: Steps) -> dict[str, Any]:
+    """With --compare, the other methods' Selections."""
+    found = {}
+    for method in METHODS if args.compare else ():
+        if method != args.method and (packed.reward is not None or method not in NEEDS_REWARD):
+            steps.begin(f"selecting ({method})")
+            found[method] = selected(args, packed, vectors, method, notes)
+    return found
+
+
+def title(packed: Packed, scores: report.Scores, args: argparse.Namespace) -> str:
+    """What was done, in one line."""
+    rows, prompts = int(packed.offsets[-1]), len(packed.labels)
+    return f"{rows:,} rows of {prompts:,} prompts, {scores.kept:,} kept: {args.method}, K = {args.k}, seed {args.seed}"
+
+
+def remarks(args: argparse.Namespace, packed: Packed, scores: dict[str, report.Scores]) -> list[str]:
+    """What a reader of the table should know."""
+    notes = []
+    sizes = packed.offsets[1:] - packed.offsets[:-1]
+    small = int((sizes < args.k).sum())
+    if small:
+        notes.append(f"{small:,} {'prompt has' if small == 1 else 'prompts have'} fewer than {args.k} rows: kept whole")
+    if packed.splits is not None:
+        notes.append(f"nested: cut to the kept entries: {', '.join(packed.cut)}")
+    dry = [(name, row) for name, row in scores.items() if row.ran_dry > DRY]
+    for name, row in dry:
+        rest = "nothing follows" if args.fill == "none" else f"the rest is filled by {args.fill}"
+        after = f"after {row.effective_k:.2f} picks on average"
+        notes.append(f"{name}: no row adds anything in {100 * row.ran_dry:.0f} % of prompts {after}; {rest}")
+    if args.compare and packed.reward is None:
+        notes.append(f"without --reward there is no {', '.join(NEEDS_REWARD)}")
+    return notes
+
+
+def facts(args: argparse.Namespace, packed: Packed, vectors: Any) -> dict[str, Any]:
+    """What was asked and what was found, for the JSON report."""
+    sizes = packed.offsets[1:] - packed.offsets[:-1]
+    return {
+        "mrtkern": __version__,
+        "input": str(args.input),
+        "output": str(args.output),
+        "rows": packed.num_rows,
+        "responses": int(packed.offsets[-1]),
+        "prompts": len(packed.labels),
+        "prompts_kept_whole": int((sizes < args.k).sum()),
+        "k": args.k,
+        "method": args.method,
+        "seed": args.seed,
+        "alpha": args.alpha,
+        "lam": args.lam,
+        "fill": args.fill,
+        "features": {"column": args.embedding or args.text, "model": args.text_model, "dimensions": vectors.shape[1]},
+        "reward": args.reward,
+    }
+
+
+def tell(
+    args: argparse.Namespace,
+    packed: Packed,
+    vectors: Any,
+    selections: dict[str, Any],
+    scores: dict[str, report.Scores],
+    notes: list[str],
+    extras: list[Temporary | None],
+) -> None:
+    """The JSON report and the picture. The kept rows are already in place, and stay there when this fails."""
+    numbers, picture = extras
+    try:
+        if numbers is not None:
+            numbers.file.write(report.as_json(facts(args, packed, vectors), scores, notes))
+            numbers.commit()
+        if picture is not None:
+            plot = importlib.import_module("mrtkern.cli.plot")
+            plot.draw(picture.file, packed, vectors, selections, scores, args.method)
+            picture.commit()
+    except (InputError, OSError, MemoryError, ValueError, OverflowError) as error:
+        raise InputError(f"{args.output} is written, but what was asked beside it is not: {error}") from error

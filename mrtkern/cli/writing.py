@@ -1,0 +1,322 @@
+"""Pass 2: the input once more, row by row, with four columns added; the output's path holds all of it or nothing.
+
+    mrt_rank   pick order inside the prompt, from 0
+    mrt_gain   what the pick added to the method's objective
+    mrt_owner  number of the kept response that stands for this one, from 0
+    mrt_share  part of the prompt's responses that this one stands for
+
+Long tables number responses by input row, so a kept row's mrt_owner joins it with the input. Nested tables number them
+inside their prompt; their lists are cut to the kept entries in pick order, and the added columns are lists too. With
+all rows written, dropped responses have a null rank, gain and share, and mrt_owner tells who stands for them. Row order
+is the input's.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pcsv
+import pyarrow.parquet as pq
+
+from mrtkern.cli import InputError
+from mrtkern.cli.packing import Packed, combined
+from mrtkern.cli.reading import READ_ERRORS, Csv, Jsonl, Source, first_line, numbers
+
+TYPES = {"mrt_rank": pa.int32(), "mrt_gain": pa.float64(), "mrt_owner": pa.int64(), "mrt_share": pa.float32()}
+GROUP_ROWS, GROUP_BYTES = 1 << 17, 1 << 25  # a parquet row group is closed at either
+
+
+class Added(NamedTuple):
+    """The added columns for every response, in file order; rank -1 marks the dropped ones."""
+
+    rank: Any  # [T] int32
+    gain: Any  # [T] float64
+    owner: Any  # [T] int64
+    share: Any  # [T] float32
+
+    def column(self, name: str, picked: Any) -> Any:
+        """The column `name` for the responses `picked`, null where a dropped response has no value."""
+        is_dropped = (self.rank[picked] < 0) if name != "mrt_owner" else None
+        return pa.array(getattr(self, name.removeprefix("mrt_"))[picked], TYPES[name], mask=is_dropped)
+
+
+def added(packed: Packed, selection: Any) -> Added:
+    """From packed places to file order."""
+    T = int(packed.offsets[-1])
+    places = np.arange(T) if packed.order is None else packed.order
+    ids, kept = selection.ids.numpy(), selection.offsets.numpy()
+    owner = selection.owner.numpy()
+    if packed.splits is None:
+        number = places
+    else:
+        number = np.arange(T) - np.repeat(packed.offsets[:-1], np.diff(packed.offsets))
+    out = Added(
+        np.full(T, -1, dtype=np.int32), np.zeros(T), np.full(T, -1, dtype=np.int64), np.zeros(T, dtype=np.float32)
+    )
+    rows = places[ids]
+    out.rank[rows] = np.arange(len(ids)) - np.repeat(kept[:-1], np.diff(kept))
+    out.gain[rows] = selection.gains.numpy()
+    out.share[rows] = selection.share.numpy()
+    out.owner[places] = np.where(owner < 0, -1, number[np.maximum(owner, 0)])
+    return out
+
+
+class Temporary:
+    """A file beside `path` that takes its place at `commit` and vanishes otherwise."""
+
+    def __init__(self, path: Path, role: str) -> None:
+        self.path = Path(os.path.realpath(path))
+        self.name = self.path.with_name(f".{self.path.name[:100]}.{secrets.token_hex(4)}.tmp")
+        self.role = role
+        if self.path.is_dir():
+            raise InputError(f"{role} must be a file, got the folder {str(path)!r}")
+        try:
+            self.file = self.name.open("xb")
+        except OSError as error:
+            raise InputError(f"{role} {str(path)!r} cannot be written: {error.strerror or error}") from error
+
+    def __enter__(self) -> Temporary:
+        return self
+
+    def commit(self) -> None:
+        """Put the finished file in its place."""
+        try:
+            self.file.close()
+            os.replace(self.name, self.path)
+        except OSError as error:
+            raise InputError(f"{self.role} {str(self.path)!r} cannot be written: {error.strerror or error}") from error
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.file.close()
+        finally:
+            self.name.unlink(missing_ok=True)  # absent after commit
+
+
+class ParquetSink:
+    """Batches are gathered into row groups of a useful size."""
+
+    def __init__(self, file: Any, schema: Any) -> None:
+        pq.write_table(schema.empty_table(), io.BytesIO())  # refuses types that parquet has not, before the long work
+        self.writer = pq.ParquetWriter(file, schema, compression="zstd")
+        self.waiting: list[Any] = []
+
+    def write(self, table: Any) -> None:
+        """Add rows."""
+        self.waiting.append(table)
+        if sum(t.num_rows for t in self.waiting) >= GROUP_ROWS or sum(t.nbytes for t in self.waiting) >= GROUP_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self.waiting:
+            rows = pa.concat_tables(self.waiting)
+            self.writer.write_table(rows, row_group_size=max(rows.num_rows, 1))
+        self.waiting = []
+
+    def close(self) -> None:
+        """Write the footer."""
+        self._flush()
+        self.writer.close()
+
+
+class CsvSink:
+    """Lists, structures and bytes become JSON text: a CSV cell holds nothing else."""
+
+    def __init__(self, file: Any, schema: Any) -> None:
+        self.schema = pa.schema([(item.name, pa.string() if opaque(item.type) else item.type) for item in schema])
+        options = pcsv.WriteOptions(quoting_style="needed")
+        pcsv.write_csv(self.schema.empty_table(), io.BytesIO(), options)
+        self.writer = pcsv.CSVWriter(file, self.schema, write_options=options)
+
+    def write(self, table: Any) -> None:
+        """Add rows."""
+        for i, item in enumerate(table.schema):
+            if opaque(item.type):
+                cells = [None if cell is None else to_json(cell) for cell in table.column(i).to_pylist()]
+                table = table.set_column(i, item.name, pa.array(cells, pa.string()))
+        self.writer.write_table(table)
+
+    def close(self) -> None:
+        """Nothing is left to write."""
+        self.writer.close()
+
+
+class JsonlSink:
+    """One object a line; numbers that JSON has not become null."""
+
+    def __init__(self, file: Any, schema: Any) -> None:
+        self.file = file
+        self.floats = [item.name for item in schema if item.type in (pa.float32(), pa.list_(pa.float32()))]
+
+    def write(self, table: Any) -> None:
+        """Add rows."""
+        for batch in table.to_batches(max_chunksize=1024):
+            for row in batch.to_pylist():
+                row.update({name: shortest(row[name]) for name in self.floats})
+                self.file.write(to_json(row).encode() + b"\n")
+
+    def close(self) -> None:
+        """Nothing is left to write."""
+
+
+SINKS: dict[str, Callable[[Any, Any], Any]] = {".parquet": ParquetSink, ".csv": CsvSink, ".jsonl": JsonlSink}
+
+
+def opaque(kind: Any) -> bool:
+    """Whether a CSV cell cannot hold the type itself."""
+    return bool(pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def shortest(value: Any) -> Any:
+    """A float32, or a list of them, with no more digits than it has."""
+    if isinstance(value, list):
+        return [shortest(entry) for entry in value]
+    return None if value is None else float(str(np.float32(value)))
+
+
+def to_json(value: Any) -> str:
+    """Compact JSON of what pyarrow hands out as Python objects."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=plain, allow_nan=False)
+        text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return json.dumps(value, default=plain)
+    except ValueError:
+        return to_json(without_nan(value))
+    return text
+
+
+def plain(value: Any) -> str:
+    """Bytes as base64, dates and decimals as their text."""
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
+
+
+def without_nan(value: Any) -> Any:
+    """The value with null for numbers that are not finite."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: without_nan(entry) for key, entry in value.items()}
+    return [without_nan(entry) for entry in value] if isinstance(value, (list, tuple)) else value
+
+
+def check_schema(source: Source, ending: str) -> None:
+    """Refuse, before the long work, what the output could not hold."""
+    for name in TYPES:
+        if name in source.schema.names:
+            raise InputError(f"{source.path} must not have a column {name!r}: select adds it")
+    try:
+        SINKS[ending](io.BytesIO(), source.schema)
+    except READ_ERRORS as error:
+        raise InputError(
+            f"the columns of {source.path} cannot be written as {ending[1:]}: {first_line(error)}"
+        ) from error
+
+
+def output_schema(source: Source, packed: Packed, ending: str) -> Any:
+    """The schema of the output: the input's columns, then the added ones."""
+    base = source.settled_types() if isinstance(source, Csv) and ending != ".csv" else source.schema
+    for name in packed.cut:  # a cut list has no fixed size any more
+        i = base.get_field_index(name)
+        if pa.types.is_fixed_size_list(base.field(i).type):
+            base = base.set(i, pa.field(name, pa.list_(base.field(i).type.value_field)))
+    for name, kind in TYPES.items():
+        base = base.append(pa.field(name, kind if packed.splits is None else pa.list_(kind)))
+    return base
+
+
+def as_table(batch: Any) -> Any:
+    """A batch as a table."""
+    return batch if isinstance(batch, pa.Table) else pa.Table.from_batches([batch])
+
+
+def long_rows(table: Any, first_row: int, columns: Added, all_rows: bool) -> Any:
+    """The rows to be written of a batch of responses."""
+    picked = np.arange(first_row, first_row + table.num_rows)
+    if not all_rows:
+        picked = picked[columns.rank[picked] >= 0]
+        table = table.take(pa.array(picked - first_row))
+    for name in TYPES:
+        table = table.append_column(name, columns.column(name, picked))
+    return table
+
+
+def nested_rows(table: Any, first_row: int, columns: Added, all_rows: bool, packed: Packed) -> Any:
+    """The rows to be written of a batch of prompts, their lists cut to the kept entries in pick order."""
+    splits = packed.splits[first_row : first_row + table.num_rows + 1]
+    picked = np.arange(splits[0], splits[-1])
+    row = np.repeat(np.arange(table.num_rows), np.diff(splits))
+    if not all_rows:
+        is_kept = columns.rank[picked] >= 0
+        picked, row = picked[is_kept], row[is_kept]
+        order = np.lexsort((columns.rank[picked], row))
+        picked, row = picked[order], row[order]
+    kept = np.bincount(row, minlength=table.num_rows)
+    ends = np.concatenate([[0], np.cumsum(kept)])
+
+    def listed(values: Any) -> Any:
+        return pa.LargeListArray.from_arrays(pa.array(ends, pa.int64()), values)
+
+    for name in [] if all_rows else packed.cut:
+        i = table.schema.get_field_index(name)
+        entries = combined(table, name).flatten().take(pa.array(picked - splits[0]))
+        kind = table.schema.field(i).type
+        kind = pa.list_(kind.value_field) if pa.types.is_fixed_size_list(kind) else kind
+        table = table.set_column(i, pa.field(name, kind), listed(entries).cast(kind))
+    for name, kind in TYPES.items():
+        table = table.append_column(name, listed(columns.column(name, picked)).cast(pa.list_(kind)))
+    has_kept = (kept > 0) | (np.diff(splits) == 0)
+    return table if all_rows else table.filter(pa.array(has_kept))
+
+
+def copy_lines(source: Jsonl, columns: Added, all_rows: bool, file: Any, advance: Callable[[int], None]) -> None:
+    """JSON lines to JSON lines: the input's bytes, with the added entries before the closing brace."""
+    for first_row, lines in source.lines():
+        for r, line in enumerate(lines, start=first_row):
+            if not all_rows and columns.rank[r] < 0:
+                continue
+            body = line.rstrip()[:-1].rstrip()
+            entries = {name: columns.column(name, slice(r, r + 1))[0].as_py() for name in TYPES}
+            entries["mrt_share"] = shortest(entries["mrt_share"])
+            file.write(body + (b"" if body.endswith(b"{") else b", ") + to_json(entries)[1:].encode() + b"\n")
+        advance(len(lines))
+
+
+def write_rows(
+    source: Source, packed: Packed, columns: Added, all_rows: bool, out: Temporary, advance: Callable[[int], None]
+) -> None:
+    """Stream the input into `out`, in the format of its ending."""
+    ending = out.path.suffix.lower()
+    try:
+        if isinstance(source, Jsonl) and ending == ".jsonl" and packed.splits is None:
+            copy_lines(source, columns, all_rows, out.file, advance)
+            return
+        schema = output_schema(source, packed, ending)
+        sink = SINKS[ending](out.file, schema)
+        for first_row, batch in source.batches():
+            table = as_table(batch)
+            for i, name in enumerate(table.schema.names):
+                if isinstance(source, Csv) and not pa.types.is_string(schema.field(i).type):
+                    table = table.set_column(i, name, numbers(table.column(i), schema.field(i).type))
+            if packed.splits is None:
+                table = long_rows(table, first_row, columns, all_rows)
+            else:
+                table = nested_rows(table, first_row, columns, all_rows, packed)
+            sink.write(table.cast(schema))
+            advance(batch.num_rows)
+        sink.close()
+    except READ_ERRORS as error:
+        raise InputError(f"output {str(out.path)!r} cannot be written: {first_line(error)}") from error

@@ -1,0 +1,178 @@
+"""Public `similarity`: checks that need no data, dispatch, torch.library registration, gradient."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from mrtkern import _check, _dispatch
+from mrtkern.ops.similarity.problem import METRICS, Problem
+
+OP = "similarity"
+
+torch.library.define(
+    "mrtkern::similarity",
+    "(Tensor x, Tensor? y, Tensor? offsets, str metric, float gamma, str? backend, bool wants_grad) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+torch.library.define(
+    "mrtkern::similarity_backward",
+    "(Tensor grad, Tensor x, Tensor? y, Tensor? offsets, str metric, float gamma, str? backend, bool need_x, "
+    "bool need_y) -> (Tensor dx, Tensor dy)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def _forward(
+    x: Tensor, y: Tensor | None, offsets: Tensor | None, metric: str, gamma: float, backend: str | None,
+    wants_grad: bool,
+) -> Tensor:  # fmt: skip
+    """Every check that reads values, the choice of the backend and the call, below torch.compile."""
+    problem = Problem.of(x, y, offsets, metric, gamma, wants_grad)
+    if offsets is None:
+        pairs = problem.pairs
+    else:
+        _check.offsets_values(OP, offsets, x.shape[0])
+        pairs = int(offsets.diff().square().sum())
+    module = _dispatch.run(OP, backend, problem)
+    _fits(pairs * x.element_size() + module.memory(problem, pairs), x.device)
+    with torch.autocast(x.device.type, enabled=False):  # an operator's products would be lowered like the caller's
+        s: Tensor = module.forward(x, y, offsets, metric, gamma)
+    return s
+
+
+def _backward(
+    grad: Tensor, x: Tensor, y: Tensor | None, offsets: Tensor | None, metric: str, gamma: float, backend: str | None,
+    need_x: bool, need_y: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """dL/dx and dL/dy; an empty tensor stands for the one that nobody needs."""
+    module = _dispatch.run(OP, backend, Problem.of(x, y, offsets, metric, gamma, True))
+    with torch.autocast(x.device.type, enabled=False):
+        dx, dy = module.backward(grad, x, y, offsets, metric, gamma, need_x, need_y)
+    return x.new_empty(0) if dx is None else dx, x.new_empty(0) if dy is None else dy
+
+
+torch.library.impl("mrtkern::similarity", ("cpu", "cuda"), _forward)
+torch.library.impl("mrtkern::similarity_backward", ("cpu", "cuda"), _backward)
+
+
+def _fake_forward(x: Tensor, y: Tensor | None, offsets: Tensor | None, *options: object) -> Tensor:
+    if offsets is None:
+        return x.new_empty((*x.shape[:-1], x.shape[-2] if y is None else y.shape[-2]))
+    return x.new_empty(torch.library.get_ctx().new_dynamic_size())  # how many scores there are depends on the offsets
+
+
+def _fake_backward(
+    grad: Tensor, x: Tensor, y: Tensor | None, offsets: Tensor | None, metric: str, gamma: float, backend: str | None,
+    need_x: bool, need_y: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    return x.new_empty(x.shape if need_x else 0), x.new_empty(y.shape if need_y and y is not None else 0)
+
+
+torch.library.register_fake("mrtkern::similarity", _fake_forward)
+torch.library.register_fake("mrtkern::similarity_backward", _fake_backward)
+
+
+def _no_second_derivative(*_: Any) -> NoReturn:
+    raise RuntimeError(f"{OP}: x and y must be differentiated once at most, got a double backward")
+
+
+torch.library.register_autograd("mrtkern::similarity_backward", _no_second_derivative)
+
+
+class _Similarity(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, y: Tensor | None, offsets: Tensor | None, metric: str, gamma: float, backend: str | None
+    ) -> Tensor:
+        ctx.save_for_backward(x, y, offsets)
+        ctx.options = (metric, gamma, backend)
+        s: Tensor = torch.ops.mrtkern.similarity(x, y, offsets, metric, gamma, backend, True)
+        return s
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, y, offsets = ctx.saved_tensors
+        need_x, need_y = ctx.needs_input_grad[:2]
+        dx, dy = torch.ops.mrtkern.similarity_backward(grad, x, y, offsets, *ctx.options, need_x, need_y)
+        return dx if need_x else None, dy if need_y else None, None, None, None, None
+
+
+def similarity(
+    x: Tensor,
+    y: Tensor | None = None,
+    *,
+    metric: str = "cosine",
+    offsets: Tensor | None = None,
+    gamma: float = 1.0,
+    backend: str | None = None,
+) -> Tensor:
+    """Similarity of every row of x with every row of y, or with the rows of its own group.
+
+        x, y = x / |x|, y / |y|
+        s = x @ y.mT                                      # metric "cosine"
+
+    x [M, D] or [B, M, D], or packed [T, D] with offsets: float32, float64, bfloat16, float16. y [N, D] or [B, N, D] of
+    that type; None: x with itself. offsets [B + 1] int64: group b owns rows offsets[b]:offsets[b + 1]; only without y.
+    metric: "cosine", "dot", "shifted_cosine" (1 + cos) / 2, "clamped_cosine" max(cos, 0), "rbf" exp(-gamma |x - y|^2).
+    gamma > 0: for "rbf", in 1 / (unit of x)^2. backend: None chooses; a name is obeyed or refused.
+
+    Returns s of the type of x: [M, N], [B, M, N], or packed, the n_b^2 scores of each group row by row, one group after
+    the other. Lengths are float64, sums float32 (float64 for float64), rounded once. A zero row has cosine 0 with all.
+    Gradient: x and y, once; 0 for a zero row. torch.compile: fullgraph, with offsets only under
+    torch._dynamo.config.capture_dynamic_output_shape_ops = True, because the size of the result depends on them.
+    Deterministic: the same bits on every run; packed groups on the CPU for every number of threads, too.
+    Memory beyond inputs and result: reference 20 bytes per feature and 20 per score (with gradient 44 and
+    36); cpu 4 D (largest n_b + 33) per thread.
+    Raises ValueError for NaN or infinity (naming the row, counted through the batch), offsets that do not cover x, and
+    shapes and types that do not match; MemoryError when it cannot fit; RuntimeError for a double backward.
+    Source: `mrtkern.ops.similarity` has the equations.
+    """
+    _check_arguments(x, y, offsets, metric, gamma)
+    wants_grad = torch.is_grad_enabled() and (x.requires_grad or (y is not None and y.requires_grad))
+    if wants_grad:
+        s: Tensor = _Similarity.apply(x, y, offsets, metric, float(gamma), backend)  # type: ignore[no-untyped-call]
+    else:
+        s = torch.ops.mrtkern.similarity(x, y, offsets, metric, float(gamma), backend, False)
+    return s
+
+
+def _check_arguments(x: Tensor, y: Tensor | None, offsets: Tensor | None, metric: str, gamma: float) -> None:
+    """Shapes, types, devices and options; nothing that reads a tensor."""
+    _check.floating(OP, "x", x)
+    _check.one_of(OP, "metric", metric, METRICS)
+    if not 0 < gamma < math.inf:
+        _check.fail(OP, "gamma", "be positive and finite", gamma)
+    if x.ndim not in (2, 3):
+        _check.fail(OP, "x", "be [M, D] or [B, M, D]", _check.shape(x))
+    if offsets is not None:
+        if x.ndim != 2:
+            _check.fail(OP, "x", "be [T, D] with offsets", _check.shape(x))
+        if y is not None:
+            _check.fail(OP, "y", "be None with offsets", _check.shape(y))
+        _check.offsets(OP, offsets, x.device)
+    if y is None:
+        return
+    _check.floating(OP, "y", y)
+    _check.same_device(OP, x=x, y=y)
+    if y.dtype != x.dtype:
+        _check.fail(OP, "y", f"have the type of x, {x.dtype}", y.dtype)
+    shapes = f"x {_check.shape(x)} and y {_check.shape(y)}"
+    if y.ndim != x.ndim or x.shape[:-2] != y.shape[:-2]:
+        _check.fail(OP, "x and y", "be [M, D] and [N, D], or [B, M, D] and [B, N, D]", shapes)
+    if x.shape[-1] != y.shape[-1]:
+        _check.fail(OP, "x and y", "have the same number of features D", shapes)
+
+
+def _fits(needed: int, device: torch.device) -> None:
+    """Refuse what is larger than the memory of the device, before anything is allocated."""
+    if device.type == "cuda":
+        memory = int(torch.cuda.get_device_properties(device).total_memory)
+    else:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        raise MemoryError(f"{OP}: x and y must leave room for {needed} bytes, got {memory} bytes of memory")

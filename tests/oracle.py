@@ -1,0 +1,150 @@
+"""What is true, computed slowly, and how far a result may be from it. Every tolerance of the tests is derived here.
+
+Three rules. A backend may err twice as much as the reference run in the same type, plus one rounding of the result. The
+reference itself is held to the bound of its own sums: steps * u * magnitude plus one rounding, u the unit roundoff of
+the type that sums (Higham, Accuracy and Stability, 2002, chapter 3). Integers are compared with ==.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# 64 bits of mantissa on x86; where it is no wider than float64, the bounds below still cover both sums.
+LONG = np.longdouble
+
+
+def roundoff(dtype: torch.dtype) -> float:
+    """Largest relative error of one rounding to `dtype`."""
+    return torch.finfo(dtype).eps / 2
+
+
+def sums_in(dtype: torch.dtype) -> torch.dtype:
+    """The type that sums products of `dtype`."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def one_rounding(truth: Tensor, dtype: torch.dtype) -> Tensor:
+    """Largest error of rounding `truth` once to `dtype`, subnormals included."""
+    return truth.double().abs() * roundoff(dtype) + torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+
+
+def _within(got: Tensor, truth: Tensor, allowed: Tensor) -> None:
+    assert got.shape == truth.shape, f"shape {list(got.shape)}, expected {list(truth.shape)}"
+    error = (got.double() - truth.double()).abs()
+    bad = ~(error <= allowed)  # a NaN is never within
+    if bool(bad.any()):
+        worst = int((error / allowed).nan_to_num(nan=torch.inf).flatten().argmax())
+        where = np.unravel_index(worst, tuple(got.shape))
+        pair = f"{float(got.flatten()[worst])!r} against {float(truth.flatten()[worst])!r}"
+        raise AssertionError(f"{int(bad.sum())} of {bad.numel()} too far, worst at {[int(i) for i in where]}: {pair}")
+
+
+def assert_close(got: Tensor, truth: Tensor, same_dtype_reference: Tensor) -> None:
+    """`got` errs at most twice as much as the reference run in its type, plus one rounding."""
+    assert got.dtype == same_dtype_reference.dtype
+    error = (same_dtype_reference.double() - truth.double()).abs()
+    worst = error.max() if error.numel() else torch.zeros((), dtype=torch.float64)
+    _within(got, truth, 2 * worst + one_rounding(truth, got.dtype))
+
+
+def assert_summed(got: Tensor, truth: Tensor, steps: int, magnitude: Tensor | float) -> None:
+    """`got` is within `steps` roundings of the summing type, at `magnitude`, and one rounding of its own type."""
+    wide = roundoff(sums_in(got.dtype))
+    _within(got, truth, steps * wide * torch.as_tensor(magnitude, dtype=torch.float64) + one_rounding(truth, got.dtype))
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Exact values, float64, and the size of what was summed or multiplied to get them."""
+
+    value: Tensor
+    magnitude: Tensor
+
+
+def _long(x: Tensor) -> Any:
+    return x.detach().double().cpu().numpy().astype(LONG)
+
+
+def _pairs(x: Tensor, y: Tensor, metric: str, gamma: float) -> Truth:
+    a, b = _long(x)[:, None, :], _long(y)[None, :, :]
+    dot, sizes = (a * b).sum(-1), (np.abs(a) * np.abs(b)).sum(-1)
+    if metric == "rbf":
+        square = LONG(gamma) * ((a - b) ** 2).sum(-1)
+        value = np.exp(-square)
+        magnitude = value * (1 + square)
+    elif metric == "dot":
+        value, magnitude = dot, sizes
+    else:
+        lengths = np.sqrt((a * a).sum(-1)) * np.sqrt((b * b).sum(-1))
+        cos = np.where(lengths > 0, dot / np.where(lengths > 0, lengths, 1), 0)
+        value = {"cosine": cos, "shifted_cosine": (1 + cos) / 2, "clamped_cosine": np.maximum(cos, 0)}[metric]
+        magnitude = np.ones_like(cos)
+    return Truth(torch.from_numpy(value.astype(np.float64)), torch.from_numpy(magnitude.astype(np.float64)))
+
+
+def similarity(
+    x: Tensor, y: Tensor | None = None, *, metric: str = "cosine", offsets: Tensor | None = None, gamma: float = 1.0
+) -> Truth:
+    """The scores of `mrtkern.similarity`, pair by pair."""
+    if offsets is not None:
+        ends = offsets.tolist()
+        parts = [_pairs(x[i:j], x[i:j], metric, gamma) for i, j in itertools.pairwise(ends)]
+        none = torch.empty(0, dtype=torch.float64)
+        return Truth(
+            torch.cat([none, *(part.value.flatten() for part in parts)]),
+            torch.cat([none, *(part.magnitude.flatten() for part in parts)]),
+        )
+    other = x if y is None else y
+    if x.ndim == 2:
+        return _pairs(x, other, metric, gamma)
+    parts = [_pairs(a, b, metric, gamma) for a, b in zip(x, other, strict=True)]
+    return Truth(torch.stack([part.value for part in parts]), torch.stack([part.magnitude for part in parts]))
+
+
+def similarity_steps(D: int) -> int:
+    """Roundings on the way to one score: D products and D sums, two normalised rows, four steps of the metric."""
+    return 2 * D + 6
+
+
+def coverage(c: Any, ids: Any) -> Any:
+    """F = sum_i max_{j in ids} c_ij of a matrix c [M, N]; 0 for no ids."""
+    columns = np.asarray(c)[:, list(ids)]
+    return columns.max(axis=1).sum() if columns.shape[1] else columns.dtype.type(0)
+
+
+def best_subset(c: Any, k: int) -> Any:
+    """The largest coverage of any k columns of c [M, N], by trying all of them."""
+    c = np.asarray(c)
+    return max(coverage(c, ids) for ids in itertools.combinations(range(c.shape[1]), k))
+
+
+def greedy(c: Any, k: int) -> tuple[list[int], list[Any]]:
+    """k columns by largest marginal gain, equal gains to the lower index, and the gains; naive."""
+    c = np.asarray(c)
+    best = np.zeros(c.shape[0], dtype=c.dtype)
+    ids: list[int] = []
+    gains: list[Any] = []
+    for _ in range(k):
+        gain = [None if j in ids else np.maximum(c[:, j], best).sum() - best.sum() for j in range(c.shape[1])]
+        j = max((j for j in range(c.shape[1]) if j not in ids), key=lambda j: (gain[j], -j))
+        ids.append(j)
+        gains.append(gain[j])
+        best = np.maximum(best, c[:, j])
+    return ids, gains
+
+
+def peak_bytes(call: Callable[[], Any]) -> tuple[int, Any]:
+    """Most bytes of tensors alive at once that `call` allocated on the CPU, and what it returned."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
+        result = call()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    running = np.cumsum([event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())])
+    return int(running.max(initial=0)), result

@@ -1,0 +1,71 @@
+"""Every selection of the shared cases as a digest, for comparing backends, threads and instruction sets bit by bit.
+
+Run as a program (`python -m tests.selections BACKEND THREADS …`) it prints one line per case and number of threads: the instruction set is chosen once
+per process, so each gets a process of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mrtkern.ops.facility_location.op import facility_location
+from mrtkern.ops.facility_location.problem import CASES, FILLS, METRICS, Case
+from mrtkern.ops.facility_location.selection import Selection
+
+SMALL = [case for case in CASES if "test" in case.tags]
+
+
+def inputs(case: Case) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """A case made harder: duplicates, zero rows, rows with one dominant component; and one value per row of each kind."""
+    x, offsets = case.make_inputs(seed=7)
+    x[::5] = x[0]
+    x[3] = 0
+    x[11, 0] = 1e4
+    generator = torch.Generator().manual_seed(8)
+    weight, quality, bonus = (torch.rand(len(x), generator=generator) for _ in range(3))
+    quality[quality < 0.2] = 0
+    return x, offsets, {"weight": weight, "quality": quality, "bonus": bonus * 0.1}
+
+
+def calls(case: Case) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Names and arguments of the calls that one case stands for."""
+    _, _, values = inputs(case)
+    for metric in METRICS:
+        for names in ((), ("weight",), ("quality",), ("weight", "quality", "bonus")):
+            for fill in FILLS:
+                chosen = {name: values[name] for name in names}
+                yield f"{case.name}, {metric}, {'+'.join(names) or 'plain'}, {fill}", {"metric": metric, "fill": fill, **chosen}
+
+
+def select(case: Case, backend: str, **options: Any) -> Selection:
+    x, offsets, _ = inputs(case)
+    return facility_location(x, case.K, offsets=offsets, backend=backend, seed=5, **options)
+
+
+def digest(selection: Selection) -> str:
+    """All fields, all bits."""
+    parts = (getattr(selection, field.name) for field in fields(selection))
+    return hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts if part is not None)).hexdigest()[:16]
+
+
+def main(backend: str, *threads: str) -> None:
+    for count in threads:
+        torch.set_num_threads(int(count))
+        for case in SMALL:
+            for name, options in calls(case):
+                print(digest(select(case, backend, **options)), name)
+    if backend == "cpu":
+        from mrtkern import _C
+
+        print(_C.isa(), file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

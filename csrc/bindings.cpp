@@ -41,18 +41,24 @@ T named(const char* what, const std::string& name, const std::map<std::string, T
 
 mrt::DType dtype_of(const std::string& name) {
   return named<mrt::DType>(
-      "dtype", name, {{"float32", mrt::DType::float32}, {"bfloat16", mrt::DType::bfloat16}, {"float16", mrt::DType::float16}});
+      "dtype", name,
+      {{"float32", mrt::DType::float32}, {"bfloat16", mrt::DType::bfloat16}, {"float16", mrt::DType::float16}});
 }
 
 mrt::Metric metric_of(const std::string& name) {
-  return named<mrt::Metric>("metric", name, {{"cosine", mrt::Metric::cosine}, {"dot", mrt::Metric::dot},
-                                             {"shifted_cosine", mrt::Metric::shifted_cosine},
-                                             {"clamped_cosine", mrt::Metric::clamped_cosine}});
+  return named<mrt::Metric>("metric", name,
+                            {{"cosine", mrt::Metric::cosine},
+                             {"dot", mrt::Metric::dot},
+                             {"shifted_cosine", mrt::Metric::shifted_cosine},
+                             {"clamped_cosine", mrt::Metric::clamped_cosine}});
 }
 
 mrt::Fill fill_of(const std::string& name) {
-  return named<mrt::Fill>("fill", name, {{"index", mrt::Fill::index}, {"coverage", mrt::Fill::coverage},
-                                         {"random", mrt::Fill::random}, {"none", mrt::Fill::none}});
+  return named<mrt::Fill>("fill", name,
+                          {{"index", mrt::Fill::index},
+                           {"coverage", mrt::Fill::coverage},
+                           {"random", mrt::Fill::random},
+                           {"none", mrt::Fill::none}});
 }
 
 mrt::Features features(Address x, const std::string& dtype, int64_t row_stride, int64_t column_stride, int64_t D) {
@@ -73,19 +79,21 @@ auto released(const Body& body) {
   }
 }
 
-int64_t similarity_ragged(Address x, const std::string& dtype, int64_t row_stride, int64_t column_stride, Address offsets,
-                          int64_t num_groups, int64_t D, const std::string& metric, Address out, int threads) {
+int64_t similarity_ragged(Address x, const std::string& dtype, int64_t row_stride, int64_t column_stride,
+                          Address offsets, int64_t num_groups, int64_t D, const std::string& metric, Address out,
+                          int threads) {
   const mrt::Features rows = features(x, dtype, row_stride, column_stride, D);
   const mrt::Metric kind = metric_of(metric);
-  return released(
-      [&] { return mrt::similarity_ragged(rows, num_groups, at<const int64_t>(offsets), kind, at<void>(out), threads); });
+  return released([&] {
+    return mrt::similarity_ragged(rows, num_groups, at<const int64_t>(offsets), kind, at<void>(out), threads);
+  });
 }
 
-int64_t facility_location_grouped(Address x, const std::string& dtype, int64_t row_stride, int64_t column_stride, int64_t D,
-                                  Address offsets, int64_t num_groups, Address k, Address weight, Address quality, Address bonus,
-                                  Address given, Address group_key, const std::string& metric, double radius,
-                                  const std::string& fill, int64_t seed, int64_t first_row, const std::vector<Address>& out,
-                                  int threads) {
+int64_t facility_location_grouped(Address x, const std::string& dtype, int64_t row_stride, int64_t column_stride,
+                                  int64_t D, Address offsets, int64_t num_groups, Address k, Address weight,
+                                  Address quality, Address bonus, Address given, Address group_key,
+                                  const std::string& metric, double radius, const std::string& fill, int64_t seed,
+                                  int64_t first_row, const std::vector<Address>& out, int threads) {
   const mrt::SelectionProblem problem{features(x, dtype, row_stride, column_stride, D),
                                       num_groups,
                                       at<const int64_t>(offsets),

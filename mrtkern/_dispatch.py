@@ -60,4 +60,6 @@ def run(op: str, backend: str | None, problem: Any) -> Any:
 @functools.cache
 def warn_pure_python() -> None:
     """Say once per process that the compiled kernels are missing."""
-    warnings.warn("mrtkern was installed without its compiled kernels: the PyTorch reference runs instead", stacklevel=4)
+    warnings.warn(
+        "mrtkern was installed without its compiled kernels: the PyTorch reference runs instead", stacklevel=4
+    )

@@ -27,7 +27,7 @@ from mrtkern.ops.facility_location.selection import Selection
 OP = "select_responses"
 METHODS = ("random", "stratified", "coverage", "quality_diversity", "additive", "reward")
 FLOOR = 1e-4  # smallest quality and weight, so that no response is invisible
-ROWS_PER_CHUNK = 2**18  # bounds the temporary vectors (about 100 bytes a row) whatever the number of prompts
+ROWS_PER_CHUNK = 2**17  # bounds the temporary vectors (about 200 bytes a row) whatever the number of prompts
 SAMPLED_PROMPTS = 1000  # on which quality_diversity is compared with reward alone
 SUFFICES = 0.98  # share of the objective from which reward alone is as good
 
@@ -73,16 +73,18 @@ def select_responses(
     _ranges(alpha, lam)
     reward = _rewards(reward, method, embeddings.shape[0])
     B = offsets.shape[0] - 1
-    key = torch.arange(B) if group_key is None else group_key
-    _check.vector(OP, "group_key", key, B, "prompt")
-    counts = _counts(k, offsets)
-    chunks = [
-        _Chunk(embeddings, offsets, counts, reward, key, first, last, alpha, lam, fill, seed, metric, backend)
-        for first, last in _spans(offsets)
-    ]
-    if method == "quality_diversity" and chunks:
-        chunks[0].warn_if_reward_suffices()
-    return _joined([getattr(chunk, method)() for chunk in chunks], embeddings.shape[0], counts)
+    if group_key is not None:
+        _check.vector(OP, "group_key", group_key, B, "prompt")
+    spans = list(_spans(offsets))
+    joined = _Joined(embeddings.shape[0], B, sum(int(_counts(k, offsets, *span).sum()) for span in spans))
+    for first, last in spans:
+        counts = _counts(k, offsets, first, last)
+        key = torch.arange(first, last) if group_key is None else group_key[first:last]
+        chunk = _Chunk(embeddings, offsets, counts, reward, key, first, last, alpha, lam, fill, seed, metric, backend)
+        if method == "quality_diversity" and first == 0:
+            chunk.warn_if_reward_suffices()
+        joined.append(getattr(chunk, method)())
+    return joined.result()
 
 
 class _Chunk:
@@ -95,7 +97,7 @@ class _Chunk:
         self.first_row, end = int(offsets[first]), int(offsets[last])
         self.x = embeddings[self.first_row : end]
         self.offsets = offsets[first : last + 1] - self.first_row
-        self.k, self.key = k[first:last], key[first:last]
+        self.k, self.key = k, key
         self.q = None if reward is None else reward[self.first_row : end].double()
         self.alpha, self.lam, self.fill, self.seed, self.metric, self.backend = alpha, lam, fill, seed, metric, backend
         sizes = self.offsets[1:] - self.offsets[:-1]
@@ -143,7 +145,19 @@ class _Chunk:
         end = int(self.offsets[few])
         a = self._scaled().clamp(FLOOR, 1.0).pow(self.alpha).float()[:end]
         given = self._best_rewards()[: int(self.k[:few].sum())]
-        kept = (self.x[:end], self.k[:few], None, None, None, self.offsets[: few + 1], self.metric, a.clamp(min=FLOOR), a, None, None)
+        kept = (
+            self.x[:end],
+            self.k[:few],
+            None,
+            None,
+            None,
+            self.offsets[: few + 1],
+            self.metric,
+            a.clamp(min=FLOOR),
+            a,
+            None,
+            None,
+        )
         rest = (None, "none", self.key[:few], self.seed, self.backend, self.first_row, f"{OP}: embeddings")
         greedy, reward = (float(solve(*kept, picks, *rest).value.sum()) for picks in (None, given))
         if greedy > 0 and reward > SUFFICES * greedy:
@@ -174,7 +188,9 @@ class _Chunk:
         """Rewards scaled to 0 … 1 inside their prompt, float64; ones where the range is below 1e-8."""
         assert self.q is not None
         empty = torch.zeros(len(self.k), dtype=torch.float64)
-        low, high = (empty.scatter_reduce(0, self.prompt, self.q, f"a{end}", include_self=False) for end in ("min", "max"))
+        low, high = (
+            empty.scatter_reduce(0, self.prompt, self.q, f"a{end}", include_self=False) for end in ("min", "max")
+        )
         span = (high - low)[self.prompt]
         return torch.where(span < 1e-8, 1.0, (self.q - low[self.prompt]) / span)
 
@@ -217,16 +233,17 @@ def _rewards(reward: Tensor | None, method: str, T: int) -> Tensor | None:
     return reward.detach()
 
 
-def _counts(k: int | Tensor, offsets: Tensor) -> Tensor:
-    """k of each prompt [B]: an int keeps the whole of a smaller prompt, a tensor is exact."""
-    sizes = offsets[1:] - offsets[:-1]
+def _counts(k: int | Tensor, offsets: Tensor, first: int, last: int) -> Tensor:
+    """k of prompts first … last - 1: an int keeps the whole of a smaller prompt, a tensor is exact."""
+    sizes = offsets[first + 1 : last + 1] - offsets[first:last]
     if isinstance(k, Tensor):
-        _check.vector(OP, "k", k, len(sizes), "prompt")
-        bad = (k < 0) | (k > sizes)
+        _check.vector(OP, "k", k, len(offsets) - 1, "prompt")
+        counts = k[first:last].long()
+        bad = (counts < 0) | (counts > sizes)
         if bool(bad.any()):
             b = int(bad.int().argmax())
-            _check.fail(OP, "k", f"be from 0 to the {int(sizes[b])} responses of prompt {b}", int(k[b]))
-        return k.long()
+            _check.fail(OP, "k", f"be from 0 to the {int(sizes[b])} responses of prompt {first + b}", int(counts[b]))
+        return counts
     if not isinstance(k, int) or k < 0:
         _check.fail(OP, "k", "be an int of at least 0 or an int64 tensor [B]", repr(k))
     return sizes.clamp(max=k)
@@ -242,16 +259,31 @@ def _spans(offsets: Tensor) -> Iterator[tuple[int, int]]:
         first = last if last else 1
 
 
-def _joined(parts: list[Selection], T: int, counts: Tensor) -> Selection:
-    """One Selection from those of consecutive prompts."""
-    if len(parts) == 1:
-        return parts[0]
+class _Joined:
+    """The Selections of consecutive runs of prompts, written into one as they come: parts kept for a final copy would double it."""
 
-    def packed(name: str) -> Tensor | None:
-        values = [getattr(part, name) for part in parts]
-        return None if values[0] is None else torch.cat(values)
+    PER_PICK, PER_PROMPT = ("ids", "gains", "share"), ("value", "upper_bound", "skill", "effective_k", "reward_overlap")
 
-    kept = [part.offsets[1:] - part.offsets[:-1] for part in parts if part.offsets is not None]
-    offsets = torch.cat([counts.new_zeros(1), torch.cat(kept).cumsum(0)])
-    names = ("ids", "gains", "value", "upper_bound", "skill", "owner", "share", "effective_k", "reward_overlap")
-    return Selection(offsets=offsets, **{name: packed(name) for name in names})  # type: ignore[arg-type]
+    def __init__(self, T: int, B: int, total: int) -> None:
+        self.sizes = {"owner": T, **dict.fromkeys(self.PER_PICK, total), **dict.fromkeys(self.PER_PROMPT, B)}
+        self.fields: dict[str, Tensor] = {}
+        self.written = dict.fromkeys(self.sizes, 0)
+        self.offsets = torch.zeros(B + 1, dtype=torch.int64)
+
+    def append(self, part: Selection) -> None:
+        assert part.offsets is not None
+        prompts = self.written["value"]
+        self.offsets[prompts + 1 : prompts + len(part.offsets)] = part.offsets[1:] + self.written["ids"]
+        for name, size in self.sizes.items():
+            values = getattr(part, name)
+            if values is None:
+                continue
+            if name not in self.fields:
+                self.fields[name] = values.new_empty(size)
+            start = self.written[name]
+            self.fields[name][start : start + len(values)] = values
+            self.written[name] += len(values)
+
+    def result(self) -> Selection:
+        fields = {name: values[: self.written[name]] for name, values in self.fields.items()}
+        return Selection(offsets=self.offsets, **fields)

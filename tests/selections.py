@@ -41,7 +41,10 @@ def calls(case: Case) -> Iterator[tuple[str, dict[str, Any]]]:
         for names in ((), ("weight",), ("quality",), ("weight", "quality", "bonus")):
             for fill in FILLS:
                 chosen = {name: values[name] for name in names}
-                yield f"{case.name}, {metric}, {'+'.join(names) or 'plain'}, {fill}", {"metric": metric, "fill": fill, **chosen}
+                yield (
+                    f"{case.name}, {metric}, {'+'.join(names) or 'plain'}, {fill}",
+                    {"metric": metric, "fill": fill, **chosen},
+                )
 
 
 def select(case: Case, backend: str, **options: Any) -> Selection:

@@ -64,7 +64,9 @@ def test_greedy_reaches_its_share_of_the_optimum_and_the_bound_holds():
         assert float(found.skill) <= 1
 
 
-@pytest.mark.parametrize("D", [1, 2, 3, 33, 384, 1024])  # the smallest, where three components can exceed 2048, real ones
+@pytest.mark.parametrize(
+    "D", [1, 2, 3, 33, 384, 1024]
+)  # the smallest, where three components can exceed 2048, real ones
 def test_value_is_within_its_stated_error(D):
     x = random_rows(40, D, D)
     found = facility_location(x, 5, backend="reference")
@@ -208,7 +210,8 @@ def test_a_large_group_is_lazy_and_still_equal():
     x = random_rows(700, 12, 9)
     offsets = torch.tensor([0, 700])
     digests = {
-        selections.digest(facility_location(x, 90, offsets=offsets, backend=backend)) for backend in ("cpu", "reference")
+        selections.digest(facility_location(x, 90, offsets=offsets, backend=backend))
+        for backend in ("cpu", "reference")
     }
     assert len(digests) == 1
 
@@ -287,7 +290,22 @@ def _operator_arguments(backend: str) -> tuple:
     x, offsets, _ = selections.inputs(case)
     k = torch.full((case.B,), 3)
     none = [None] * 7
-    return ("grouped", x, offsets, k, True, *none, None, "shifted_cosine", None, "index", 0, 0, "facility_location: x", backend)
+    return (
+        "grouped",
+        x,
+        offsets,
+        k,
+        True,
+        *none,
+        None,
+        "shifted_cosine",
+        None,
+        "index",
+        0,
+        0,
+        "facility_location: x",
+        backend,
+    )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -41,7 +41,9 @@ class DefaultFloatState {
 
 }  // namespace
 
-void set_interrupt_poll(InterruptPoll poll) { interrupt_poll = poll; }
+void set_interrupt_poll(InterruptPoll poll) {
+  interrupt_poll = poll;
+}
 
 bool poll_interrupt() {
   const InterruptPoll poll = interrupt_poll;
@@ -103,13 +105,16 @@ class Job {
   std::chrono::steady_clock::time_point next_poll_;
 };
 
-void Worker::checkpoint() { job_.checkpoint(index_); }
+void Worker::checkpoint() {
+  job_.checkpoint(index_);
+}
 
 namespace {
 
 class Pool {
  public:
-  // The pool of this process. A parent's pool is left alone: its threads and perhaps a locked mutex did not survive the fork.
+  // The pool of this process. A parent's pool is left alone: its threads and perhaps a locked mutex did not survive the
+  // fork.
   static Pool& of_this_process() {
     static std::atomic<Pool*> current{nullptr};
     Pool* pool = current.load();

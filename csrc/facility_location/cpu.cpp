@@ -1,6 +1,8 @@
-// facility_location per group on the CPU: pack, multiply, round, pick, without leaving the cache for groups of up to 256 rows.
+// facility_location per group on the CPU: pack, multiply, round, pick, without leaving the cache for groups of up to
+// 256 rows.
 //
-// Idea    one thread owns a group from its raw features to its picks; the pair table (2 N^2 bytes) is made tile by tile and is
+// Idea    one thread owns a group from its raw features to its picks; the pair table (2 N^2 bytes) is made tile by tile
+// and is
 //         made again with unit weights, in place, when the weighted one has served.
 // Memory  per thread: 2 ceil16(N) ceil2(D) packed rows, 2 N ceil32(N) pairs, 64 D staging and about 70 N more.
 #include <algorithm>
@@ -40,14 +42,16 @@ size_t carve(Arena arena, int64_t N, int64_t D, Workspace& w) {
   w.best = arena.take<uint16_t>(rows);
   for (float** array : {&w.unit, &w.quality, &w.ones}) *array = arena.take<float>(rows);
   for (int32_t** array : {&w.fresh, &w.ids, &w.draw, &w.owner, &w.greedy.refreshed}) *array = arena.take<int32_t>(rows);
-  for (int64_t** array : {&w.bonus, &w.gains, &w.keys, &w.greedy.bounds, &w.greedy.sorted}) *array = arena.take<int64_t>(rows);
+  for (int64_t** array : {&w.bonus, &w.gains, &w.keys, &w.greedy.bounds, &w.greedy.sorted})
+    *array = arena.take<int64_t>(rows);
   return arena.used();
 }
 
 // The oracle of the greedy loop: one group's pair table.
 class Grouped {
  public:
-  Grouped(const Kernels& kernel, const PairTable& table, const int64_t* bonus, uint16_t* best, int32_t* fresh, bool* is_open)
+  Grouped(const Kernels& kernel, const PairTable& table, const int64_t* bonus, uint16_t* best, int32_t* fresh,
+          bool* is_open)
       : kernel_(kernel), table_(table), bonus_(bonus), best_(best), fresh_(fresh), is_open_(is_open) {}
   void gains(int64_t* out) const {
     kernel_.gains(table_, best_, fresh_);
@@ -81,7 +85,8 @@ class Grouped {
 // One group, from features to picks.
 class Group {
  public:
-  Group(const SelectionProblem& p, const SelectionResult& r, const Kernels& kernel, Worker& worker, Workspace& w, int64_t b, int64_t slot)
+  Group(const SelectionProblem& p, const SelectionResult& r, const Kernels& kernel, Worker& worker, Workspace& w,
+        int64_t b, int64_t slot)
       : p_(p), r_(r), kernel_(kernel), worker_(worker), w_(w), b_(b), slot_(slot), first_(p.offsets[b]), k_(p.k[b]) {
     table_.N = p.offsets[b + 1] - first_;
     table_.stride = round_up(table_.N, STRIDE);
@@ -98,7 +103,8 @@ class Group {
     const double largest = maximum();
     make_pairs(p_.weight, p_.quality, largest);
     if (p_.bonus != nullptr)
-      for (int64_t j = 0; j < N; ++j) w_.bonus[j] = std::llrint(static_cast<double>(p_.bonus[first_ + j]) * STEPS / largest);
+      for (int64_t j = 0; j < N; ++j)
+        w_.bonus[j] = std::llrint(static_cast<double>(p_.bonus[first_ + j]) * STEPS / largest);
     std::memset(w_.best, 0, table_.stride * sizeof *w_.best);
     std::fill(is_open_, is_open_ + N, true);
     if (p_.given != nullptr)
@@ -120,7 +126,8 @@ class Group {
   double maximum() const {
     double w = 1.0, a = 1.0;
     if (p_.weight != nullptr && table_.N > 0) w = *std::max_element(p_.weight + first_, p_.weight + first_ + table_.N);
-    if (p_.quality != nullptr && table_.N > 0) a = *std::max_element(p_.quality + first_, p_.quality + first_ + table_.N);
+    if (p_.quality != nullptr && table_.N > 0)
+      a = *std::max_element(p_.quality + first_, p_.quality + first_ + table_.N);
     return w * a > 0 ? w * a : 1.0;
   }
 
@@ -135,7 +142,8 @@ class Group {
     const int64_t U = (p_.x.columns + 1) / 2;
     // tiles reach to a multiple of 16 columns; the rest of a row is padding
     if (table_.stride - round_up(table_.N, PANEL) > 0)
-      for (int64_t j = 0; j < table_.N; ++j) std::memset(table_.t + (j + 1) * table_.stride - PANEL, 0, PANEL * sizeof *table_.t);
+      for (int64_t j = 0; j < table_.N; ++j)
+        std::memset(table_.t + (j + 1) * table_.stride - PANEL, 0, PANEL * sizeof *table_.t);
     for (int64_t panel = 0; panel < num_panels(table_.N); ++panel) {
       kernel_.pairs(w_.panels, U, panel, static_cast<int32_t>(is_shifted ? one_ : 0), w_.unit, w_.quality, table_);
       if (table_.N > EAGER_ROWS) worker_.checkpoint();
@@ -150,7 +158,9 @@ class Group {
       return;
     }
     for (int64_t i = 0; i < table_.N; ++i) w_.fresh[i] = static_cast<int32_t>(i);
-    const auto before = [this](int32_t i, int32_t j) { return w_.keys[i] != w_.keys[j] ? w_.keys[i] < w_.keys[j] : i < j; };
+    const auto before = [this](int32_t i, int32_t j) {
+      return w_.keys[i] != w_.keys[j] ? w_.keys[i] < w_.keys[j] : i < j;
+    };
     if (k_ < table_.N) std::nth_element(w_.fresh, w_.fresh + k_, w_.fresh + table_.N, before);
     std::copy(w_.fresh, w_.fresh + k_, out);
   }
@@ -181,7 +191,8 @@ class Group {
     for (int64_t j = 0; j < table_.N; ++j)
       if (is_open_[j]) rest[count++] = static_cast<int32_t>(j);
     if (p_.fill != Fill::index)
-      std::sort(rest, rest + count, [this](int32_t i, int32_t j) { return w_.keys[i] != w_.keys[j] ? w_.keys[i] < w_.keys[j] : i < j; });
+      std::sort(rest, rest + count,
+                [this](int32_t i, int32_t j) { return w_.keys[i] != w_.keys[j] ? w_.keys[i] < w_.keys[j] : i < j; });
     std::copy(rest, rest + (k_ - kept), w_.ids + kept);
     return k_;
   }

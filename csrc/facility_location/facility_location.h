@@ -1,5 +1,6 @@
 // Facility location per group, from raw features: the contract between the binding, the greedy loop and the kernels.
-// Definitions: mrtkern/ops/facility_location/__init__.py and reference.py; all results equal the reference's, bit for bit.
+// Definitions: mrtkern/ops/facility_location/__init__.py and reference.py; all results equal the reference's, bit for
+// bit.
 #pragma once
 
 #include <cstdint>
@@ -11,9 +12,10 @@ namespace mrt {
 enum class Fill { index, coverage, random, none };
 
 constexpr int64_t LARGEST_GROUP = 4096;  // gains of a group fit int32, its row numbers uint16
-constexpr int64_t COUNTED_ROWS = 64;     // up to here the k first of a group are found by counting, beyond by partial sorting
-constexpr int STEPS = 32767;             // fixed-point value of the largest pair
-constexpr int RANDOM_DRAWS = 8;          // uniform draws whose mean value is the zero of `skill`
+constexpr int64_t COUNTED_ROWS =
+    64;                          // up to here the k first of a group are found by counting, beyond by partial sorting
+constexpr int STEPS = 32767;     // fixed-point value of the largest pair
+constexpr int RANDOM_DRAWS = 8;  // uniform draws whose mean value is the zero of `skill`
 
 struct SelectionProblem {
   Features x;

@@ -1,9 +1,9 @@
 // The greedy loop, written once over a gain oracle.
 //
-// An Oracle has: gains(out) all gains now, -1 for rows that are closed; gain(j) one of them; take(j) picks j and closes it;
-// sum_of_largest(values, k, scratch).
-// Gains never rise (integers, submodular), so a stale gain is an upper bound: lazy greedy picks exactly what naive greedy picks.
-// At t = 0, 1, 2, 4, …, k all gains are refreshed: value + the sum of the k largest bounds any set of k rows from above.
+// An Oracle has: gains(out) all gains now, -1 for rows that are closed; gain(j) one of them; take(j) picks j and closes
+// it; sum_of_largest(values, k, scratch). Gains never rise (integers, submodular), so a stale gain is an upper bound:
+// lazy greedy picks exactly what naive greedy picks. At t = 0, 1, 2, 4, …, k all gains are refreshed: value + the sum
+// of the k largest bounds any set of k rows from above.
 #pragma once
 
 #include <algorithm>
@@ -38,7 +38,8 @@ int64_t leader(Oracle& oracle, int64_t N, int32_t step, const GreedyScratch& s) 
 
 // Up to k picks into ids and gains. With `given` they are prescribed; without, the loop ends when no candidate gains.
 template <class Oracle>
-GreedyResult greedy(Oracle& oracle, int64_t N, int64_t k, const int32_t* given, const GreedyScratch& s, int32_t* ids, int64_t* gains) {
+GreedyResult greedy(Oracle& oracle, int64_t N, int64_t k, const int32_t* given, const GreedyScratch& s, int32_t* ids,
+                    int64_t* gains) {
   GreedyResult result;
   for (int64_t step = 0;; ++step) {
     const bool bounds_now = step == k || (step & (step - 1)) == 0;

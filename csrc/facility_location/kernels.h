@@ -39,7 +39,8 @@ struct FixedPoint {
 };
 
 // Tiles of panel row p: a share of the table small enough to ask for interrupts in between.
-void pairs(const Unit* panels, int64_t U, int64_t p, int32_t base, const float* unit, const float* quality, const PairTable& table) {
+void pairs(const Unit* panels, int64_t U, int64_t p, int32_t base, const float* unit, const float* quality,
+           const PairTable& table) {
   panel_row<Pairs>(panels, table.N, U, p, FixedPoint{base, unit, quality, table});
 }
 
@@ -47,7 +48,9 @@ void gains(const PairTable& table, const uint16_t* best, int32_t* out) {
   for (int64_t j = 0; j < table.N; ++j) out[j] = excess(table.t + j * table.stride, best, table.stride);
 }
 
-int32_t gain(const PairTable& table, const uint16_t* best, int64_t j) { return excess(table.t + j * table.stride, best, table.stride); }
+int32_t gain(const PairTable& table, const uint16_t* best, int64_t j) {
+  return excess(table.t + j * table.stride, best, table.stride);
+}
 
 void take(const PairTable& table, int64_t j, uint16_t* __restrict best) {
   const uint16_t* __restrict t = table.t + j * table.stride;
@@ -64,7 +67,8 @@ int64_t cover(const PairTable& table, const int32_t* picks, int64_t count, uint1
 }
 
 // owner[i] = the pick (in ascending order) with the largest t[pick][i], the first of equals; -1 where that is 0.
-void owners(const PairTable& table, const int32_t* picks, int64_t count, uint16_t* __restrict best, int32_t* __restrict owner) {
+void owners(const PairTable& table, const int32_t* picks, int64_t count, uint16_t* __restrict best,
+            int32_t* __restrict owner) {
   memset(best, 0, table.stride * sizeof *best);
   for (int64_t i = 0; i < table.N; ++i) owner[i] = -1;
   for (int64_t pick = 0; pick < count; ++pick) {
@@ -102,7 +106,8 @@ MRT_INLINE void count_smaller(const int64_t* keys, int64_t N, int64_t* __restric
   }
 }
 
-// The positions of the k smallest keys in ascending order. Keys of a group differ: the hash is a bijection of the position.
+// The positions of the k smallest keys in ascending order. Keys of a group differ: the hash is a bijection of the
+// position.
 void smallest(const int64_t* keys, int64_t N, int64_t k, int32_t* __restrict out) {
   int64_t ranks[COUNTED_ROWS], count = 0;
   count_smaller(keys, N, ranks);

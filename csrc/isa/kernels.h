@@ -9,12 +9,15 @@ namespace mrt {
 struct Kernels {
   const char* name;
   // packing: see tile/pack.h
-  int64_t (*pack_lattice)(double radius, const Features& x, int64_t first, int64_t count, float* converted, Unit* staged, Unit* panels);
-  int64_t (*pack_floats)(bool normalise, const Features& x, int64_t first, int64_t count, float* converted, Unit* staged, Unit* panels);
+  int64_t (*pack_lattice)(double radius, const Features& x, int64_t first, int64_t count, float* converted,
+                          Unit* staged, Unit* panels);
+  int64_t (*pack_floats)(bool normalise, const Features& x, int64_t first, int64_t count, float* converted,
+                         Unit* staged, Unit* panels);
   // similarity: see similarity/kernels.h
   void (*similarities)(const Unit* panels, int64_t N, int64_t D, int64_t p, Metric metric, DType dtype, void* out);
   // facility_location: see facility_location/kernels.h
-  void (*pairs)(const Unit* panels, int64_t U, int64_t p, int32_t base, const float* unit, const float* quality, const PairTable& table);
+  void (*pairs)(const Unit* panels, int64_t U, int64_t p, int32_t base, const float* unit, const float* quality,
+                const PairTable& table);
   void (*gains)(const PairTable& table, const uint16_t* best, int32_t* out);
   int32_t (*gain)(const PairTable& table, const uint16_t* best, int64_t j);
   void (*take)(const PairTable& table, int64_t j, uint16_t* best);

@@ -1,4 +1,5 @@
-// Compiles every operation's kernels for one instruction set. Included once by each csrc/isa/<name>.cpp after its MRT_ switch.
+// Compiles every operation's kernels for one instruction set. Included once by each csrc/isa/<name>.cpp after its MRT_
+// switch.
 #pragma once
 
 #include "facility_location/kernels.h"
@@ -9,11 +10,13 @@
 namespace mrt {
 namespace {
 
-int64_t pack_lattice(double radius, const Features& x, int64_t first, int64_t count, float* converted, Unit* staged, Unit* panels) {
+int64_t pack_lattice(double radius, const Features& x, int64_t first, int64_t count, float* converted, Unit* staged,
+                     Unit* panels) {
   return pack(LatticeRows{radius}, x, first, count, converted, staged, panels);
 }
 
-int64_t pack_floats(bool normalise, const Features& x, int64_t first, int64_t count, float* converted, Unit* staged, Unit* panels) {
+int64_t pack_floats(bool normalise, const Features& x, int64_t first, int64_t count, float* converted, Unit* staged,
+                    Unit* panels) {
   return pack(FloatRows{normalise}, x, first, count, converted, staged, panels);
 }
 

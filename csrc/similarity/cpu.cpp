@@ -1,4 +1,5 @@
-// similarity of packed groups on the CPU: pack a group once, store its tiles. Memory per thread: 4 D (ceil16(N) + 17) bytes.
+// similarity of packed groups on the CPU: pack a group once, store its tiles. Memory per thread: 4 D (ceil16(N) + 17)
+// bytes.
 #include <algorithm>
 #include <atomic>
 #include <cstring>
@@ -11,7 +12,8 @@
 
 namespace mrt {
 
-int64_t similarity_ragged(const Features& x, int64_t num_groups, const int64_t* offsets, Metric metric, void* out, int threads) {
+int64_t similarity_ragged(const Features& x, int64_t num_groups, const int64_t* offsets, Metric metric, void* out,
+                          int threads) {
   const Kernels& kernel = kernels();
   const int64_t D = x.columns;
   std::vector<int64_t> starts(num_groups + 1, 0);

@@ -15,11 +15,16 @@ struct Features {
   int64_t columns;                    // D
 };
 
-// A panel holds 16 rows, interleaved: for every unit u, the u-th unit of each row. A unit is four bytes: one float32 or two int16.
+// A panel holds 16 rows, interleaved: for every unit u, the u-th unit of each row. A unit is four bytes: one float32 or
+// two int16.
 constexpr int PANEL = 16;
 typedef uint32_t Unit __attribute__((may_alias));
 
-constexpr int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
-constexpr int64_t num_panels(int64_t rows) { return (rows + PANEL - 1) / PANEL; }
+constexpr int64_t round_up(int64_t value, int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+constexpr int64_t num_panels(int64_t rows) {
+  return (rows + PANEL - 1) / PANEL;
+}
 
 }  // namespace mrt

@@ -119,10 +119,11 @@ MRT_INLINE void prefetch_row(const Features& x, int64_t row) {
   for (int64_t byte = 0; byte < x.columns * size; byte += 64) __builtin_prefetch(start + byte, 0, 2);
 }
 
-// Packs rows first … first + count - 1. Scratch: `converted` [16 D] floats; `staged` 16 rows of round_up(units, 16) units, zeroed
-// by the caller once. Returns the first row that holds NaN or infinity, or -1.
+// Packs rows first … first + count - 1. Scratch: `converted` [16 D] floats; `staged` 16 rows of round_up(units, 16)
+// units, zeroed by the caller once. Returns the first row that holds NaN or infinity, or -1.
 template <class Rows>
-MRT_INLINE int64_t pack(const Rows& rows, const Features& x, int64_t first, int64_t count, float* converted, Unit* staged, Unit* panels) {
+MRT_INLINE int64_t pack(const Rows& rows, const Features& x, int64_t first, int64_t count, float* converted,
+                        Unit* staged, Unit* panels) {
   const int64_t D = x.columns, U = rows.units(D), stride = round_up(U, PANEL);
   for (int64_t p = 0; p < num_panels(count); ++p) {
     const int num_rows = static_cast<int>(count - p * PANEL < PANEL ? count - p * PANEL : PANEL);

@@ -1,8 +1,8 @@
 // The registers of one instruction set: what the tile loop and the epilogues need and nothing more.
 //
-// Included by csrc/isa/<name>.cpp, which defines exactly one of MRT_AVX512, MRT_AVX2, MRT_PORTABLE. Everything here and in every
-// header that builds on it has internal linkage: an inline function with external linkage, compiled for AVX-512 and merged by the
-// linker with its twin, would crash a machine without it.
+// Included by csrc/isa/<name>.cpp, which defines exactly one of MRT_AVX512, MRT_AVX2, MRT_PORTABLE. Everything here and
+// in every header that builds on it has internal linkage: an inline function with external linkage, compiled for
+// AVX-512 and merged by the linker with its twin, would crash a machine without it.
 #pragma once
 
 #include <cstdint>
@@ -23,8 +23,9 @@
 namespace mrt {
 namespace {
 
-// Pairs: a unit is two int16, a product adds both products to an int32. Floats: a unit is a float32, fused multiply-add.
-// multiply_add: sum += one unit of *a times every unit of b. WIDTH units fill a register; ROWS rows of a panel are multiplied at a time, so that ROWS * 16 / WIDTH sums stay in registers.
+// Pairs: a unit is two int16, a product adds both products to an int32. Floats: a unit is a float32, fused
+// multiply-add. multiply_add: sum += one unit of *a times every unit of b. WIDTH units fill a register; ROWS rows of a
+// panel are multiplied at a time, so that ROWS * 16 / WIDTH sums stay in registers.
 
 #if defined(MRT_AVX512)
 
@@ -34,7 +35,8 @@ struct Pairs {
   static constexpr int WIDTH = 16, ROWS = 16;
   static MRT_INLINE Register zero() { return _mm512_setzero_si512(); }
   static MRT_INLINE Register load(const Unit* p) { return _mm512_load_si512(p); }
-  // Inline, because gcc 12 makes three instructions of the intrinsic: it copies the sum and will not broadcast from memory.
+  // Inline, because gcc 12 makes three instructions of the intrinsic: it copies the sum and will not broadcast from
+  // memory.
   static MRT_INLINE void multiply_add(const Unit* a, Register b, Register& sum) {
     asm("vpdpwssd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(b), "m"(*a));
   }
@@ -53,7 +55,8 @@ struct Floats {
   static MRT_INLINE void store(Sum* p, Register v) { _mm512_store_ps(p, v); }
 };
 
-// Sixteen interleaved float64 sums of squares. A float32's square is exact in float64, so fusing it with the addition changes nothing.
+// Sixteen interleaved float64 sums of squares. A float32's square is exact in float64, so fusing it with the addition
+// changes nothing.
 struct Squares {
   __m512d low = _mm512_setzero_pd(), high = _mm512_setzero_pd();
   MRT_INLINE void add(const float* x) {

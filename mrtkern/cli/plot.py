@@ -226,7 +226,7 @@ def draw_legend(part: Any, packed: Packed, found: Map, selection: Any, method: s
     lines = ["● kept, numbered in pick order     ○ dropped     — stands for it"]
     if packed.reward is not None:
         lines.append("larger dot: larger reward (by rank inside the prompt)")
-    lines.append(f"{100 * found.explained:.0f} % of the distances inside {named(packed, found)!r} lie in this plane")
+    lines.append(f"{100 * found.explained:.0f} % of the variance inside {named(packed, found)!r} lies in this plane")
     part.text(0.04, 0.98, "\n".join(lines), va="top", fontsize=9, color=INK, linespacing=1.5)
     if packed.texts is None:
         return

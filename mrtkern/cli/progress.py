@@ -35,7 +35,8 @@ class Steps:
     def stop(self) -> None:
         """Remove the bar; a second time does nothing."""
         self.timer.cancel()
-        self.bar.stop()
+        if self.bar.live.is_started:  # stopping one that never began prints an empty line
+            self.bar.stop()
 
     def begin(self, name: str, total: int | None = None) -> None:
         """Name what is done now; without a total the bar only moves."""

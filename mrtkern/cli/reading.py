@@ -29,6 +29,7 @@ ENDINGS = (".parquet", ".jsonl", ".csv")
 BLOCK_BYTES = 1 << 23  # holds a row of 100,000 numbers; small beside the features of any table worth streaming
 BATCH_ROWS = 1 << 14
 MAX_DEPTH = 256  # pyarrow 26 parses JSON by recursion and overflows the stack below 100,000 levels
+NOT_A_FLOAT = r"^[+-]?(0[0-9]|[0-9]{16,}$)"  # codes and ids: a float would drop their zeros or their last digits
 READ_ERRORS = (pa.ArrowException, OSError, MemoryError, OverflowError, ValueError, RecursionError)
 
 Batches = Iterator[tuple[int, Any]]  # (input row number of the first row, pyarrow.RecordBatch or Table)
@@ -86,7 +87,7 @@ class Parquet(Source):
     def batches(self, columns: list[str] | None = None) -> Batches:
         row = 0
         try:
-            with pq.ParquetFile(self.path) as file:
+            with pq.ParquetFile(self.path, pre_buffer=False) as file:  # True holds the whole file in memory
                 for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=columns):
                     batch.validate(full=True)  # a damaged page can decode to offsets that point nowhere
                     yield row, batch if columns is None else batch.select(columns)
@@ -148,14 +149,14 @@ def numbers(column: Any, wanted: Any) -> Any:
 
 
 def casts(column: Any, wanted: Any) -> bool:
-    """Whether every cell is a number of this type; an integer must also read back as the same text (007 is none)."""
+    """Whether every cell is a number of this type that says the same as its text: 007 and a 20-digit id stay text."""
     try:
         found = numbers(column, wanted)
     except pa.ArrowInvalid:
         return False
-    return not pa.types.is_integer(wanted) or bool(
-        pc.all(pc.equal(pc.cast(found, pa.string()), column)).as_py() in (True, None)
-    )
+    if pa.types.is_integer(wanted):
+        return pc.all(pc.equal(pc.cast(found, pa.string()), column)).as_py() is not False
+    return not pc.any(pc.match_substring_regex(column, NOT_A_FLOAT)).as_py()
 
 
 class Jsonl(Source):

@@ -27,7 +27,6 @@ from mrtkern.cli.packing import Packed
 from mrtkern.cli.writing import without_nan
 
 FLOOR = 1e-4  # smallest quality, as in select_responses
-MIN_WIDTH = 80  # no number of the table is cut, however narrow the terminal
 NUMBERS_PER_CHUNK = 1 << 22  # float32 numbers in the largest temporary array
 
 
@@ -174,7 +173,6 @@ def cell(name: str, number: float | None) -> str:
 def print_table(scores: dict[str, Scores], method: str, title: str, notes: list[str]) -> None:
     """The comparison on the terminal; the method that was written is marked."""
     console = Console(highlight=False)
-    console.width = max(console.width, MIN_WIDTH)
     table = Table(
         title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", padding=(0, 1, 0, 0), pad_edge=False
     )
@@ -186,6 +184,8 @@ def print_table(scores: dict[str, Scores], method: str, title: str, notes: list[
         mark = "→" if name == method and len(scores) > 1 else " "
         style = "bold" if mark == "→" else None
         table.add_row(f"{mark} {name}", *(cell(COLUMNS[i], getattr(row, COLUMNS[i])) for i in used), style=style)
+    needed = console.measure(table, options=console.options.update(max_width=1000)).maximum
+    console.width = max(console.width, needed)  # no number is cut on a narrow terminal
     console.print(table)
     for note in notes:
         console.print(note, soft_wrap=True, markup=False)

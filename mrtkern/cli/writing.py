@@ -14,6 +14,7 @@ is the input's.
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import math
@@ -131,6 +132,12 @@ class ParquetSink:
         self._flush()
         self.writer.close()
 
+    def abandon(self) -> None:
+        """Let go of a file that will be removed; after `close`, nothing."""
+        with contextlib.suppress(*READ_ERRORS):
+            self.writer.close()
+        self.writer.is_open = False  # else its destructor tries once more, and prints a traceback
+
 
 class CsvSink:
     """Lists, structures and bytes become JSON text: a CSV cell holds nothing else."""
@@ -150,8 +157,13 @@ class CsvSink:
         self.writer.write_table(table)
 
     def close(self) -> None:
-        """Nothing is left to write."""
+        """Write what pyarrow holds back."""
         self.writer.close()
+
+    def abandon(self) -> None:
+        """Let go of a file that will be removed; after `close`, nothing."""
+        with contextlib.suppress(*READ_ERRORS):
+            self.writer.close()
 
 
 class JsonlSink:
@@ -170,6 +182,9 @@ class JsonlSink:
 
     def close(self) -> None:
         """Nothing is left to write."""
+
+    def abandon(self) -> None:
+        """Nothing is held."""
 
 
 SINKS: dict[str, Callable[[Any, Any], Any]] = {".parquet": ParquetSink, ".csv": CsvSink, ".jsonl": JsonlSink}
@@ -219,7 +234,7 @@ def check_schema(source: Source, ending: str) -> None:
         if name in source.schema.names:
             raise InputError(f"{source.path} must not have a column {name!r}: select adds it")
     try:
-        SINKS[ending](io.BytesIO(), source.schema)
+        SINKS[ending](io.BytesIO(), source.schema).close()
     except READ_ERRORS as error:
         raise InputError(
             f"the columns of {source.path} cannot be written as {ending[1:]}: {first_line(error)}"
@@ -306,17 +321,25 @@ def write_rows(
             return
         schema = output_schema(source, packed, ending)
         sink = SINKS[ending](out.file, schema)
-        for first_row, batch in source.batches():
-            table = as_table(batch)
-            for i, name in enumerate(table.schema.names):
-                if isinstance(source, Csv) and not pa.types.is_string(schema.field(i).type):
-                    table = table.set_column(i, name, numbers(table.column(i), schema.field(i).type))
-            if packed.splits is None:
-                table = long_rows(table, first_row, columns, all_rows)
-            else:
-                table = nested_rows(table, first_row, columns, all_rows, packed)
-            sink.write(table.cast(schema))
-            advance(batch.num_rows)
-        sink.close()
+        try:
+            for first_row, batch in source.batches():
+                table = typed(as_table(batch), schema) if isinstance(source, Csv) else as_table(batch)
+                if packed.splits is None:
+                    table = long_rows(table, first_row, columns, all_rows)
+                else:
+                    table = nested_rows(table, first_row, columns, all_rows, packed)
+                sink.write(table.cast(schema))
+                advance(batch.num_rows)
+            sink.close()
+        finally:
+            sink.abandon()
     except READ_ERRORS as error:
         raise InputError(f"output {str(out.path)!r} cannot be written: {first_line(error)}") from error
+
+
+def typed(table: Any, schema: Any) -> Any:
+    """A batch of CSV with numbers where `schema` has them."""
+    for i, name in enumerate(table.schema.names):
+        if not pa.types.is_string(schema.field(i).type):
+            table = table.set_column(i, name, numbers(table.column(i), schema.field(i).type))
+    return table

@@ -48,7 +48,8 @@ def forward(inputs: Inputs) -> Picks:
     x = inputs.x
     offsets, k, key = inputs.offsets.contiguous(), inputs.k.contiguous(), inputs.group_key.contiguous()
     weight, quality, bonus, given = (
-        None if value is None else value.contiguous() for value in (inputs.weight, inputs.quality, inputs.bonus, inputs.given)
+        None if value is None else value.contiguous()
+        for value in (inputs.weight, inputs.quality, inputs.bonus, inputs.given)
     )
     B, total = len(k), int(k.sum())
     ids, gains, share = k.new_empty(total), k.new_empty(total), torch.empty(total)

@@ -46,7 +46,9 @@ def _launch(
         first_row, subject,
     )  # fmt: skip
     picks = _dispatch.run(OP, backend, Problem.of(inputs)).forward(inputs)
-    rows = offsets if kind == "grouped" else offsets.new_tensor([0, x.shape[0] if targets is None else targets.shape[0]])
+    rows = (
+        offsets if kind == "grouped" else offsets.new_tensor([0, x.shape[0] if targets is None else targets.shape[0]])
+    )
     maximum = selection.maximum(weight, quality, rows, offsets)
     return (*picks, maximum, torch.tensor(scale if kind == "similarity" else 1.0, dtype=torch.float64))
 
@@ -55,10 +57,16 @@ torch.library.impl("mrtkern::facility_location", ("cpu", "cuda"), _launch)
 
 
 @torch.library.register_fake("mrtkern::facility_location")
-def _fake(kind: str, x: Tensor, offsets: Tensor, k: Tensor, clamp_k: bool, targets: Tensor | None, *rest: object) -> tuple[Tensor, ...]:
+def _fake(
+    kind: str, x: Tensor, offsets: Tensor, k: Tensor, clamp_k: bool, targets: Tensor | None, *rest: object
+) -> tuple[Tensor, ...]:
     total = torch.library.get_ctx().new_dynamic_size()
     B = k.shape[0]
-    ids, gains, owner = offsets.new_empty(total), offsets.new_empty(total), offsets.new_empty((targets if targets is not None else x).shape[0])
+    ids, gains, owner = (
+        offsets.new_empty(total),
+        offsets.new_empty(total),
+        offsets.new_empty((targets if targets is not None else x).shape[0]),
+    )
     each = [offsets.new_empty(B) for _ in range(4)]
     share, maximum = x.new_empty(total, dtype=torch.float32), x.new_empty(B, dtype=torch.float64)
     return (ids, gains, offsets.new_empty(B + 1), *each, owner, share, maximum, x.new_empty((), dtype=torch.float64))
@@ -88,9 +96,13 @@ def _matrix_scale(s: Tensor, scale: float | None) -> float:
 
 def _start_values(start: Tensor, candidates: int) -> None:
     if start.numel() and not 0 <= int(start.min()) <= int(start.max()) < candidates:
-        _check.fail(OP, "start", f"hold row numbers from 0 to {candidates - 1}", f"{int(start.min())} … {int(start.max())}")
+        _check.fail(
+            OP, "start", f"hold row numbers from 0 to {candidates - 1}", f"{int(start.min())} … {int(start.max())}"
+        )
     if start.unique().numel() != start.numel():
-        _check.fail(OP, "start", "name each row once", f"{start.numel()} entries with {start.unique().numel()} different ones")
+        _check.fail(
+            OP, "start", "name each row once", f"{start.numel()} entries with {start.unique().numel()} different ones"
+        )
 
 
 def _given_values(given: Tensor, offsets: Tensor, k: Tensor, mask: Tensor | None) -> None:
@@ -103,7 +115,9 @@ def _given_values(given: Tensor, offsets: Tensor, k: Tensor, mask: Tensor | None
         i = int(outside.int().argmax())
         _check.fail(OP, "given", f"stay inside its group {int(group[i])}", f"row {int(given[i])}")
     if given.unique().numel() != given.numel():
-        _check.fail(OP, "given", "name each row once", f"{given.numel()} entries with {given.unique().numel()} different ones")
+        _check.fail(
+            OP, "given", "name each row once", f"{given.numel()} entries with {given.unique().numel()} different ones"
+        )
     if mask is not None and not bool(mask[given].all()):
         _check.fail(OP, "given", "respect mask", f"row {int(given[~mask[given]][0])}")
 
@@ -128,10 +142,14 @@ def _fitting(k: Tensor, room: Tensor, kind: str) -> Tensor:
     return k
 
 
-def _sides(x: Tensor | None, similarity: Tensor | None, targets: Tensor | None, offsets: Tensor | None) -> tuple[str, Tensor]:
+def _sides(
+    x: Tensor | None, similarity: Tensor | None, targets: Tensor | None, offsets: Tensor | None
+) -> tuple[str, Tensor]:
     """Which kind of problem this is, and its matrix; refuses contradictory arguments."""
     if (x is None) == (similarity is None):
-        raise ValueError(f"{OP}: exactly one of x and similarity must be given, got {'neither' if x is None else 'both'}")
+        raise ValueError(
+            f"{OP}: exactly one of x and similarity must be given, got {'neither' if x is None else 'both'}"
+        )
     matrix = x if x is not None else similarity
     name = "x" if x is not None else "similarity"
     _check.floating(OP, name, matrix)
@@ -139,11 +157,18 @@ def _sides(x: Tensor | None, similarity: Tensor | None, targets: Tensor | None, 
     if matrix.ndim != 2:
         _check.fail(OP, name, "be a matrix", _check.shape(matrix))
     if offsets is not None and (x is None or targets is not None):
-        raise ValueError(f"{OP}: offsets must come with x and without targets, got {'targets' if x is not None else 'similarity'}")
+        raise ValueError(
+            f"{OP}: offsets must come with x and without targets, got {'targets' if x is not None else 'similarity'}"
+        )
     if targets is not None:
         _check.floating(OP, "targets", targets)
         if x is None or targets.ndim != 2 or targets.shape[1] != matrix.shape[1]:
-            _check.fail(OP, "targets", "be a matrix with the features of x", f"{_check.shape(targets)} for {name} {_check.shape(matrix)}")
+            _check.fail(
+                OP,
+                "targets",
+                "be a matrix with the features of x",
+                f"{_check.shape(targets)} for {name} {_check.shape(matrix)}",
+            )
     if offsets is not None:
         _check.offsets(OP, offsets, matrix.device)
     return ("similarity" if x is None else "global" if offsets is None else "grouped"), matrix

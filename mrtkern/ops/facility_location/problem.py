@@ -92,7 +92,9 @@ class Case:
         offsets = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])
         T = int(offsets[-1])
         num_modes = max(2, self.N // 4)
-        mode = torch.arange(self.B).repeat_interleave(sizes) * num_modes + torch.randint(0, num_modes, (T,), generator=generator)
+        mode = torch.arange(self.B).repeat_interleave(sizes) * num_modes + torch.randint(
+            0, num_modes, (T,), generator=generator
+        )
         centres = torch.randn(self.B * num_modes, self.D, generator=generator)
         x = torch.randn(T, self.D, generator=generator).mul_(0.7).add_(centres[mode])
         return x.to(self.dtype), offsets

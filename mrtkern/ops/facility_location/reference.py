@@ -53,7 +53,15 @@ class Greedy:
 
 
 def select(
-    t: Tensor, plain: Tensor, bonus: Tensor, k: int, start: list[int], given: list[int] | None, mask: Tensor, fill: str, key: Tensor
+    t: Tensor,
+    plain: Tensor,
+    bonus: Tensor,
+    k: int,
+    start: list[int],
+    given: list[int] | None,
+    mask: Tensor,
+    fill: str,
+    key: Tensor,
 ) -> dict[str, Any]:
     """One problem: t and plain (unit weights) [M, N], rank keys [1 + RANDOM_DRAWS, N]. Keys of the result as in Picks."""
     greedy = Greedy(t, bonus, mask.clone(), start)
@@ -141,7 +149,9 @@ def _one(inputs: Inputs, b: int) -> dict[str, Any]:
     t = fixed_point(s, scale, weight, quality, maximum)
     plain = fixed_point(s, scale, torch.ones(M), torch.ones(N), 1.0)
     extra = torch.round(bonus.double() * lattice.STEPS / maximum).long()
-    key = torch.stack([_random.keys(inputs.seed, draw, inputs.group_key[b], torch.arange(N)) for draw in range(1 + RANDOM_DRAWS)])
+    key = torch.stack(
+        [_random.keys(inputs.seed, draw, inputs.group_key[b], torch.arange(N)) for draw in range(1 + RANDOM_DRAWS)]
+    )
     start = [] if inputs.start is None else inputs.start.tolist()
     mask = torch.ones(N, dtype=torch.bool) if inputs.mask is None else inputs.mask[first:last]
     before = int(inputs.k[:b].sum())

@@ -83,7 +83,9 @@ def finish(picks: Picks, u: Units, sizes: Tensor, is_grouped: bool) -> Selection
     per_pick = torch.repeat_interleave(u.step, kept, output_size=picks.ids.shape[0])
     gains = picks.gains * per_pick
     if is_grouped:
-        return Selection(picks.ids, gains, picks.offsets, value, upper_bound, skill, picks.owner, picks.share, picks.effective_k)
+        return Selection(
+            picks.ids, gains, picks.offsets, value, upper_bound, skill, picks.owner, picks.share, picks.effective_k
+        )
     fields = (value[0], upper_bound[0], skill[0], picks.owner, picks.share, picks.effective_k[0])
     return Selection(picks.ids, gains, None, *fields)
 

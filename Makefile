@@ -1,0 +1,46 @@
+# Every target sets up what it needs: a virtual environment in $(VENV) and the compiled kernels beside the sources.
+
+PYTHON ?= python3
+VENV   ?= .venv
+
+CSRC   := $(shell find csrc -type f 2>/dev/null)
+RUN    := $(VENV)/bin/python
+
+.PHONY: demo test check full bench gpu
+
+demo: $(VENV)/built
+	mkdir -p demo
+	$(VENV)/bin/mrtkern select mrtkern/data/wordnet_senses.parquet -o demo/kept.parquet --group-by word --k 4 \
+		--text gloss --reward tag_count --compare --report demo/report.json --plot demo/kept.png
+
+test: $(VENV)/built
+	$(RUN) -m pytest -q
+
+check: $(VENV)/built
+	$(RUN) -m ruff check
+	$(RUN) -m ruff format --check
+	$(RUN) -m mypy
+	$(VENV)/bin/clang-format --dry-run -Werror $(filter %.cpp %.h %.cu %.cuh,$(CSRC))
+	$(MAKE) test
+
+full: $(VENV)/built
+	$(RUN) -m pytest -q -m ""
+
+bench: $(VENV)/built
+	$(RUN) -m bench
+
+gpu: $(VENV)/built
+	$(RUN) -m pytest -q -m gpu
+	$(RUN) -m bench
+
+# Editable, so that a change in Python needs no second installation; the versions are those of constraints.txt.
+$(VENV)/installed: pyproject.toml setup.py constraints.txt
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install -qq -c constraints.txt setuptools pybind11
+	$(RUN) -m pip install -qq -c constraints.txt --no-build-isolation -e ".[cli,test,bench,dev]"
+	touch $@
+
+# Recompiles what a change in csrc reaches; the objects are shared with the installation above.
+$(VENV)/built: $(VENV)/installed $(CSRC)
+	$(RUN) setup.py -q build_ext --inplace
+	touch $@

@@ -1,0 +1,9 @@
+"""Benchmarks: `python -m bench [op]` times every case tagged "bench" against its peers in one interleaved run.
+
+__main__    the command line                      harness   competitors, interleaving, medians, ratios
+roofline    what this machine can do, measured    worker    child processes: peak memory, another git revision
+report      the table, RESULTS.md                 peers     the programs a good user would otherwise write
+<op>        cases, competitors, the check that refuses wrong answers, targets and why one is missed
+"""
+
+OPS = ("facility_location", "similarity")  # bench/<op>.py exists for each

@@ -1,0 +1,180 @@
+"""`python -m bench [op ...]`: time every case against its peers in one interleaved run, and write RESULTS.md."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench import OPS, machine, report
+from bench.harness import Competitor, WrongAnswer, interleave
+from bench.roofline import Flush, Roofline
+from bench.worker import ROOT, Worker
+
+ROUNDS = 21  # odd, so that a median is a measurement
+QUICK_ROUNDS = 3
+RESULTS = Path(__file__).with_name("RESULTS.md")
+EXAMPLE = """\
+example: python -m bench facility_location --peers
+         python -m bench facility_location --base HEAD~1 --case "800 x 64" --quick
+
+A run of all cases with all peers and at least as many rounds as by default rewrites the operation's section of
+bench/RESULTS.md; any other run only prints.
+Exit status 1: a competitor's answer is wrong, and nothing is reported about that case.
+"""
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        "python -m bench", description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("ops", nargs="*", metavar="op", help=f"any of {', '.join(OPS)} (default: all)")
+    parser.add_argument(
+        "--peers",
+        action=argparse.BooleanOptionalAction,
+        help="time the peers too (default: yes, unless --base is given)",
+    )
+    parser.add_argument(
+        "--base", metavar="REF", help="build this git revision in a temporary folder and time it alternately"
+    )
+    parser.add_argument("--case", default="", metavar="NAME", help="only cases whose name contains this")
+    parser.add_argument("--threads", type=int, metavar="N", help="threads for everyone (default: torch's)")
+    parser.add_argument("--rounds", type=int, metavar="N", help=f"rounds of A B C (default: {ROUNDS})")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_ROUNDS} rounds, no peak memory")
+    args = parser.parse_args(arguments)
+    for op in args.ops:
+        if op not in OPS:
+            parser.error(f"op must be one of {', '.join(OPS)}, got {op!r}")
+    for name in ("threads", "rounds"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name} must be at least 1, got {value}")
+    args.ops = args.ops or list(OPS)
+    args.rounds = args.rounds or (QUICK_ROUNDS if args.quick else ROUNDS)
+    args.peers = args.base is None if args.peers is None else args.peers
+    return args
+
+
+@contextmanager
+def built(ref: str) -> Iterator[Path]:
+    """A temporary folder with the sources of a git revision and its compiled kernels."""
+    with tempfile.TemporaryDirectory(prefix="bench-base-") as folder:
+        archive = Path(folder) / "base.tar"
+        subprocess.run(["git", "archive", f"--output={archive}", ref], cwd=ROOT, check=True)
+        tree = Path(folder) / "tree"
+        with tarfile.open(archive) as file:
+            file.extractall(tree, filter="data")
+        command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+        subprocess.run(command, cwd=tree, check=True, stdout=subprocess.DEVNULL)
+        yield tree
+
+
+def base_competitors(
+    op: Any, inputs: Any, stack: ExitStack, tree: Path, ref: str
+) -> tuple[list[Competitor], dict[str, Any]]:
+    """Ours and the base, each in a child process of its own, and the answer of the base."""
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
+    torch.save(inputs, folder / "inputs")
+    mine = stack.enter_context(Worker(op.OP, folder / "inputs"))
+    base = stack.enter_context(Worker(op.OP, folder / "inputs", tree))
+    if mine.hello["has_kernels"] != base.hello["has_kernels"]:
+        raise RuntimeError(
+            f"bench: both revisions must have compiled kernels or neither, got {mine.hello} and {base.hello}"
+        )
+    base.ask("answer", report.OURS, file=str(folder / "answer"))
+    name = f"base {ref}"
+    found = [
+        Competitor(report.OURS, partial(op.ours, inputs), clock=partial(mine.ask, "time", report.OURS)),
+        Competitor(name, partial(op.ours, inputs), clock=partial(base.ask, "time", report.OURS), has_memory=False),
+    ]
+    return found, {name: torch.load(folder / "answer")}
+
+
+def run_case(op: Any, case: Any, args: argparse.Namespace, roofline: Roofline, tree: Path | None) -> report.CaseResult:
+    """Check all answers, then time all competitors, then measure their memory."""
+    inputs = op.make_inputs(case)
+    own = op.own(inputs)
+    others = op.others(inputs) if args.peers else []
+    with ExitStack() as stack:
+        answers = {competitor.name: op.answer(inputs, competitor.run()) for competitor in [*own, *others]}
+        if tree is not None:
+            own, found = base_competitors(op, inputs, stack, tree, args.base)
+            answers |= found
+        checked = op.check(inputs, answers)
+        competitors = [*own, *others, *roofline.competitors(inputs["x"].detach())]
+        flush = Flush()
+        interleave(competitors, 1, before=flush)  # the answers above were the first warm-up, this is the second
+        seconds = interleave(competitors, args.rounds, before=flush, label=case.name)
+    memory = {} if args.quick else peak_memory(op, inputs, [c.name for c in competitors if c.has_memory])
+    nbytes, flops = op.work(case)
+    notes = {competitor.name: competitor.note for competitor in competitors}
+    notes[report.OURS] = f"backend {op.backend(case)}"
+    return report.CaseResult(case.name, seconds, checked, notes, memory, inputs["x"].nbytes, nbytes, flops)
+
+
+def peak_memory(op: Any, inputs: Any, names: list[str]) -> dict[str, int | None]:
+    """Peak memory of each, in a fresh process each: what one leaves behind must not serve the next."""
+    found = {}
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        path = Path(folder) / "inputs"
+        torch.save(inputs, path)
+        for name in names:
+            with Worker(op.OP, path) as worker:
+                found[name] = worker.ask("memory", name)
+    return found
+
+
+def run_op(op: Any, args: argparse.Namespace, roofline: Roofline, tree: Path | None) -> None:
+    """All cases of one operation: print them, and write them down when the run is complete."""
+    cases = [case for case in op.cases() if args.case in case.name]
+    if not cases:
+        raise SystemExit(
+            f"bench: no case of {op.OP} has {args.case!r} in its name: " + ", ".join(c.name for c in op.cases())
+        )
+    results = []
+    for case in cases:
+        try:
+            results.append(run_case(op, case, args, roofline, tree))
+        except WrongAnswer as error:
+            raise SystemExit(f"bench: {op.OP}, {case.name}: {error}") from None
+        print(report.case_text(results[-1], is_markdown=False), end="\n\n", flush=True)
+    if op.TARGETS:
+        print(report.target_text(results, op.TARGETS, op.REASONS, is_markdown=False), end="\n\n", flush=True)
+    if not args.peers or args.case or args.quick or args.rounds < ROUNDS or tree is not None:
+        return
+    facts = machine.facts(args.rounds)
+    body = [report.target_text(results, op.TARGETS, op.REASONS, is_markdown=True)]
+    body += [report.case_text(result, is_markdown=True) for result in results]
+    report.write_section(RESULTS, op.OP, report.section(op.OP, facts, body))
+    print(f"written: {RESULTS.relative_to(ROOT)}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run what the command line asks for."""
+    args = parse(arguments)
+    machine.set_threads(args.threads or torch.get_num_threads())
+    print("\n".join(f"{name}: {value}" for name, value in machine.facts(args.rounds).items()), end="\n\n", flush=True)
+    with built(args.base) if args.base else nullcontext(None) as tree:
+        roofline = Roofline.choose(min(args.rounds, 5))
+        for name in args.ops:
+            run_op(importlib.import_module(f"bench.{name}"), args, roofline, tree)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (RuntimeError, subprocess.CalledProcessError) as error:
+        sys.exit(f"{error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,196 @@
+"""What a run says: an aligned table on the terminal, and one section per operation in RESULTS.md."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench.harness import Spread, ratios
+from bench.roofline import PRODUCT, PRODUCT_FLOPS, READ, Roofline
+
+OURS = "mrtkern"
+MIB = 1 << 20
+COLUMNS = ("", "median ms", "quartiles", "GB/s", "GFLOP/s", "% of roof", "MiB", "time / ours", "quartiles", "answer")
+PREAMBLE = """# Results
+
+Written by `python -m bench`, one section per operation, each with the machine it was measured on. What is not here is
+not claimed. Graphics processors: not measured.
+
+* **time / ours**: median over the rounds of its time divided by ours in the same round.
+* **GB/s**, **GFLOP/s**: bytes moved at least once and operations of all pairs, over the median time.
+* **roof**: the larger of moving those bytes as fast as `read` reads the features in the same round, and doing those
+  operations at the rate of torch's fastest large matrix product in the same round.
+* **MiB**: peak memory beyond inputs and outputs, in a process of its own.
+* **answer**: a selection's value, or its relative difference from ours; a similarity's largest error.
+
+The caches are emptied before every call.
+"""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What an operation set out to reach on the cases whose names begin with `case`.
+
+    quantity: "speedup" (time of `against` over ours, at least the limit), "cost" (ours over `against`, at most the
+    limit) or "memory" (MiB beyond inputs and outputs, at most the limit).
+    """
+
+    case: str
+    text: str
+    quantity: str
+    limit: float
+    against: str = ""
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """All numbers of one case."""
+
+    name: str
+    seconds: Mapping[str, list[float]]  # competitor -> rounds
+    answers: Mapping[str, str]
+    notes: Mapping[str, str]
+    memory: Mapping[str, int | None]
+    read_bytes: int  # of the features
+    bytes: int
+    flops: int
+    ratios: Mapping[str, Spread] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ratios", ratios(self.seconds, OURS))
+
+    def roof(self) -> list[float]:
+        """Least seconds of the call in each round."""
+        return Roofline.seconds(self.seconds, self.read_bytes, self.bytes, self.flops)
+
+    def reached(self, target: Target) -> float | None:
+        """The number that a target speaks of; None when it was not measured."""
+        if target.quantity == "memory":
+            used = self.memory.get(OURS)
+            return None if used is None else used / MIB
+        if target.against not in self.ratios:
+            return None
+        if target.quantity == "speedup":
+            return self.ratios[target.against].median
+        return ratios(self.seconds, target.against)[OURS].median
+
+
+def rows(result: CaseResult) -> list[tuple[str, ...]]:
+    """One line per competitor, ours first, the roof's product left out."""
+    roof = result.roof()
+    found = []
+    for name, seconds in result.seconds.items():
+        if name == PRODUCT:
+            continue
+        time = Spread.of(seconds)
+        share = Spread.of(least / mine for least, mine in zip(roof, seconds, strict=True))
+        ratio = result.ratios.get(name)
+        memory = result.memory.get(name)
+        nbytes, flops = (result.read_bytes, 0) if name == READ else (result.bytes, result.flops)
+        found.append(
+            (
+                name,
+                f"{time.median * 1e3:.2f}",
+                f"{time.low * 1e3:.2f} – {time.high * 1e3:.2f}",
+                f"{nbytes / time.median / 1e9:.1f}",
+                f"{flops / time.median / 1e9:.1f}" if flops else "",
+                f"{share.median:.0%}" if flops else "",
+                "" if memory is None else f"{memory / MIB:.1f}",
+                f"{ratio.median:.2f}" if ratio else "1",
+                f"{ratio.low:.2f} – {ratio.high:.2f}" if ratio else "",
+                result.answers.get(name, ""),
+            )
+        )
+    return found
+
+
+def align(header: Sequence[str], lines: Iterable[Sequence[str]], *, is_markdown: bool, numbers: slice) -> str:
+    """A table in columns of equal width; those of `numbers` stand to the right."""
+    table = [list(header), *(list(line) for line in lines)]
+    widths = [max(3, *(len(line[i]) for line in table)) for i in range(len(header))]
+    is_number = [i in range(len(header))[numbers] for i in range(len(header))]
+    bar = [
+        "-" * (width - right) + (":" if is_markdown else "-") * right
+        for width, right in zip(widths, is_number, strict=True)
+    ]
+    table.insert(1, bar)
+    text = []
+    for line in table:
+        cells = [f"{v:>{w}}" if right else f"{v:<{w}}" for v, w, right in zip(line, widths, is_number, strict=True)]
+        text.append("| " + " | ".join(cells) + " |" if is_markdown else "  ".join(cells).rstrip())
+    return "\n".join(text)
+
+
+def case_text(result: CaseResult, *, is_markdown: bool) -> str:
+    """Name, roof, table and notes of one case."""
+    read, product = (Spread.of(result.seconds[name]).median for name in (READ, PRODUCT))
+    is_by_bytes = result.bytes * read / result.read_bytes >= result.flops * product / PRODUCT_FLOPS
+    lines = [
+        f"### {result.name}" if is_markdown else result.name,
+        "",
+        f"Roof {Spread.of(result.roof()).median * 1e3:.2f} ms, set by {'memory' if is_by_bytes else 'arithmetic'}: "
+        f"read {result.read_bytes / read / 1e9:.1f} GB/s, "
+        f"{result.notes[PRODUCT]} {PRODUCT_FLOPS / product / 1e9:.0f} GFLOP/s.",
+        "",
+        align(COLUMNS, rows(result), is_markdown=is_markdown, numbers=slice(1, None)),
+        "",
+        *(
+            f"{'* ' if is_markdown else '  '}{name}: {note}"
+            for name, note in result.notes.items()
+            if note and name != PRODUCT
+        ),
+    ]
+    return "\n".join(lines)
+
+
+def target_text(
+    results: Sequence[CaseResult],
+    targets: Iterable[Target],
+    reasons: Mapping[tuple[str, str], str],
+    *,
+    is_markdown: bool,
+) -> str:
+    """What was to be reached, what was reached, and why not."""
+    lines = []
+    for target in targets:
+        for result in results:
+            if not result.name.startswith(target.case):
+                continue
+            reached = result.reached(target)
+            is_met = reached is not None and (
+                reached >= target.limit if target.quantity == "speedup" else reached <= target.limit
+            )
+            unit = " MiB" if target.quantity == "memory" else " x"
+            said = "not measured" if reached is None else f"{reached:.2f}{unit}"
+            reason = "" if is_met else reasons.get((result.name, target.text), "")
+            lines.append((result.name, target.text, said, "yes" if is_met else "no", reason))
+    header = ("case", "target", "reached", "met", "reason")
+    return align(header, lines, is_markdown=is_markdown, numbers=slice(2, 3)) if lines else ""
+
+
+def section(op: str, facts: Mapping[str, str], body: Iterable[str]) -> str:
+    """The part of RESULTS.md that belongs to one operation."""
+    lines = [f"## {op}", "", *(f"* {name}: {value}" for name, value in facts.items())]
+    return "\n\n".join(["\n".join(lines), *(part for part in body if part)]) + "\n"
+
+
+def replace_section(document: str, op: str, text: str) -> str:
+    """The document with one section replaced where it stands, or appended; the preamble is always today's."""
+    sections = {
+        part.partition("\n")[0]: part.strip("\n") for part in re.split(r"^## ", document, flags=re.MULTILINE)[1:]
+    }
+    sections[op] = text.removeprefix("## ").strip("\n")
+    return PREAMBLE + "".join(f"\n## {part}\n" for part in sections.values())
+
+
+def write_section(path: Path, op: str, text: str) -> None:
+    """Replace one section of a file, by way of a temporary file and a rename."""
+    document = replace_section(path.read_text() if path.exists() else "", op, text)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name, delete=False) as file:
+        file.write(document)
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, path)

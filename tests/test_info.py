@@ -1,0 +1,107 @@
+"""`mrtkern info` and the command line around it: what is printed, and how a command ends."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import mrtkern
+from mrtkern import __main__ as cli
+from mrtkern import _dispatch
+from mrtkern.ops import OPS
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    assert cli.main(["info"]) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_info_names_version_threads_and_gpus(capsys: pytest.CaptureFixture[str]) -> None:
+    text = lines(capsys)
+    assert text[0].startswith(f"mrtkern   {mrtkern.__version__}, torch {torch.__version__}, Python ")
+    assert text[2].startswith(f"threads   torch uses {torch.get_num_threads()}, ")
+    assert text[3].startswith("GPUs      ")
+
+
+def test_info_answers_for_every_operation_and_backend(capsys: pytest.CaptureFixture[str]) -> None:
+    answers = {tuple(line.split()[:3]): line.split(maxsplit=3)[3] for line in lines(capsys)[6:]}
+    devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    assert set(answers) == {(op, backend, device) for op in OPS for backend in _dispatch.BACKENDS for device in devices}
+    assert all(answer == "yes" or len(answer) > len("no: ") for answer in answers.values())
+    assert all(answers[op, "reference", "cpu"] == "yes" for op in OPS)
+
+
+def test_info_names_the_instruction_set_and_its_cap() -> None:
+    extension = pytest.importorskip("mrtkern._C", reason="installed without compiled kernels")
+    child = subprocess.run(
+        [sys.executable, "-m", "mrtkern", "info"],
+        env={**os.environ, "MRTKERN_ISA": "portable"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    expected = (
+        f"kernels   portable, capped by MRTKERN_ISA=portable (available: {', '.join(extension.isas())}), compiler "
+    )
+    assert child.stdout.splitlines()[1].startswith(expected)
+
+
+def test_help_lists_the_commands_and_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    for argv, expected in ((["--help"], "info"), (["--help"], "select"), (["info", "--help"], "$ mrtkern info")):
+        with pytest.raises(SystemExit) as end:
+            cli.main(argv)
+        assert end.value.code == 0
+        assert expected in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("argv", [[], ["unknown"], ["info", "--unknown"]])
+def test_a_wrong_command_line_ends_with_status_2(argv: list[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(argv)
+    assert end.value.code == 2
+
+
+def end_of(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Status of a command that raises `error`."""
+
+    def run(args: object) -> int:
+        raise error
+
+    monkeypatch.setattr("mrtkern.cli.info.run", run)
+    return cli.main(["info"])
+
+
+def test_bad_input_is_one_line_and_status_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert end_of(cli.InputError("row 3 is empty"), monkeypatch) == 2
+    assert capsys.readouterr().err == "mrtkern info: row 3 is empty\n"
+
+
+def test_a_missing_extra_is_one_line_and_status_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert end_of(ModuleNotFoundError("No module named 'pyarrow.csv'", name="pyarrow.csv"), monkeypatch) == 2
+    assert capsys.readouterr().err == 'mrtkern info: needs the cli extra, pip install "mrtkern[cli]"\n'
+
+
+def test_any_other_missing_module_is_a_fault_and_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ModuleNotFoundError):
+        end_of(ModuleNotFoundError("No module named 'mrtkern.gone'", name="mrtkern.gone"), monkeypatch)
+
+
+def test_an_interrupt_ends_with_status_130_and_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert end_of(KeyboardInterrupt(), monkeypatch) == 130
+    assert capsys.readouterr().err == ""
+
+
+def test_a_closed_pipe_ends_without_a_traceback() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    child = subprocess.run([sys.executable, "-m", "mrtkern", "info"], stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (child.returncode, child.stderr) == (141, "")

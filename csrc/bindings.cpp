@@ -19,6 +19,12 @@ namespace py = pybind11;
 
 namespace {
 
+#if defined(__clang__)
+constexpr const char* COMPILER = "";  // clang's __VERSION__ names it
+#else
+constexpr const char* COMPILER = "gcc ";
+#endif
+
 using Address = std::uintptr_t;
 
 // Called by the thread that entered the library, which gave up the interpreter: take it back for a moment.
@@ -130,7 +136,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("isa", [] { return mrt::kernels().name; }, "Instruction set in use.");
   m.def("isas", &isas, "Instruction sets that this machine has, widest first.");
   m.def("hardware_threads", [] { return std::thread::hardware_concurrency(); });
-  m.def("built_with", [] { return std::string(__VERSION__); }, "Version of the compiler.");
+  m.def("built_with", [] { return std::string(COMPILER) + __VERSION__; }, "Version of the compiler.");
   m.attr("LARGEST_GROUP") = mrt::LARGEST_GROUP;
   m.def("similarity_ragged", &similarity_ragged);
   m.def("facility_location_grouped", &facility_location_grouped);

@@ -169,7 +169,7 @@ class Group {
     int64_t total = 0;
     for (int r = 0; r < RANDOM_DRAWS && k_ > 0; ++r) {
       draw(static_cast<uint64_t>(r + 1), w_.draw);
-      total += kernel_.cover(table_, w_.draw, k_, w_.best);
+      total += kernel_.cover(table_, w_.draw, k_);
       for (int64_t i = 0; i < k_ && p_.bonus != nullptr; ++i) total += w_.bonus[w_.draw[i]];
     }
     return total;

@@ -57,12 +57,21 @@ void take(const PairTable& table, int64_t j, uint16_t* __restrict best) {
   for (int64_t i = 0; i < table.stride; ++i) best[i] = t[i] > best[i] ? t[i] : best[i];
 }
 
-// Sum over i of the largest t[j][i] among count picks; `best` is scratch.
-int64_t cover(const PairTable& table, const int32_t* picks, int64_t count, uint16_t* __restrict best) {
-  memset(best, 0, table.stride * sizeof *best);
-  for (int64_t i = 0; i < count; ++i) take(table, picks[i], best);
+// Sum over i of the largest t[j][i] among count picks.
+int64_t cover(const PairTable& table, const int32_t* picks, int64_t count) {
+  typedef uint16_t Lanes __attribute__((vector_size(64)));
+  constexpr int WIDTH = 32;
+  alignas(64) const uint16_t zeros[WIDTH] = {};
   int64_t total = 0;
-  for (int64_t i = 0; i < table.N; ++i) total += best[i];
+  for (int64_t i = 0; i < table.stride; i += WIDTH) {
+    alignas(64) Lanes best{};
+    for (int64_t pick = 0; pick < count; ++pick) {
+      Lanes t;
+      memcpy(&t, table.t + picks[pick] * table.stride + i, sizeof t);
+      best = t > best ? t : best;
+    }
+    total += excess(reinterpret_cast<const uint16_t*>(&best), zeros, WIDTH);
+  }
   return total;
 }
 
@@ -93,14 +102,14 @@ void rank_keys(uint64_t seed, uint64_t draw, uint64_t group_key, int64_t N, int6
   for (int64_t i = 0; i < N; ++i) keys[i] = static_cast<int64_t>(mix(stream + static_cast<uint64_t>(i + 1) * GOLDEN));
 }
 
-// ranks[i] = how many of N distinct keys are smaller than keys[i]; quadratic, for groups of up to COUNTED_ROWS.
+// ranks[i] = how many of N distinct keys are smaller than keys[i]; quadratic, for groups of up to COUNTED_ROWS. Whole
+// registers are read and written: both arrays reach to a multiple of 8.
 MRT_INLINE void count_smaller(const int64_t* keys, int64_t N, int64_t* __restrict ranks) {
   typedef int64_t Lanes __attribute__((vector_size(64)));
   constexpr int WIDTH = 8;
   for (int64_t first = 0; first < N; first += WIDTH) {
-    Lanes mine{}, rank{};
-    const int64_t num_lanes = N - first < WIDTH ? N - first : WIDTH;
-    memcpy(&mine, keys + first, num_lanes * sizeof *keys);
+    Lanes mine, rank{};
+    memcpy(&mine, keys + first, sizeof mine);
     for (int64_t j = 0; j < N; ++j) rank -= keys[j] < mine;  // true is -1
     memcpy(ranks + first, &rank, sizeof rank);
   }
@@ -119,7 +128,7 @@ void smallest(const int64_t* keys, int64_t N, int64_t k, int32_t* __restrict out
 
 // The sum of the k largest values, negative ones counted as 0. |values| < 2^56.
 int64_t sum_of_largest(const int64_t* values, int64_t N, int64_t k) {
-  int64_t keys[COUNTED_ROWS], ranks[COUNTED_ROWS], sum = 0;
+  int64_t keys[COUNTED_ROWS] = {}, ranks[COUNTED_ROWS], sum = 0;
   for (int64_t i = 0; i < N; ++i) keys[i] = values[i] * COUNTED_ROWS + i;
   count_smaller(keys, N, ranks);
   for (int64_t i = 0; i < N; ++i) sum += ranks[i] >= N - k && values[i] > 0 ? values[i] : 0;

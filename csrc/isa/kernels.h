@@ -21,7 +21,7 @@ struct Kernels {
   void (*gains)(const PairTable& table, const uint16_t* best, int32_t* out);
   int32_t (*gain)(const PairTable& table, const uint16_t* best, int64_t j);
   void (*take)(const PairTable& table, int64_t j, uint16_t* best);
-  int64_t (*cover)(const PairTable& table, const int32_t* picks, int64_t count, uint16_t* best);
+  int64_t (*cover)(const PairTable& table, const int32_t* picks, int64_t count);
   void (*owners)(const PairTable& table, const int32_t* picks, int64_t count, uint16_t* best, int32_t* owner);
   void (*rank_keys)(uint64_t seed, uint64_t draw, uint64_t group_key, int64_t N, int64_t* keys);
   void (*smallest)(const int64_t* keys, int64_t N, int64_t k, int32_t* out);

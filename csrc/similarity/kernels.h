@@ -7,17 +7,19 @@
 namespace mrt {
 namespace {
 
-// Round to nearest, half to even; scores are finite.
+// Round to nearest, half to even; beyond the largest infinity, NaN stays NaN.
 MRT_INLINE uint16_t to_bfloat16(float value) {
   uint32_t bits;
   memcpy(&bits, &value, sizeof bits);
+  if (value != value) return 0x7fc0;
   return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
-// Round to nearest, half to even, subnormals included; beyond 65519 infinity.
+// Round to nearest, half to even, subnormals included; beyond 65519 infinity, NaN stays NaN.
 MRT_INLINE uint16_t to_float16(float value) {
   uint32_t bits;
   memcpy(&bits, &value, sizeof bits);
+  if (value != value) return 0x7e00;
   const uint32_t sign = (bits >> 16) & 0x8000;
   bits &= 0x7fffffff;
   if (bits >= 0x477ff000) return static_cast<uint16_t>(sign | 0x7c00);
@@ -31,10 +33,12 @@ MRT_INLINE uint16_t to_float16(float value) {
   return static_cast<uint16_t>(sign | ((bits - 0x38000000) >> 13));
 }
 
+// Rounding may push a cosine beyond ±1; a NaN (a dot product that overflowed both ways) passes through.
 MRT_INLINE float score(Metric metric, float product) {
-  if (metric == Metric::shifted_cosine) return (1.0f + product) * 0.5f;
-  if (metric == Metric::clamped_cosine) return product > 0 ? product : 0.0f;
-  return product;
+  if (metric == Metric::dot) return product;
+  const float lowest = metric == Metric::clamped_cosine ? 0.0f : -1.0f;
+  const float cosine = product > 1.0f ? 1.0f : product < lowest ? lowest : product;
+  return metric == Metric::shifted_cosine ? (1.0f + cosine) * 0.5f : cosine;
 }
 
 struct Store {

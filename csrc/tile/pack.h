@@ -61,12 +61,12 @@ MRT_INLINE double squared_norm(const float* __restrict x, int64_t D) {
   Squares squares;
   int64_t d = 0;
   for (; d + LANES <= D; d += LANES) squares.add(x + d);
-  double lanes[LANES];
-  squares.store(lanes);
-  for (int i = 0; d + i < D; ++i) lanes[i] += static_cast<double>(x[d + i]) * static_cast<double>(x[d + i]);
-  for (int width = LANES / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-  return lanes[0];
+  if (d < D) {
+    float rest[LANES] = {};
+    memcpy(rest, x + d, (D - d) * sizeof *x);
+    squares.add(rest);
+  }
+  return squares.total();
 }
 
 // Components beyond 2048 are rounded to even integers. Only they can round to 2048 or more, and few rows have one.
@@ -111,12 +111,15 @@ struct FloatRows {
   }
 };
 
-// Asks for a row that will be packed soon: a group's arithmetic is long enough to hide the memory behind it.
-MRT_INLINE void prefetch_row(const Features& x, int64_t row) {
-  const int64_t size = x.dtype == DType::float32 ? 4 : 2, step = x.column_stride * size;
-  if (step != size) return;
+// Asks for one half of a row that will be packed soon. In halves, because a burst of a whole row fills the queue to
+// memory.
+MRT_INLINE void prefetch_half_row(const Features& x, int64_t row, int half) {
+  const int64_t size = x.dtype == DType::float32 ? 4 : 2;
+  if (x.column_stride != 1) return;
+  const int64_t middle = x.columns * size / 2 / 64 * 64;
   const char* start = static_cast<const char*>(x.data) + row * x.row_stride * size;
-  for (int64_t byte = 0; byte < x.columns * size; byte += 64) __builtin_prefetch(start + byte, 0, 2);
+  const int64_t end = half == 0 ? middle : x.columns * size;
+  for (int64_t byte = half == 0 ? 0 : middle; byte < end; byte += 64) __builtin_prefetch(start + byte, 0, 2);
 }
 
 // Packs rows first … first + count - 1. Scratch: `converted` [16 D] floats; `staged` 16 rows of round_up(units, 16)
@@ -132,10 +135,11 @@ MRT_INLINE int64_t pack(const Rows& rows, const Features& x, int64_t first, int6
     for (int r = 0; r < num_rows; ++r) {
       in[r] = load_row(x, first + p * PANEL + r, converted + r * D);
       square[r] = squared_norm(in[r], D);
+      prefetch_half_row(x, first + (p + 1) * PANEL + r, 0);
     }
     for (int r = 0; r < num_rows; ++r) {
       if (!(square[r] < HUGE_VAL)) return first + p * PANEL + r;
-      prefetch_row(x, first + (p + 1) * PANEL + r);
+      prefetch_half_row(x, first + (p + 1) * PANEL + r, 1);
       rows.write(in[r], D, std::sqrt(square[r]), staged + r * stride);
     }
     for (int r = num_rows; r < PANEL; ++r) memset(staged + r * stride, 0, U * sizeof *staged);

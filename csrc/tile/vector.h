@@ -64,21 +64,30 @@ struct Squares {
     low = _mm512_fmadd_pd(a, a, low);
     high = _mm512_fmadd_pd(b, b, high);
   }
-  MRT_INLINE void store(double* lanes) const {
-    _mm512_storeu_pd(lanes, low);
-    _mm512_storeu_pd(lanes + 8, high);
+  // Lanes by halves: 8, 4, 2, 1.
+  MRT_INLINE double total() const {
+    const __m512d eight = _mm512_add_pd(low, high);
+    const __m256d four = _mm256_add_pd(_mm512_castpd512_pd256(eight), _mm512_extractf64x4_pd(eight, 1));
+    const __m128d two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
   }
 };
 
-// q = rint(x * scale) for 16 features, half to even, in float64; `largest` collects max |q|.
+// q = rint(x * scale) for 16 features, half to even, in float64; remembers the largest |q|.
 struct Rounder {
   __m512d scale;
   __m256i magnitudes = _mm256_setzero_si256();
   MRT_INLINE explicit Rounder(double s) : scale(_mm512_set1_pd(s)) {}
+  // Eight integers in the low bits of eight float64: adding 1.5 * 2^52 rounds. A quarter faster than converting and
+  // narrowing.
+  MRT_INLINE __m512i low_bits(const float* x) const {
+    const __m512d v = _mm512_mul_pd(_mm512_cvtps_pd(_mm256_loadu_ps(x)), scale);
+    return _mm512_castpd_si512(_mm512_add_pd(v, _mm512_set1_pd(0x1.8p52)));
+  }
   MRT_INLINE void round(const float* x, int16_t* q) {
-    const __m256i a = _mm512_cvtpd_epi32(_mm512_mul_pd(_mm512_cvtps_pd(_mm256_loadu_ps(x)), scale));
-    const __m256i b = _mm512_cvtpd_epi32(_mm512_mul_pd(_mm512_cvtps_pd(_mm256_loadu_ps(x + 8)), scale));
-    const __m256i both = _mm512_cvtepi32_epi16(_mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1));
+    const __m512i words = _mm512_set_epi16(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 60, 56, 52, 48, 44, 40, 36,
+                                           32, 28, 24, 20, 16, 12, 8, 4, 0);
+    const __m256i both = _mm512_castsi512_si256(_mm512_permutex2var_epi16(low_bits(x), words, low_bits(x + 8)));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(q), both);
     magnitudes = _mm256_max_epi16(magnitudes, _mm256_abs_epi16(both));
   }
@@ -224,7 +233,11 @@ struct Squares {
   MRT_INLINE void add(const float* x) {
     for (int i = 0; i < 16; ++i) sums[i] += static_cast<double>(x[i]) * static_cast<double>(x[i]);
   }
-  MRT_INLINE void store(double* lanes) const { memcpy(lanes, sums, sizeof sums); }
+  MRT_INLINE double total() {
+    for (int width = 8; width > 0; width /= 2)
+      for (int i = 0; i < width; ++i) sums[i] += sums[i + width];
+    return sums[0];
+  }
 };
 
 struct Rounder {

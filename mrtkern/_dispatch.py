@@ -1,7 +1,8 @@
 """Choose which backend runs a problem: the only place where that decision is made.
 
-A backend is a file `mrtkern/ops/<op>/<backend>.py`; its name is the `backend=` string. It exports `why_not(problem)`, which
-sees sizes and types but no data, so the choice made for a GPU can be tested without one. A file that is absent is an answer.
+A backend is a file `mrtkern/ops/<op>/<backend>.py`; its name is the `backend=` string. It exports `why_not(problem)`,
+which sees sizes and types but no data, so the choice made for a GPU can be tested without one. A file that is absent is
+an answer.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def load(op: str, backend: str) -> ModuleType | str:
         return f"{op} has no {backend} backend"
     try:
         return importlib.import_module(name)
-    except ImportError as error:
+    except ModuleNotFoundError as error:  # not ImportError: a binary that does not load is broken, not absent
         missing = error.name or ""
         if not any(missing == part or missing.startswith(part + ".") for part in OPTIONAL):
             raise

@@ -1,7 +1,7 @@
-"""Random numbers by counting: a 64-bit hash of (seed, draw, group key, position), the same wherever and however it is computed.
+"""Random numbers by counting: a 64-bit hash of (seed, draw, group key, position), the same wherever it is computed.
 
-Rows ranked by their hash are a uniform random order of the group; its first K rows are a uniform draw without replacement. No
-state, so the picks of a prompt depend on neither its batch, its shard nor the number of threads.
+Rows ranked by their hash are a uniform random order of the group; its first K rows are a uniform draw without
+replacement. No state, so the picks of a prompt depend on neither its batch, its shard nor the number of threads.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The int16 lattice on which every selection is computed: the reference definition of the quantiser.
 
-A row is scaled to length r = 4096 - sqrt(D + 9) / 2 and rounded to integers q, components beyond 2048 to even ones (so that
-float16 holds them). At most three components exceed 2048, so rounding moves the row by at most sqrt(D + 9) / 2 and |q| <= 4096:
-by Cauchy-Schwarz every partial dot product of two rows is an integer of at most 2**24, exact in int32, in float32 and in
-float16 products with float32 sums, in any order. That is why picks are the same bits on every machine.
+A row is scaled to length r = 4096 - sqrt(D + 9) / 2 and rounded to integers q, components beyond 2048 to even ones (so
+that float16 holds them). At most three components exceed 2048, so rounding moves the row by at most sqrt(D + 9) / 2 and
+|q| <= 4096: by Cauchy-Schwarz every partial dot product of two rows is an integer of at most 2**24, exact in int32, in
+float32 and in float16 products with float32 sums, in any order. That is why picks are the same bits on every machine.
 
 Everything here is plain IEEE float64, one operation at a time: any backend can repeat it.
 """
@@ -36,7 +36,7 @@ def cosine_error(D: int) -> float:
 
 
 def to_float32(x: Tensor) -> Tensor:
-    """float64 rows scaled by a power of two, so that the largest component is about 1, and rounded; narrower rows as they are."""
+    """float64 rows scaled by a power of two, the largest component to about 1, then rounded; others as they are."""
     if x.dtype != torch.float64 or not x.numel():
         return x.float() if x.dtype == torch.float64 else x
     exponent = torch.frexp(x.abs().amax(dim=1, keepdim=True)).exponent

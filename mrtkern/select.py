@@ -1,7 +1,7 @@
 """Keep K of the N responses of every prompt: six strategies, built on facility_location.
 
     random             uniform without replacement: unbiased for the generator's pool (the default)
-    stratified         one uniform member of each stratum around a facility-location centre, weight = share: unbiased too
+    stratified         one uniform member of each stratum round a facility-location centre, weight = share: unbiased too
     coverage           facility location on the embeddings alone
     quality_diversity  facility location with weights and qualities max(q, 1e-4)**alpha
     additive           (1 - lam) facility location + lam * sum of q
@@ -50,18 +50,22 @@ def select_responses(
     """Keep k responses of every prompt.
 
     embeddings [T, D] float32, float64, bfloat16 or float16, packed; offsets [B + 1] int64: prompt b owns rows
-    offsets[b]:offsets[b + 1]. k: an int (prompts with fewer responses keep them all) or int64 [B]. reward [T]: needed by
-    quality_diversity (exponent alpha), additive (share lam of the reward, 0 … 1) and reward.
-    fill: what follows once no response improves the objective: "coverage", "random" or "none" (fewer ids); quality_diversity
-    often runs dry after two picks, see effective_k. group_key [B] int64 (None: 0 … B - 1) names the prompts to the random
-    numbers: with a stable key the picks depend on neither batching nor sharding.
+    offsets[b]:offsets[b + 1]. k: an int (prompts with fewer responses keep them all) or int64 [B].
+    reward [T]: needed by quality_diversity (exponent alpha), additive (share lam of the reward, 0 … 1) and reward.
+    fill: what follows once no response improves the objective: "coverage", "random" or "none" (fewer ids);
+    quality_diversity often runs dry after two picks, see effective_k.
+    group_key [B] int64 (None: 0 … B - 1) names the prompts to the random numbers: with a stable key the picks depend on
+    neither batching nor sharding.
 
-    Returns a Selection. value, upper_bound and skill refer to the coverage objective for random, stratified, coverage and
-    reward, to their own for quality_diversity and additive. share are unbiased response weights for stratified, and lower the error of a
-    weighted mean for coverage; not for quality_diversity. reward_overlap [B]: part of the picks among the k largest rewards.
-    No gradient. Deterministic: the same bits for every thread count and backend. Memory: as facility_location, and 32 MiB.
-    Raises ValueError naming the row for NaN or infinite embeddings and rewards. Warns when reward alone attains 98 % of the
-    quality_diversity objective. Source: arXiv 2606.00544; stratified and share: SCIENCE of this library, derived and tested.
+    Returns a Selection. value, upper_bound and skill refer to the coverage objective for random, stratified, coverage
+    and reward, to their own for quality_diversity and additive. share are unbiased response weights for stratified, and
+    lower the error of a weighted mean for coverage; not for quality_diversity. reward_overlap [B]: part of the picks
+    among the k largest rewards.
+    No gradient. Deterministic: the same bits for every thread count and backend.
+    Memory: as facility_location, and 32 MiB.
+    Raises ValueError naming the row for NaN or infinite embeddings and rewards. Warns when reward alone attains 98 % of
+    the quality_diversity objective.
+    Source: arXiv 2606.00544; stratified and share: SCIENCE of this library, derived and tested.
     """
     _check.floating(OP, "embeddings", embeddings)
     if embeddings.ndim != 2:
@@ -123,7 +127,10 @@ class _Chunk:
         return self._with_overlap(picks)
 
     def stratified(self) -> Selection:
-        """Centres by coverage, then the member of each stratum with the smallest hash; shares and strata stay the centres'."""
+        """Centres by coverage, then the member of each stratum with the smallest hash.
+
+        Shares and strata stay the centres'.
+        """
         centres = self._solve(fill="random" if self.fill == "none" else self.fill)
         stratum = torch.empty(len(self.x), dtype=torch.int64)
         local = centres.ids - self.first_row
@@ -162,16 +169,17 @@ class _Chunk:
         greedy, reward = (float(solve(*kept, picks, *rest).value.sum()) for picks in (None, given))
         if greedy > 0 and reward > SUFFICES * greedy:
             warnings.warn(
-                f"{OP}: the largest rewards alone attain {100 * reward / greedy:.1f} % of the quality_diversity objective "
-                f"(first {few} prompts): the quality outweighs the diversity, consider method='coverage' or a smaller alpha",
+                f"{OP}: the largest rewards alone attain {100 * reward / greedy:.1f} % of the quality_diversity "
+                f"objective (first {few} prompts): the quality outweighs the diversity, "
+                "consider method='coverage' or a smaller alpha",
                 stacklevel=3,
             )
 
     def _solve(self, fill: str | None = None, given: Tensor | None = None, **values: Tensor) -> Selection:
         return solve(
             self.x, self.k, None, None, None, self.offsets, self.metric, values.get("weight"), values.get("quality"),
-            values.get("bonus"), None, given, None, fill or self.fill, self.key, self.seed, self.backend, self.first_row,
-            f"{OP}: embeddings",
+            values.get("bonus"), None, given, None, fill or self.fill, self.key, self.seed, self.backend,
+            self.first_row, f"{OP}: embeddings",
         )  # fmt: skip
 
     def _with_overlap(self, picks: Selection) -> Selection:
@@ -260,7 +268,10 @@ def _spans(offsets: Tensor) -> Iterator[tuple[int, int]]:
 
 
 class _Joined:
-    """The Selections of consecutive runs of prompts, written into one as they come: parts kept for a final copy would double it."""
+    """The Selections of consecutive runs of prompts, written into one as they come.
+
+    Parts kept for a final copy would double the memory.
+    """
 
     PER_PICK, PER_PROMPT = ("ids", "gains", "share"), ("value", "upper_bound", "skill", "effective_k", "reward_overlap")
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 # 64 bits of mantissa on x86; where it is no wider than float64, the bounds below still cover both sums.
 LONG = np.longdouble
+FIXED_POINT = 32767  # 15 bits, as documented; written again here so that a change of the library's does not pass
 
 
 def roundoff(dtype: torch.dtype) -> float:
@@ -106,6 +107,25 @@ def similarity(
         return _pairs(x, other, metric, gamma)
     parts = [_pairs(a, b, metric, gamma) for a, b in zip(x, other, strict=True)]
     return Truth(torch.stack([part.value for part in parts]), torch.stack([part.magnitude for part in parts]))
+
+
+def steps(n: float) -> float:
+    """n steps of the fixed point in which selections count; 32767 of them are the largest pair."""
+    return n / FIXED_POINT
+
+
+def coverage_error(rows: int, pair_error: float) -> float:
+    """Largest |value - F| of a selection over `rows` rows, in units of the largest weight times quality.
+
+    Every row errs by its pair's error, by the half step of rounding to fixed point, and by at most eight roundings of
+    the float32 product before that, each 2**-24 of the largest pair: 2**-6 of a step is more than that.
+    """
+    return rows * (pair_error + steps(0.5 + 2.0**-6))
+
+
+def sum_error(n: int, dtype: torch.dtype) -> float:
+    """Largest relative error, to first order, of n positive numbers rounded and summed in any order, then rounded."""
+    return (n + 1) * roundoff(dtype)
 
 
 def similarity_steps(D: int) -> int:

@@ -1,7 +1,7 @@
 """Every selection of the shared cases as a digest, for comparing backends, threads and instruction sets bit by bit.
 
-Run as a program (`python -m tests.selections BACKEND THREADS …`) it prints one line per case and number of threads: the instruction set is chosen once
-per process, so each gets a process of its own.
+Run as a program (`python -m tests.selections BACKEND THREADS …`) it prints one line per case and number of threads: the
+instruction set is chosen once per process, so each gets a process of its own.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SMALL = [case for case in CASES if "test" in case.tags]
 
 
 def inputs(case: Case) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """A case made harder: duplicates, zero rows, rows with one dominant component; and one value per row of each kind."""
+    """A case made harder: duplicates, zero rows, rows with one dominant component; and values per row of each kind."""
     x, offsets = case.make_inputs(seed=7)
     x[::5] = x[0]
     x[3] = 0

@@ -50,7 +50,7 @@ def test_a_forked_dataloader_worker_selects(threads):
 
 
 def test_workers_are_rebuilt_after_a_fork(threads):
-    """The parent's threads do not exist in the child. Kernels only: torch's own threads do not survive a fork either."""
+    """The parent's threads do not exist in the child. Kernels only: torch's own do not survive a fork either."""
     x, offsets, _ = selections.inputs(selections.SMALL[0])
     k, key = offsets.diff().clamp(max=3), torch.arange(len(offsets) - 1)
     inputs = Inputs("grouped", x, offsets, k, *[None] * 7, key, "shifted_cosine", 1.0, "index", 0, 0, "x")  # fmt: skip

@@ -1,4 +1,4 @@
-"""facility_location on the CPU: one call of csrc/facility_location/cpu.cpp for all groups, one thread per group at a time.
+"""facility_location on the CPU: one call of csrc/facility_location/cpu.cpp for all groups, each group by one thread.
 
 Reads  x [T, D] once.   Writes ids, gains, share [sum of k], owner [T] and five numbers per group.
 Idea   normalise, round, multiply, quantise and all greedy steps of a group without leaving the cache for N <= 256.
@@ -57,9 +57,10 @@ def forward(inputs: Inputs) -> Picks:
     owner = k.new_empty(x.shape[0])
     results = (ids, gains, share, kept, value, bound, random, effective, owner)
     bad = _C.facility_location_grouped(
-        x.data_ptr(), DTYPES[x.dtype], x.stride(0), x.stride(1), x.shape[1], offsets.data_ptr(), B, k.data_ptr(), _address(weight),
-        _address(quality), _address(bonus), _address(given), key.data_ptr(), inputs.metric, lattice.radius(x.shape[1]), inputs.fill,
-        inputs.seed, inputs.first_row, [result.data_ptr() for result in results], torch.get_num_threads(),
+        x.data_ptr(), DTYPES[x.dtype], x.stride(0), x.stride(1), x.shape[1], offsets.data_ptr(), B, k.data_ptr(),
+        _address(weight), _address(quality), _address(bonus), _address(given), key.data_ptr(), inputs.metric,
+        lattice.radius(x.shape[1]), inputs.fill, inputs.seed, inputs.first_row,
+        [result.data_ptr() for result in results], torch.get_num_threads(),
     )  # fmt: skip
     if bad >= 0:
         _check.finite_rows(inputs.subject, x[bad : bad + 1], inputs.first_row + bad)

@@ -1,4 +1,4 @@
-"""Public `facility_location`: checks, dispatch, torch.library registration, and the way from steps to the user's units."""
+"""Public `facility_location`: checks, dispatch, torch.library registration, and the way from steps to users' units."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ OP = "facility_location"
 
 torch.library.define(
     "mrtkern::facility_location",
-    "(str kind, Tensor x, Tensor offsets, Tensor k, bool clamp_k, Tensor? targets, Tensor? weight, Tensor? quality, Tensor? bonus, "
-    "Tensor? start, Tensor? given, Tensor? mask, Tensor? group_key, str metric, float? scale, str fill, int seed, int first_row, "
-    "str subject, str? backend) "
-    "-> (Tensor ids, Tensor gains, Tensor offsets, Tensor value, Tensor bound, Tensor random, Tensor effective_k, Tensor owner, "
-    "Tensor share, Tensor maximum, Tensor unit)",
+    "(str kind, Tensor x, Tensor offsets, Tensor k, bool clamp_k, Tensor? targets, Tensor? weight, Tensor? quality, "
+    "Tensor? bonus, Tensor? start, Tensor? given, Tensor? mask, Tensor? group_key, str metric, float? scale, "
+    "str fill, int seed, int first_row, str subject, str? backend) "
+    "-> (Tensor ids, Tensor gains, Tensor offsets, Tensor value, Tensor bound, Tensor random, Tensor effective_k, "
+    "Tensor owner, Tensor share, Tensor maximum, Tensor unit)",
 )
 
 
 def _launch(
     kind: str, x: Tensor, offsets: Tensor, k: Tensor, clamp_k: bool, targets: Tensor | None, weight: Tensor | None,
     quality: Tensor | None, bonus: Tensor | None, start: Tensor | None, given: Tensor | None, mask: Tensor | None,
-    group_key: Tensor | None, metric: str, scale: float | None, fill: str, seed: int, first_row: int, subject: str, backend: str | None,
+    group_key: Tensor | None, metric: str, scale: float | None, fill: str, seed: int, first_row: int, subject: str,
+    backend: str | None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Every check that reads values, the choice of the backend and the call, below torch.compile."""
     candidates = x.shape[1] if kind == "similarity" else x.shape[0]
@@ -42,8 +43,8 @@ def _launch(
     if given is not None:
         _given_values(given - first_row, offsets, k, mask)
     inputs = Inputs(
-        kind, x, offsets, k, targets, weight, quality, bonus, start, given, mask, group_key, metric, scale or 1.0, fill, seed,
-        first_row, subject,
+        kind, x, offsets, k, targets, weight, quality, bonus, start, given, mask, group_key, metric, scale or 1.0, fill,
+        seed, first_row, subject,
     )  # fmt: skip
     picks = _dispatch.run(OP, backend, Problem.of(inputs)).forward(inputs)
     rows = (
@@ -206,38 +207,41 @@ def facility_location(
 ) -> Selection:
     """Keep k rows that cover all rows best, by exact greedy on integers.
 
-    F(S) = sum_{j in S} bonus_j + sum_i weight_i max_{j in S} quality_j s_ij; one row at a time, always the largest gain, equal
-    gains to the lower row number. `mrtkern.ops.facility_location` has the arithmetic.
+    F(S) = sum_{j in S} bonus_j + sum_i weight_i max_{j in S} quality_j s_ij; one row at a time, always the largest
+    gain, equal gains to the lower row number. `mrtkern.ops.facility_location` has the arithmetic.
 
     x [N, D] float32, float64, bfloat16, float16: rows are covered and are the candidates; only their directions count.
     k: rows to keep. With offsets an int (up to k per group) or int64 [B] (a k above its group is refused).
-    similarity [M, N], not negative, instead of x: columns are candidates; similarity_scale counts as 1 (None: its maximum).
+    similarity [M, N], not negative, instead of x: columns are candidates; similarity_scale counts as 1 (None: its
+    maximum).
     targets [M, D]: other rows to cover than x. offsets [B + 1] int64: group b owns rows offsets[b]:offsets[b + 1].
     metric: "shifted_cosine" (1 + cos) / 2 or "clamped_cosine" max(cos, 0). mask [N] bool: who may be picked.
-    weight [M] of rows to cover; quality [N] multiplies a candidate's similarities; bonus [N] is added when it is picked, in
-    the units of F. All finite and not negative, rounded to float32.
-    start int64: rows kept already; they come first and do not count in k. given int64 [sum of k]: evaluate these picks instead.
-    fill: what follows once no candidate gains: "index" the lowest row numbers, "coverage" greedy on the unweighted objective,
-    then at random, "random" by the hash of (seed, group_key, position), "none" fewer ids.
+    weight [M] of rows to cover; quality [N] multiplies a candidate's similarities; bonus [N] is added when it is
+    picked, in the units of F. All finite and not negative, rounded to float32.
+    start int64: rows kept already; they come first and do not count in k.
+    given int64 [sum of k]: evaluate these picks instead.
+    fill: what follows once no candidate gains: "index" the lowest row numbers, "coverage" greedy on the unweighted
+    objective, then at random, "random" by the hash of (seed, group_key, position), "none" fewer ids.
     group_key [B] int64 (None: 0 … B - 1) names each group to the random numbers, so that batching does not matter.
 
     Returns a Selection. No gradient. Deterministic: the same bits for every backend, thread count and instruction set.
-    Error: |value - F| <= sum of weights * max(quality) * (half of 1 / 32767 + half of `lattice.cosine_error(D)`; 1e-4 rms in
-    practice); upper_bound includes it. Memory: cpu, per thread, 2 N D + 4 N**2 bytes and some vectors; reference 64 N**2 bytes.
-    Raises ValueError for contradictory arguments, NaN or infinite features (naming the row), offsets that do not cover x.
-    Source: arXiv 2606.00544, section 4; upper_bound: Leskovec et al., KDD 2007.
+    Error: |value - F| <= sum of weights * max(quality) * (half of 1 / 32767 + half of `lattice.cosine_error(D)`; 1e-4
+    rms in practice); upper_bound includes it.
+    Memory: cpu, per thread, 2 N D + 4 N**2 bytes and some vectors; reference 64 N**2 bytes.
+    Raises ValueError for contradictory arguments, NaN or infinite features (naming the row), offsets that do not cover
+    x. Source: arXiv 2606.00544, section 4; upper_bound: Leskovec et al., KDD 2007.
     """
     return solve(
-        x, k, similarity, similarity_scale, targets, offsets, metric, weight, quality, bonus, start, given, mask, fill, group_key, seed,
-        backend,
+        x, k, similarity, similarity_scale, targets, offsets, metric, weight, quality, bonus, start, given, mask, fill,
+        group_key, seed, backend,
     )  # fmt: skip
 
 
 def solve(
-    x: Tensor | None, k: int | Tensor | None, similarity: Tensor | None, similarity_scale: float | None, targets: Tensor | None,
-    offsets: Tensor | None, metric: str, weight: Tensor | None, quality: Tensor | None, bonus: Tensor | None, start: Tensor | None,
-    given: Tensor | None, mask: Tensor | None, fill: str, group_key: Tensor | None, seed: int, backend: str | None,
-    first_row: int = 0, subject: str = f"{OP}: x",
+    x: Tensor | None, k: int | Tensor | None, similarity: Tensor | None, similarity_scale: float | None,
+    targets: Tensor | None, offsets: Tensor | None, metric: str, weight: Tensor | None, quality: Tensor | None,
+    bonus: Tensor | None, start: Tensor | None, given: Tensor | None, mask: Tensor | None, fill: str,
+    group_key: Tensor | None, seed: int, backend: str | None, first_row: int = 0, subject: str = f"{OP}: x",
 ) -> Selection:  # fmt: skip
     """`facility_location` on rows that the caller counts from `first_row` and calls `subject`."""
     kind, matrix = _sides(x, similarity, targets, offsets)
@@ -256,14 +260,14 @@ def solve(
     group_key = _entries("group_key", group_key, B, "group", torch.int64)
     counts, clamp_k = _counts(k, B, kind, matrix.device)
     _check.same_device(
-        OP, x=matrix, targets=targets, k=counts, weight=weight, quality=quality, bonus=bonus, start=start, given=given, mask=mask,
-        group_key=group_key,
+        OP, x=matrix, targets=targets, k=counts, weight=weight, quality=quality, bonus=bonus, start=start, given=given,
+        mask=mask, group_key=group_key,
     )  # fmt: skip
     rows = matrix.detach() if kind == "similarity" else lattice.to_float32(matrix.detach())
     others = None if targets is None else lattice.to_float32(targets.detach())
     *fields, maximum, unit = torch.ops.mrtkern.facility_location(
-        kind, rows, groups, counts, clamp_k, others, weight, quality, bonus, start, given, mask, group_key, metric, similarity_scale,
-        fill, seed, first_row, subject, backend,
+        kind, rows, groups, counts, clamp_k, others, weight, quality, bonus, start, given, mask, group_key, metric,
+        similarity_scale, fill, seed, first_row, subject, backend,
     )  # fmt: skip
     sizes = groups[1:] - groups[:-1]
     pair_error = 0.0 if kind == "similarity" else selection.feature_error(rows.shape[1], metric)

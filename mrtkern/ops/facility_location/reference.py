@@ -24,7 +24,7 @@ def fixed_point(s: Tensor, scale: float, weight: Tensor, quality: Tensor, maximu
 
 
 def similarities(x: Tensor, targets: Tensor | None, metric: str) -> tuple[Tensor, float]:
-    """Integer similarities [M, N] of all rows to cover (x itself without targets) with all candidates, and their scale."""
+    """Integer similarities [M, N] of rows to cover (x itself without targets) with all candidates, and their scale."""
     q = lattice.quantise(x)
     dots = lattice.dots(q if targets is None else lattice.quantise(targets), q)
     one = lattice.unit_square(x.shape[1])
@@ -63,7 +63,7 @@ def select(
     fill: str,
     key: Tensor,
 ) -> dict[str, Any]:
-    """One problem: t and plain (unit weights) [M, N], rank keys [1 + RANDOM_DRAWS, N]. Keys of the result as in Picks."""
+    """One problem: t and plain (unit weights) [M, N], rank keys [1 + RANDOM_DRAWS, N]. Result keyed as in Picks."""
     greedy = Greedy(t, bonus, mask.clone(), start)
     greedy.is_open[start] = False
     ids, gains = list(start), [0] * len(start)
@@ -173,6 +173,14 @@ def _packed(answers: list[dict[str, Any]]) -> Picks:
     def each(name: str) -> Tensor:
         return torch.tensor([answer[name] for answer in answers], dtype=torch.int64)
 
-    kept = torch.tensor([0, *(len(answer["ids"]) for answer in answers)]).cumsum(0)
-    sums = (each(name) for name in ("value", "bound", "random", "effective_k"))
-    return Picks(flat("ids"), flat("gains"), kept, *sums, flat("owner"), flat("share", torch.float32))
+    return Picks(
+        ids=flat("ids"),
+        gains=flat("gains"),
+        offsets=torch.tensor([0, *(len(answer["ids"]) for answer in answers)]).cumsum(0),
+        value=each("value"),
+        bound=each("bound"),
+        random=each("random"),
+        effective_k=each("effective_k"),
+        owner=flat("owner"),
+        share=flat("share", torch.float32),
+    )

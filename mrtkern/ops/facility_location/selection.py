@@ -30,13 +30,17 @@ class Picks(NamedTuple):
 
 @dataclass(frozen=True)
 class Selection:
-    """Kept rows of one problem (per-problem fields 0-d, `offsets` None) or of B groups (fields [B], ids and gains packed).
+    """Kept rows of one problem (per-problem fields 0-d, `offsets` None) or of B groups (fields [B]; ids, gains packed).
 
-    ids [Σ kept] int64: row numbers of the input in pick order; gains float64: what each pick added (0 when it only fills).
-    value, upper_bound, skill [B] float64: F of the picks, a bound on the best possible F, and (F - random) / (bound - random).
+    ids [Σ kept] int64: row numbers of the input in pick order; gains float64: what each pick added (0 when it only
+    fills).
+    value, upper_bound, skill [B] float64: F of the picks, a bound on the best possible F, and
+    (F - random) / (bound - random).
     owner [T] int64: the kept row that is most similar to each row (-1: covered by nothing); a kept row owns itself.
-    share float32, aligned with ids: the part of the group that each kept row owns. effective_k [B] int64: picks with gain > 0.
-    reward_overlap [B] float64: part of the picks among the largest rewards, where a method weighed rewards (None elsewhere).
+    share float32, aligned with ids: the part of the group that each kept row owns.
+    effective_k [B] int64: picks with gain > 0.
+    reward_overlap [B] float64: part of the picks among the largest rewards, where a method weighed rewards (None
+    elsewhere).
     """
 
     ids: Tensor
@@ -52,7 +56,7 @@ class Selection:
 
 
 class Units(NamedTuple):
-    """Per problem: the value of one fixed-point step, and how far rounding can have moved the optimum. Both [B] float64."""
+    """Per problem, [B] float64: the value of one fixed-point step, and how far rounding can have moved the optimum."""
 
     step: Tensor
     slack: Tensor

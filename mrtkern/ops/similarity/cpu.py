@@ -19,8 +19,6 @@ import mrtkern._C as _C
 from mrtkern import _check
 from mrtkern.ops.similarity.problem import Problem
 
-# Lower ends of the ranges: the product of two unit rows may leave [-1, 1] by a rounding.
-LOWEST = {"cosine": -1.0, "shifted_cosine": 0.0, "clamped_cosine": 0.0}
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
@@ -43,7 +41,7 @@ def why_not(problem: Problem) -> str | None:
 
 def memory(problem: Problem, pairs: int) -> int:
     """Bytes beyond inputs and result, at most: the packed panels of the largest group, in every thread."""
-    return 4 * problem.D * (math.isqrt(pairs) + 33) * torch.get_num_threads()
+    return 4 * problem.D * (math.isqrt(pairs) + 49) * torch.get_num_threads()
 
 
 def forward(x: Tensor, y: Tensor | None, offsets: Tensor, metric: str, gamma: float) -> Tensor:
@@ -56,4 +54,4 @@ def forward(x: Tensor, y: Tensor | None, offsets: Tensor, metric: str, gamma: fl
     )  # fmt: skip
     if bad >= 0:
         _check.finite_rows("similarity: x", x[bad : bad + 1], bad)
-    return s.clamp_(LOWEST[metric], 1) if metric in LOWEST else s
+    return s

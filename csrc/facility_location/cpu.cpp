@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <numeric>
 #include <vector>
 
 #include "common/memory.h"
@@ -28,7 +29,7 @@ struct Workspace {
   float *converted, *unit, *quality, *ones;
   Unit *staged, *panels;
   uint16_t *t, *best;
-  int32_t *fresh, *ids, *draw, *owner;
+  int32_t *fresh, *ids, *order, *owner;
   int64_t *bonus, *gains, *keys;
   GreedyScratch greedy;
 };
@@ -41,7 +42,8 @@ size_t carve(Arena arena, int64_t N, int64_t D, Workspace& w) {
   w.t = arena.take<uint16_t>(N * rows);
   w.best = arena.take<uint16_t>(rows);
   for (float** array : {&w.unit, &w.quality, &w.ones}) *array = arena.take<float>(rows);
-  for (int32_t** array : {&w.fresh, &w.ids, &w.draw, &w.owner, &w.greedy.refreshed}) *array = arena.take<int32_t>(rows);
+  for (int32_t** array : {&w.fresh, &w.ids, &w.owner, &w.greedy.refreshed}) *array = arena.take<int32_t>(rows);
+  w.order = arena.take<int32_t>(2 * rows);  // cyclic windows reach beyond the end
   for (int64_t** array : {&w.bonus, &w.gains, &w.keys, &w.greedy.bounds, &w.greedy.sorted})
     *array = arena.take<int64_t>(rows);
   return arena.used();
@@ -150,27 +152,28 @@ class Group {
     }
   }
 
-  // Positions of the k smallest keys of draw number `draw`, in no particular order.
-  void draw(uint64_t number, int32_t* out) {
+  // All positions in the random order of draw `number`, in w_.order.
+  void shuffle(uint64_t number) {
     kernel_.rank_keys(p_.seed, number, static_cast<uint64_t>(p_.group_key[b_]), table_.N, w_.keys);
     if (table_.N <= COUNTED_ROWS) {
-      kernel_.smallest(w_.keys, table_.N, k_, out);
+      kernel_.sort_by_key(w_.keys, table_.N, w_.order);
       return;
     }
-    for (int64_t i = 0; i < table_.N; ++i) w_.fresh[i] = static_cast<int32_t>(i);
-    const auto before = [this](int32_t i, int32_t j) {
-      return w_.keys[i] != w_.keys[j] ? w_.keys[i] < w_.keys[j] : i < j;
-    };
-    if (k_ < table_.N) std::nth_element(w_.fresh, w_.fresh + k_, w_.fresh + table_.N, before);
-    std::copy(w_.fresh, w_.fresh + k_, out);
+    for (int64_t i = 0; i < table_.N; ++i) w_.order[i] = static_cast<int32_t>(i);
+    std::sort(w_.order, w_.order + table_.N, [this](int32_t i, int32_t j) { return w_.keys[i] < w_.keys[j]; });
   }
 
+  // Windows of one random order (cyclic): each of them is a uniform draw of k rows.
   int64_t random_value() {
+    if (k_ == 0) return 0;
+    const int64_t N = table_.N;
+    shuffle(1);
+    std::copy(w_.order, w_.order + k_, w_.order + N);
     int64_t total = 0;
-    for (int r = 0; r < RANDOM_DRAWS && k_ > 0; ++r) {
-      draw(static_cast<uint64_t>(r + 1), w_.draw);
-      total += kernel_.cover(table_, w_.draw, k_);
-      for (int64_t i = 0; i < k_ && p_.bonus != nullptr; ++i) total += w_.bonus[w_.draw[i]];
+    for (int r = 0; r < RANDOM_DRAWS; ++r) {
+      const int32_t* const draw = w_.order + r * N / RANDOM_DRAWS;
+      total += kernel_.cover(table_, draw, k_);
+      for (int64_t i = 0; i < k_ && p_.bonus != nullptr; ++i) total += w_.bonus[draw[i]];
     }
     return total;
   }
@@ -185,23 +188,21 @@ class Group {
       Grouped oracle(kernel_, table_, nullptr, w_.best, w_.fresh, is_open_);
       kept += greedy(oracle, table_.N, k_ - kept, nullptr, w_.greedy, w_.ids + kept, w_.keys).picks;
     }
-    kernel_.rank_keys(p_.seed, 0, static_cast<uint64_t>(p_.group_key[b_]), table_.N, w_.keys);
-    int32_t* const rest = w_.draw;
-    int64_t count = 0;
-    for (int64_t j = 0; j < table_.N; ++j)
-      if (is_open_[j]) rest[count++] = static_cast<int32_t>(j);
-    if (p_.fill != Fill::index)
-      std::sort(rest, rest + count,
-                [this](int32_t i, int32_t j) { return w_.keys[i] != w_.keys[j] ? w_.keys[i] < w_.keys[j] : i < j; });
-    std::copy(rest, rest + (k_ - kept), w_.ids + kept);
+    if (p_.fill == Fill::index) {
+      std::iota(w_.order, w_.order + table_.N, 0);
+    } else {
+      shuffle(0);
+    }
+    for (const int32_t* j = w_.order; kept < k_; ++j)
+      if (is_open_[*j]) w_.ids[kept++] = *j;
     return k_;
   }
 
   void write(int64_t kept) {
     const int64_t N = table_.N, base = p_.first_row + first_;
-    std::copy(w_.ids, w_.ids + kept, w_.draw);
-    std::sort(w_.draw, w_.draw + kept);
-    kernel_.owners(table_, w_.draw, kept, w_.best, w_.owner);
+    std::copy(w_.ids, w_.ids + kept, w_.order);
+    std::sort(w_.order, w_.order + kept);
+    kernel_.owners(table_, w_.order, kept, w_.best, w_.owner);
     for (int64_t i = 0; i < kept; ++i) w_.owner[w_.ids[i]] = w_.ids[i];
     int32_t* const owned = w_.fresh;
     std::fill(owned, owned + N, 0);

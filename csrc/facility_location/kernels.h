@@ -3,7 +3,7 @@
 //   pairs    t[j][i] = min(32767, rint(max(0, base + q_j · q_i) * (unit_i * a_j))), straight from the product tile
 //   gains    gain[j] = sum over i of max(t[j][i] - best[i], 0): one saturating subtraction for 16 or 32 pairs
 //   cover    best[i] = max over picks j of t[j][i]
-//   rank_keys   the counting hash of mrtkern/_random.py;   smallest, sum_of_largest   the k first of a small group
+//   rank_keys   the counting hash of mrtkern/_random.py;   sort_by_key, sum_of_largest   by counting, in small groups
 //
 // Sums are integers. float32 steps are rounded one by one (the compiler is told not to fuse them).
 #pragma once
@@ -115,15 +115,11 @@ MRT_INLINE void count_smaller(const int64_t* keys, int64_t N, int64_t* __restric
   }
 }
 
-// The positions of the k smallest keys in ascending order. Keys of a group differ: the hash is a bijection of the
-// position.
-void smallest(const int64_t* keys, int64_t N, int64_t k, int32_t* __restrict out) {
-  int64_t ranks[COUNTED_ROWS], count = 0;
+// The positions in ascending order of their keys. Keys of a group differ: the hash is a bijection of the position.
+void sort_by_key(const int64_t* keys, int64_t N, int32_t* __restrict order) {
+  int64_t ranks[COUNTED_ROWS];
   count_smaller(keys, N, ranks);
-  for (int64_t i = 0; i < N && count < k; ++i) {
-    out[count] = static_cast<int32_t>(i);
-    count += ranks[i] < k;
-  }
+  for (int64_t i = 0; i < N; ++i) order[ranks[i]] = static_cast<int32_t>(i);
 }
 
 // The sum of the k largest values, negative ones counted as 0. |values| < 2^56.

@@ -24,7 +24,7 @@ struct Kernels {
   int64_t (*cover)(const PairTable& table, const int32_t* picks, int64_t count);
   void (*owners)(const PairTable& table, const int32_t* picks, int64_t count, uint16_t* best, int32_t* owner);
   void (*rank_keys)(uint64_t seed, uint64_t draw, uint64_t group_key, int64_t N, int64_t* keys);
-  void (*smallest)(const int64_t* keys, int64_t N, int64_t k, int32_t* out);
+  void (*sort_by_key)(const int64_t* keys, int64_t N, int32_t* order);
   int64_t (*sum_of_largest)(const int64_t* values, int64_t N, int64_t k);
 };
 

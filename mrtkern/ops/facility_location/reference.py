@@ -63,7 +63,7 @@ def select(
     fill: str,
     key: Tensor,
 ) -> dict[str, Any]:
-    """One problem: t and plain (unit weights) [M, N], rank keys [1 + RANDOM_DRAWS, N]. Result keyed as in Picks."""
+    """One problem: t and plain (unit weights) [M, N], rank keys [2, N]. Result keyed as in Picks."""
     greedy = Greedy(t, bonus, mask.clone(), start)
     greedy.is_open[start] = False
     ids, gains = list(start), [0] * len(start)
@@ -86,15 +86,17 @@ def select(
     if given is None:
         ids += filled(greedy, plain, ids, k - effective, fill, key[0])
     gains += [0] * (len(ids) - len(gains))
-    draws = [_draw(key[1 + r], mask, start, k) for r in range(RANDOM_DRAWS)]
-    random = sum(cover(t, bonus, draw) for draw in draws) if k else base * RANDOM_DRAWS
+    random = sum(cover(t, bonus, draw) for draw in draws(key[1], mask, start, k)) if k else base * RANDOM_DRAWS
     return {"ids": ids, "gains": gains, "value": value, "bound": bound, "random": random, "effective_k": effective}
 
 
-def _draw(key: Tensor, mask: Tensor, start: list[int], k: int) -> Tensor:
-    order = key.sort(stable=True).indices
+def draws(key: Tensor, mask: Tensor, start: list[int], k: int) -> list[Tensor]:
+    """RANDOM_DRAWS sets of k rows beside `start`: windows of one random order (cyclic), each of them a uniform draw."""
     taken = torch.tensor(start, dtype=torch.int64)
-    return torch.cat([taken, order[mask[order] & ~torch.isin(order, taken)][:k]])
+    order = key.sort(stable=True).indices
+    order = order[mask[order] & ~torch.isin(order, taken)]
+    firsts = [r * len(order) // RANDOM_DRAWS for r in range(RANDOM_DRAWS)]
+    return [torch.cat([taken, order[(first + torch.arange(k)) % len(order)]]) for first in firsts]
 
 
 def filled(greedy: Greedy, plain: Tensor, ids: list[int], missing: int, fill: str, key: Tensor) -> list[int]:
@@ -149,9 +151,7 @@ def _one(inputs: Inputs, b: int) -> dict[str, Any]:
     t = fixed_point(s, scale, weight, quality, maximum)
     plain = fixed_point(s, scale, torch.ones(M), torch.ones(N), 1.0)
     extra = torch.round(bonus.double() * lattice.STEPS / maximum).long()
-    key = torch.stack(
-        [_random.keys(inputs.seed, draw, inputs.group_key[b], torch.arange(N)) for draw in range(1 + RANDOM_DRAWS)]
-    )
+    key = torch.stack([_random.keys(inputs.seed, draw, inputs.group_key[b], torch.arange(N)) for draw in range(2)])
     start = [] if inputs.start is None else inputs.start.tolist()
     mask = torch.ones(N, dtype=torch.bool) if inputs.mask is None else inputs.mask[first:last]
     before = int(inputs.k[:b].sum())

@@ -132,15 +132,16 @@ MRT_INLINE int64_t pack(const Rows& rows, const Features& x, int64_t first, int6
     const int num_rows = static_cast<int>(count - p * PANEL < PANEL ? count - p * PANEL : PANEL);
     const float* in[PANEL];
     double square[PANEL];
-    for (int r = 0; r < num_rows; ++r) {
-      in[r] = load_row(x, first + p * PANEL + r, converted + r * D);
-      square[r] = squared_norm(in[r], D);
-      prefetch_half_row(x, first + (p + 1) * PANEL + r, 0);
-    }
-    for (int r = 0; r < num_rows; ++r) {
-      if (!(square[r] < HUGE_VAL)) return first + p * PANEL + r;
-      prefetch_half_row(x, first + (p + 1) * PANEL + r, 1);
-      rows.write(in[r], D, std::sqrt(square[r]), staged + r * stride);
+    for (int r = 0; r <= num_rows; ++r) {
+      if (r < num_rows) {
+        in[r] = load_row(x, first + p * PANEL + r, converted + r * D);
+        square[r] = squared_norm(in[r], D);
+        prefetch_half_row(x, first + (p + 1) * PANEL + r, 0);
+      }
+      if (r == 0) continue;
+      if (!(square[r - 1] < HUGE_VAL)) return first + p * PANEL + r - 1;
+      prefetch_half_row(x, first + (p + 1) * PANEL + r - 1, 1);
+      rows.write(in[r - 1], D, std::sqrt(square[r - 1]), staged + (r - 1) * stride);
     }
     for (int r = num_rows; r < PANEL; ++r) memset(staged + r * stride, 0, U * sizeof *staged);
     Unit* panel = panels + p * U * PANEL;

@@ -35,7 +35,9 @@ def test_demo_prints_the_table(tmp_path):
     found = re.search(r"mrtkern (select .*?\.png)", makefile.replace("\\\n", " "), re.S)
     assert found
     arguments = [word.replace("demo/", f"{tmp_path}/") for word in shlex.split(found[1])]
-    done = subprocess.run([sys.executable, "-m", "mrtkern", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "mrtkern", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     printed = [line.rstrip() for line in done.stdout.splitlines() if line.strip()]
     for line in printed[:9]:
         assert line in README, line

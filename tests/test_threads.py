@@ -158,6 +158,30 @@ def test_memory_beyond_outputs_stays_under_64_mib(method):
         assert int(done.stdout) <= 64 * 2**20, f"{B} prompts of {N}: {int(done.stdout) / 2**20:.0f} MiB"
 
 
+LARGE_GROUP = """
+import torch
+from mrtkern.ops.facility_location.op import facility_location
+torch.set_num_threads(1)
+x, offsets = torch.randn(4096, 1024), torch.tensor([0, 4096])
+facility_location(x[:64], 4, offsets=torch.tensor([0, 64]), backend="cpu")
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")
+def high():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024
+before = high()
+facility_location(x, 64, offsets=offsets, backend="cpu")
+print(high() - before)
+"""
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak of memory cannot be reset here")
+def test_memory_of_a_large_group_is_what_the_docstring_says():
+    """The stated bytes, and a MiB for results and pages; and not less than half of them, or the formula is idle."""
+    done = subprocess.run([sys.executable, "-c", LARGE_GROUP], cwd=ROOT, capture_output=True, text=True, check=True)
+    stated = CPU.memory(Problem("grouped", 4096, 1024, 1, torch.float32, "cpu", 4096), 1)
+    assert stated / 2 <= int(done.stdout) <= stated + 2**20
+
+
 def test_what_cannot_fit_is_refused_up_front():
     case = next(case for case in CASES if "bench" in case.tags)
     huge = Problem("grouped", 4096, 10**10, 1, case.dtype, "cpu", 4096)

@@ -1,5 +1,5 @@
-// Ctrl-C inside a long call: the binding installs a poll, the calling thread asks it now and then, everyone else is
-// told to stop.
+// Ctrl-C inside a long call: the binding installs a poll, the calling thread asks it now and then, and everyone else
+// is told to stop.
 #pragma once
 
 #include <exception>

@@ -1,5 +1,5 @@
-// Aligned buffers. Large ones ask for huge pages before the first touch: faulting in 4 KiB pages can cost more than a
-// kernel.
+// Aligned buffers. Large ones ask for huge pages before the first touch: small pages can cost more
+// to fault in than a kernel takes.
 #pragma once
 
 #include <cstddef>
@@ -48,8 +48,8 @@ class Buffer {
   size_t size_ = 0;
 };
 
-// Carves arrays out of one buffer, each on its own cache line. With no buffer it only counts: the same code gives the
-// size.
+// Carves arrays out of one buffer, each on its own cache line. Without one it only counts: the
+// same code gives the size.
 class Arena {
  public:
   explicit Arena(unsigned char* base = nullptr) : base_(base) {}

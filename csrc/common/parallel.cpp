@@ -113,8 +113,8 @@ namespace {
 
 class Pool {
  public:
-  // The pool of this process. A parent's pool is left alone: its threads and perhaps a locked mutex did not survive the
-  // fork.
+  // The pool of this process. A parent's pool is left alone: its threads did not survive the
+  // fork, and its mutex may be locked for ever.
   static Pool& of_this_process() {
     static std::atomic<Pool*> current{nullptr};
     Pool* pool = current.load();

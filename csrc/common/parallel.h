@@ -26,8 +26,8 @@ class Worker {
 };
 
 // Calls body(worker, item) once for every item 0 … count - 1 on at most `threads` threads, `grain` items at a time.
-// Floating-point state is the default one inside (no flushing of subnormals, round to nearest). Rethrows the first
-// exception.
+// Floating-point state is the default one inside (no flushing of subnormals, round to nearest).
+// Rethrows the first exception.
 void parallel_for(int64_t count, int64_t grain, int threads, const std::function<void(Worker&, int64_t)>& body);
 
 }  // namespace mrt

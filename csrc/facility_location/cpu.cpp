@@ -1,10 +1,8 @@
-// facility_location per group on the CPU: pack, multiply, round, pick, without leaving the cache for groups of up to
-// 256 rows.
+// facility_location per group on the CPU: pack, multiply, round, pick, in the cache for groups of up to 256 rows.
 //
-// Idea    one thread owns a group from its raw features to its picks; the pair table (2 N^2 bytes) is made tile by tile
-// and is
-//         made again with unit weights, in place, when the weighted one has served.
-// Memory  per thread: 2 ceil16(N) ceil2(D) packed rows, 2 N ceil32(N) pairs, 64 D staging and about 70 N more.
+// Idea    one thread owns a group from its raw features to its picks; the pair table is made tile by tile, and
+//         again with unit weights, in place, when the weighted one has served.
+// Memory  per thread: 2 ceil32(N) ceil2(D) packed rows, 2 N ceil32(N) pairs, 96 D staging, 90 ceil32(N) more.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -26,11 +24,11 @@ constexpr int64_t STRIDE = 32;  // pairs per 512-bit register
 
 struct Workspace {
   Buffer buffer;
-  float *converted, *unit, *quality, *ones;
+  float *converted, *unit, *quality;
   Unit *staged, *panels;
   uint16_t *t, *best;
-  int32_t *fresh, *ids, *order, *owner;
-  int64_t *bonus, *gains, *keys;
+  int32_t *owned, *ids, *order, *owner;
+  int64_t *bonus, *open, *gains, *keys;
   GreedyScratch greedy;
 };
 
@@ -41,10 +39,10 @@ size_t carve(Arena arena, int64_t N, int64_t D, Workspace& w) {
   w.panels = arena.take<Unit>(rows * U);
   w.t = arena.take<uint16_t>(N * rows);
   w.best = arena.take<uint16_t>(rows);
-  for (float** array : {&w.unit, &w.quality, &w.ones}) *array = arena.take<float>(rows);
-  for (int32_t** array : {&w.fresh, &w.ids, &w.owner, &w.greedy.refreshed}) *array = arena.take<int32_t>(rows);
+  for (float** array : {&w.unit, &w.quality}) *array = arena.take<float>(rows);
+  for (int32_t** array : {&w.owned, &w.ids, &w.owner, &w.greedy.refreshed}) *array = arena.take<int32_t>(rows);
   w.order = arena.take<int32_t>(2 * rows);  // cyclic windows reach beyond the end
-  for (int64_t** array : {&w.bonus, &w.gains, &w.keys, &w.greedy.bounds, &w.greedy.sorted})
+  for (int64_t** array : {&w.bonus, &w.open, &w.gains, &w.keys, &w.greedy.bounds, &w.greedy.sorted})
     *array = arena.take<int64_t>(rows);
   return arena.used();
 }
@@ -52,16 +50,11 @@ size_t carve(Arena arena, int64_t N, int64_t D, Workspace& w) {
 // The oracle of the greedy loop: one group's pair table.
 class Grouped {
  public:
-  Grouped(const Kernels& kernel, const PairTable& table, const int64_t* bonus, uint16_t* best, int32_t* fresh,
-          bool* is_open)
-      : kernel_(kernel), table_(table), bonus_(bonus), best_(best), fresh_(fresh), is_open_(is_open) {}
-  void gains(int64_t* out) const {
-    kernel_.gains(table_, best_, fresh_);
-    for (int64_t j = 0; j < table_.N; ++j) out[j] = is_open_[j] ? fresh_[j] + (bonus_ == nullptr ? 0 : bonus_[j]) : -1;
-  }
-  int64_t gain(int64_t j) const {
-    return is_open_[j] ? kernel_.gain(table_, best_, j) + (bonus_ == nullptr ? 0 : bonus_[j]) : -1;
-  }
+  Grouped(const Kernels& kernel, const PairTable& table, const int64_t* bonus, uint16_t* best, int64_t* open)
+      : kernel_(kernel), table_(table), bonus_(bonus), best_(best), open_(open) {}
+  void gains(int64_t* out) const { kernel_.gains(table_, best_, bonus_, open_, out); }
+  int64_t gain(int64_t j) const { return open_[j] == 0 ? -1 : kernel_.gain(table_, best_, j) + bonus_[j]; }
+  int64_t largest(const int64_t* values) const { return kernel_.largest(values, table_.N); }
   int64_t sum_of_largest(const int64_t* values, int64_t k, int64_t* scratch) const {
     if (table_.N <= COUNTED_ROWS) return kernel_.sum_of_largest(values, table_.N, k);
     std::copy(values, values + table_.N, scratch);
@@ -72,7 +65,7 @@ class Grouped {
   }
   void take(int64_t j) {
     kernel_.take(table_, j, best_);
-    is_open_[j] = false;
+    open_[j] = 0;
   }
 
  private:
@@ -80,8 +73,7 @@ class Grouped {
   const PairTable& table_;
   const int64_t* bonus_;
   uint16_t* best_;
-  int32_t* fresh_;
-  bool* is_open_;
+  int64_t* open_;
 };
 
 // One group, from features to picks.
@@ -104,14 +96,15 @@ class Group {
     const bool is_plain = p_.weight == nullptr && p_.quality == nullptr;
     const double largest = maximum();
     make_pairs(p_.weight, p_.quality, largest);
+    std::fill(w_.bonus, w_.bonus + N, int64_t{0});
     if (p_.bonus != nullptr)
       for (int64_t j = 0; j < N; ++j)
         w_.bonus[j] = std::llrint(static_cast<double>(p_.bonus[first_ + j]) * STEPS / largest);
     std::memset(w_.best, 0, table_.stride * sizeof *w_.best);
-    std::fill(is_open_, is_open_ + N, true);
+    std::fill(w_.open, w_.open + N, int64_t{-1});
     if (p_.given != nullptr)
       for (int64_t i = 0; i < k_; ++i) w_.ids[i] = static_cast<int32_t>(p_.given[slot_ + i] - p_.first_row - first_);
-    Grouped oracle(kernel_, table_, p_.bonus == nullptr ? nullptr : w_.bonus, w_.best, w_.fresh, is_open_);
+    Grouped oracle(kernel_, table_, w_.bonus, w_.best, w_.open);
     const int32_t* given = p_.given == nullptr ? nullptr : w_.ids;
     const GreedyResult found = greedy(oracle, N, k_, given, w_.greedy, w_.ids, w_.gains);
     r_.value[b_] = found.value;
@@ -185,7 +178,8 @@ class Group {
     if (p_.fill == Fill::coverage) {
       std::memset(w_.best, 0, table_.stride * sizeof *w_.best);
       for (int64_t i = 0; i < kept; ++i) kernel_.take(table_, w_.ids[i], w_.best);
-      Grouped oracle(kernel_, table_, nullptr, w_.best, w_.fresh, is_open_);
+      std::fill(w_.bonus, w_.bonus + table_.N, int64_t{0});
+      Grouped oracle(kernel_, table_, w_.bonus, w_.best, w_.open);
       kept += greedy(oracle, table_.N, k_ - kept, nullptr, w_.greedy, w_.ids + kept, w_.keys).picks;
     }
     if (p_.fill == Fill::index) {
@@ -194,7 +188,7 @@ class Group {
       shuffle(0);
     }
     for (const int32_t* j = w_.order; kept < k_; ++j)
-      if (is_open_[*j]) w_.ids[kept++] = *j;
+      if (w_.open[*j] != 0) w_.ids[kept++] = *j;
     return k_;
   }
 
@@ -204,7 +198,7 @@ class Group {
     std::sort(w_.order, w_.order + kept);
     kernel_.owners(table_, w_.order, kept, w_.best, w_.owner);
     for (int64_t i = 0; i < kept; ++i) w_.owner[w_.ids[i]] = w_.ids[i];
-    int32_t* const owned = w_.fresh;
+    int32_t* const owned = w_.owned;
     std::fill(owned, owned + N, 0);
     for (int64_t i = 0; i < N; ++i) {
       const int32_t owner = w_.owner[i];
@@ -227,7 +221,6 @@ class Group {
   const int64_t b_, slot_, first_, k_;
   int64_t one_;
   PairTable table_;
-  bool is_open_[LARGEST_GROUP];
 };
 
 }  // namespace

@@ -1,6 +1,6 @@
 // Facility location per group, from raw features: the contract between the binding, the greedy loop and the kernels.
-// Definitions: mrtkern/ops/facility_location/__init__.py and reference.py; all results equal the reference's, bit for
-// bit.
+// Definitions: mrtkern/ops/facility_location/__init__.py and reference.py; all results equal the
+// reference's, bit for bit.
 #pragma once
 
 #include <cstdint>

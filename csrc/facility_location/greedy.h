@@ -19,54 +19,82 @@ struct GreedyResult {
 
 struct GreedyScratch {
   int64_t *bounds, *sorted;  // [N]
-  int32_t* refreshed;        // [N] the pick for which bounds[j] is exact
+  int32_t* refreshed;        // [N] the pick for which bounds[j] is exact; unused while all of them are
 };
 
 // Below this many rows all gains are refreshed at every pick: cheaper than looking for the few that need it.
 constexpr int64_t EAGER_ROWS = 128;
 
-// The row with the largest gain, the lowest of equals; refreshes stale bounds as long as one of them leads.
+// Picks of a group of N rows: the gains of all rows, or the few that lead, refreshed at every step.
 template <class Oracle>
-int64_t leader(Oracle& oracle, int64_t N, int32_t step, const GreedyScratch& s) {
-  for (;;) {
-    const int64_t j = std::max_element(s.bounds, s.bounds + N) - s.bounds;
-    if (s.refreshed[j] == step || s.bounds[j] <= 0) return j;
-    s.bounds[j] = oracle.gain(j);
-    s.refreshed[j] = step;
+class Bounds {
+ public:
+  Bounds(Oracle& oracle, int64_t N, const GreedyScratch& s)
+      : oracle_(oracle), N_(N), s_(s), is_eager_(N <= EAGER_ROWS) {}
+
+  // All gains, where the step asks for them or a small group makes them cheap.
+  void refresh(int64_t step, bool all) {
+    step_ = static_cast<int32_t>(step);
+    if (!all && !is_eager_) return;
+    oracle_.gains(s_.bounds);
+    if (!is_eager_) std::fill(s_.refreshed, s_.refreshed + N_, step_);
   }
-}
+
+  // The exact gain of row j.
+  int64_t exact(int64_t j) {
+    if (!is_eager_ && s_.refreshed[j] != step_) {
+      s_.bounds[j] = oracle_.gain(j);
+      s_.refreshed[j] = step_;
+    }
+    return s_.bounds[j];
+  }
+
+  // The row with the largest gain, the lowest of equals: refreshes stale bounds as long as one of them leads.
+  int64_t leader() {
+    for (;;) {
+      const int64_t j = oracle_.largest(s_.bounds), bound = s_.bounds[j];
+      if (bound <= 0 || exact(j) == bound) return j;
+    }
+  }
+
+  int64_t sum_of_largest(int64_t k) { return oracle_.sum_of_largest(s_.bounds, k, s_.sorted); }
+
+  void take(int64_t j) {
+    oracle_.take(j);
+    s_.bounds[j] = -1;
+  }
+
+ private:
+  Oracle& oracle_;
+  const int64_t N_;
+  const GreedyScratch& s_;
+  const bool is_eager_;
+  int32_t step_ = 0;
+};
 
 // Up to k picks into ids and gains. With `given` they are prescribed; without, the loop ends when no candidate gains.
 template <class Oracle>
 GreedyResult greedy(Oracle& oracle, int64_t N, int64_t k, const int32_t* given, const GreedyScratch& s, int32_t* ids,
                     int64_t* gains) {
   GreedyResult result;
+  Bounds<Oracle> bounds(oracle, N, s);
   for (int64_t step = 0;; ++step) {
-    const bool bounds_now = step == k || (step & (step - 1)) == 0;
-    if (bounds_now || N <= EAGER_ROWS) {
-      oracle.gains(s.bounds);
-      std::fill(s.refreshed, s.refreshed + N, static_cast<int32_t>(step));
-    }
-    if (bounds_now) result.bound = std::min(result.bound, result.value + oracle.sum_of_largest(s.bounds, k, s.sorted));
+    const bool is_checked = step == k || (step & (step - 1)) == 0;
+    bounds.refresh(step, is_checked);
+    if (is_checked) result.bound = std::min(result.bound, result.value + bounds.sum_of_largest(k));
     if (step == k) break;
-    int64_t j;
-    if (given != nullptr) {
-      j = given[step];
-      if (s.refreshed[j] != step) s.bounds[j] = oracle.gain(j);
-    } else {
-      j = leader(oracle, N, static_cast<int32_t>(step), s);
-      if (s.bounds[j] <= 0) {
-        result.bound = std::min(result.bound, result.value);
-        break;
-      }
+    const int64_t j = given != nullptr ? given[step] : bounds.leader();
+    const int64_t gain = bounds.exact(j);
+    if (given == nullptr && gain <= 0) {
+      result.bound = std::min(result.bound, result.value);
+      break;
     }
     ids[step] = static_cast<int32_t>(j);
-    gains[step] = s.bounds[j];
-    result.value += s.bounds[j];
-    result.effective += s.bounds[j] > 0;
+    gains[step] = gain;
+    result.value += gain;
+    result.effective += gain > 0;
     ++result.picks;
-    oracle.take(j);
-    s.bounds[j] = -1;
+    bounds.take(j);
   }
   return result;
 }

@@ -44,8 +44,19 @@ void pairs(const Unit* panels, int64_t U, int64_t p, int32_t base, const float* 
   panel_row<Pairs>(panels, table.N, U, p, FixedPoint{base, unit, quality, table});
 }
 
-void gains(const PairTable& table, const uint16_t* best, int32_t* out) {
+// open is -1 for rows that may be picked, 0 for closed ones, whose gain is -1.
+void gains(const PairTable& table, const uint16_t* best, const int64_t* bonus, const int64_t* open,
+           int64_t* __restrict out) {
   for (int64_t j = 0; j < table.N; ++j) out[j] = excess(table.t + j * table.stride, best, table.stride);
+  for (int64_t j = 0; j < table.N; ++j) out[j] = ((out[j] + bonus[j]) & open[j]) | ~open[j];
+}
+
+// The first of the largest values.
+int64_t largest(const int64_t* values, int64_t N) {
+  int64_t most = values[0], j = 0;
+  for (int64_t i = 1; i < N; ++i) most = values[i] > most ? values[i] : most;
+  while (values[j] != most) ++j;
+  return j;
 }
 
 int32_t gain(const PairTable& table, const uint16_t* best, int64_t j) {

@@ -1,5 +1,5 @@
-// Chooses the instruction set once. MRTKERN_ISA caps the choice (portable, avx2, avx512), for tests; it never changes a
-// selection.
+// Chooses the instruction set once. MRTKERN_ISA caps the choice (portable, avx2, avx512), for tests; it never
+// changes a selection.
 #include <cstdlib>
 #include <cstring>
 #include <stdexcept>

@@ -18,7 +18,8 @@ struct Kernels {
   // facility_location: see facility_location/kernels.h
   void (*pairs)(const Unit* panels, int64_t U, int64_t p, int32_t base, const float* unit, const float* quality,
                 const PairTable& table);
-  void (*gains)(const PairTable& table, const uint16_t* best, int32_t* out);
+  void (*gains)(const PairTable& table, const uint16_t* best, const int64_t* bonus, const int64_t* open, int64_t* out);
+  int64_t (*largest)(const int64_t* values, int64_t N);
   int32_t (*gain)(const PairTable& table, const uint16_t* best, int64_t j);
   void (*take)(const PairTable& table, int64_t j, uint16_t* best);
   int64_t (*cover)(const PairTable& table, const int32_t* picks, int64_t count);

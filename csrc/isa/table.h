@@ -1,5 +1,5 @@
-// Compiles every operation's kernels for one instruction set. Included once by each csrc/isa/<name>.cpp after its MRT_
-// switch.
+// Compiles every operation's kernels for one instruction set. Included once by each csrc/isa/<name>.cpp
+// after its MRT_ switch.
 #pragma once
 
 #include "facility_location/kernels.h"
@@ -21,8 +21,8 @@ int64_t pack_floats(bool normalise, const Features& x, int64_t first, int64_t co
 }
 
 constexpr Kernels table(const char* name) {
-  return {name, pack_lattice, pack_floats, similarities, pairs,       gains,         gain,
-          take, cover,        owners,      rank_keys,    sort_by_key, sum_of_largest};
+  return {name, pack_lattice, pack_floats, similarities, pairs,     gains,       largest,
+          gain, take,         cover,       owners,       rank_keys, sort_by_key, sum_of_largest};
 }
 
 }  // namespace

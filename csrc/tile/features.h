@@ -15,8 +15,8 @@ struct Features {
   int64_t columns;                    // D
 };
 
-// A panel holds 16 rows, interleaved: for every unit u, the u-th unit of each row. A unit is four bytes: one float32 or
-// two int16.
+// A panel holds 16 rows, interleaved: for every unit u, the u-th unit of each row. A unit is four bytes:
+// one float32 or two int16.
 constexpr int PANEL = 16;
 typedef uint32_t Unit __attribute__((may_alias));
 

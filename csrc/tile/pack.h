@@ -111,8 +111,8 @@ struct FloatRows {
   }
 };
 
-// Asks for one half of a row that will be packed soon. In halves, because a burst of a whole row fills the queue to
-// memory.
+// Asks for one half of a row that will be packed soon. In halves, because a burst of a whole row fills the
+// queue to memory.
 MRT_INLINE void prefetch_half_row(const Features& x, int64_t row, int half) {
   const int64_t size = x.dtype == DType::float32 ? 4 : 2;
   if (x.column_stride != 1) return;

@@ -1,8 +1,8 @@
 // The tile loop: products of all pairs of rows of one packed block, 16 x 16 at a time, each tile handed to an epilogue.
 //
 // A tile is panel p times panel q; its sums stay in registers over all units. The block is symmetric, so only q >= p is
-// computed and each tile is handed over twice: as it is, and transposed. Sums: units ascending; Pairs exact in int32,
-// Floats one float32.
+// computed and each tile is handed over twice: as it is, and transposed. Sums: units ascending; Pairs exact in
+// int32, Floats one float32.
 #pragma once
 
 #include "tile/features.h"
@@ -38,8 +38,8 @@ MRT_INLINE void multiply(const Unit* __restrict a, const Unit* __restrict b, int
   }
 }
 
-// Calls epilogue(row0, column0, tile) for the tiles of panel row p: columns of panel q >= p, and the mirror images
-// below them.
+// Calls epilogue(row0, column0, tile) for the tiles of panel row p: columns of panel q >= p, and the
+// mirror images below them.
 template <class Kind, class Epilogue>
 MRT_INLINE void panel_row(const Unit* panels, int64_t N, int64_t U, int64_t p, const Epilogue& epilogue) {
   using Sum = typename Kind::Sum;

@@ -35,8 +35,8 @@ struct Pairs {
   static constexpr int WIDTH = 16, ROWS = 16;
   static MRT_INLINE Register zero() { return _mm512_setzero_si512(); }
   static MRT_INLINE Register load(const Unit* p) { return _mm512_load_si512(p); }
-  // Inline, because gcc 12 makes three instructions of the intrinsic: it copies the sum and will not broadcast from
-  // memory.
+  // Inline, because gcc 12 makes three instructions of the intrinsic: it copies the sum and will not
+  // broadcast from memory.
   static MRT_INLINE void multiply_add(const Unit* a, Register b, Register& sum) {
     asm("vpdpwssd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(b), "m"(*a));
   }
@@ -55,8 +55,8 @@ struct Floats {
   static MRT_INLINE void store(Sum* p, Register v) { _mm512_store_ps(p, v); }
 };
 
-// Sixteen interleaved float64 sums of squares. A float32's square is exact in float64, so fusing it with the addition
-// changes nothing.
+// Sixteen interleaved float64 sums of squares. A float32's square is exact in float64, so fusing it with
+// the addition changes nothing.
 struct Squares {
   __m512d low = _mm512_setzero_pd(), high = _mm512_setzero_pd();
   MRT_INLINE void add(const float* x) {
@@ -78,8 +78,8 @@ struct Rounder {
   __m512d scale;
   __m256i magnitudes = _mm256_setzero_si256();
   MRT_INLINE explicit Rounder(double s) : scale(_mm512_set1_pd(s)) {}
-  // Eight integers in the low bits of eight float64: adding 1.5 * 2^52 rounds. A quarter faster than converting and
-  // narrowing.
+  // Eight integers in the low bits of eight float64: adding 1.5 * 2^52 rounds. A quarter faster
+  // than converting and narrowing.
   MRT_INLINE __m512i low_bits(const float* x) const {
     const __m512d v = _mm512_mul_pd(_mm512_cvtps_pd(_mm256_loadu_ps(x)), scale);
     return _mm512_castpd_si512(_mm512_add_pd(v, _mm512_set1_pd(0x1.8p52)));

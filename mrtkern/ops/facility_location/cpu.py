@@ -39,9 +39,8 @@ def why_not(problem: Problem) -> str | None:
 
 def memory(problem: Problem, threads: int) -> int:
     """Bytes beyond inputs and results: per thread the packed rows, the pairs and vectors of the largest group."""
-    rows = (problem.largest or 0) + 32
-    D = problem.D + 32
-    return threads * (2 * rows * D + 2 * rows * rows + 68 * D + 80 * rows)
+    rows, D = (problem.largest or 0) + 32, problem.D + 32
+    return threads * (2 * rows * D + 2 * rows * rows + 96 * D + 90 * rows)
 
 
 def forward(inputs: Inputs) -> Picks:

@@ -59,18 +59,16 @@ torch.library.impl("mrtkern::facility_location", ("cpu", "cuda"), _launch)
 
 @torch.library.register_fake("mrtkern::facility_location")
 def _fake(
-    kind: str, x: Tensor, offsets: Tensor, k: Tensor, clamp_k: bool, targets: Tensor | None, *rest: object
-) -> tuple[Tensor, ...]:
-    total = torch.library.get_ctx().new_dynamic_size()
-    B = k.shape[0]
-    ids, gains, owner = (
-        offsets.new_empty(total),
-        offsets.new_empty(total),
-        offsets.new_empty((targets if targets is not None else x).shape[0]),
-    )
+    kind: str, x: Tensor, offsets: Tensor, k: Tensor, clamp_k: bool, targets: Tensor | None, weight: Tensor | None,
+    quality: Tensor | None, *rest: object,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    total, B = torch.library.get_ctx().new_dynamic_size(), k.shape[0]
+    ids, gains, ends = offsets.new_empty(total), offsets.new_empty(total), offsets.new_empty(B + 1)
     each = [offsets.new_empty(B) for _ in range(4)]
-    share, maximum = x.new_empty(total, dtype=torch.float32), x.new_empty(B, dtype=torch.float64)
-    return (ids, gains, offsets.new_empty(B + 1), *each, owner, share, maximum, x.new_empty((), dtype=torch.float64))
+    owner = offsets.new_empty((x if targets is None else targets).shape[0])
+    share, unit = x.new_empty(total, dtype=torch.float32), x.new_empty((), dtype=torch.float64)
+    maximum = unit.new_empty(()) if weight is None and quality is None else unit.new_empty(B)
+    return (ids, gains, ends, *each, owner, share, maximum, unit)
 
 
 def _not_negative(name: str, value: Tensor | None) -> None:
@@ -225,9 +223,9 @@ def facility_location(
     group_key [B] int64 (None: 0 … B - 1) names each group to the random numbers, so that batching does not matter.
 
     Returns a Selection. No gradient. Deterministic: the same bits for every backend, thread count and instruction set.
-    Error: |value - F| <= sum of weights * max(quality) * (half of 1 / 32767 + half of `lattice.cosine_error(D)`; 1e-4
-    rms in practice); upper_bound includes it.
-    Memory: cpu, per thread, 2 N D + 4 N**2 bytes and some vectors; reference 64 N**2 bytes.
+    Error: |value - F| <= rows * max(weight) * max(quality) * (0.52 / 32767 + e), e half of `lattice.cosine_error(D)`, or
+    the whole of it when clamped (1e-4 of a pair rms in practice); upper_bound includes it. Memory: cpu, per thread,
+    2 N D + 2 N**2 + 96 D + 90 N bytes, N and D rounded up by at most 32; reference 64 N**2 bytes.
     Raises ValueError for contradictory arguments, NaN or infinite features (naming the row), offsets that do not cover
     x. Source: arXiv 2606.00544, section 4; upper_bound: Leskovec et al., KDD 2007.
     """

@@ -56,7 +56,7 @@ class Selection:
 
 
 class Units(NamedTuple):
-    """Per problem, [B] float64: the value of one fixed-point step, and how far rounding can have moved the optimum."""
+    """The value of one fixed-point step, float64 [B] or 0-d, and how far rounding can have moved each optimum, [B]."""
 
     step: Tensor
     slack: Tensor
@@ -84,8 +84,8 @@ def finish(picks: Picks, u: Units, sizes: Tensor, is_grouped: bool) -> Selection
     has_choice = (kept > 0) & (kept < sizes)
     room = torch.where(has_choice, upper_bound - random, 1.0)
     skill = torch.where(has_choice, (value - random) / room, 1.0)
-    per_pick = torch.repeat_interleave(u.step, kept, output_size=picks.ids.shape[0])
-    gains = picks.gains * per_pick
+    step = torch.repeat_interleave(u.step, kept, output_size=picks.ids.shape[0]) if u.step.ndim else u.step
+    gains = picks.gains * step
     if is_grouped:
         return Selection(
             picks.ids, gains, picks.offsets, value, upper_bound, skill, picks.owner, picks.share, picks.effective_k
@@ -107,6 +107,8 @@ def largest(values: Tensor | None, offsets: Tensor) -> Tensor:
 
 
 def maximum(weight: Tensor | None, quality: Tensor | None, rows: Tensor, candidates: Tensor) -> Tensor:
-    """max(w) * max(a) of each problem, float64 [B]; 1 where that is 0."""
+    """max(w) * max(a) of each problem, float64 [B]; 1 where that is 0. One number (0-d) where nothing is weighed."""
+    if weight is None and quality is None:
+        return torch.ones((), dtype=torch.float64, device=rows.device)
     product = largest(weight, rows) * largest(quality, candidates)
     return torch.where(product > 0, product, 1.0)

@@ -1,5 +1,5 @@
 // similarity of packed groups on the CPU: pack a group once, store its tiles.
-// Memory per thread: 4 D (ceil16(N) + 33) bytes.
+// Memory per thread: 4 D (ceil16(N) + 32) bytes.
 #include <algorithm>
 #include <atomic>
 #include <cstring>

@@ -223,7 +223,7 @@ def facility_location(
     group_key [B] int64 (None: 0 … B - 1) names each group to the random numbers, so that batching does not matter.
 
     Returns a Selection. No gradient. Deterministic: the same bits for every backend, thread count and instruction set.
-    Error: |value - F| <= rows * max(weight) * max(quality) * (0.52 / 32767 + e), e half of `lattice.cosine_error(D)`, or
+    Error: |value - F| <= rows * max(weight) * max(quality) * (0.52 / 32767 + e), e half of `lattice.cosine_error(D)` or
     the whole of it when clamped (1e-4 of a pair rms in practice); upper_bound includes it. Memory: cpu, per thread,
     2 N D + 2 N**2 + 96 D + 90 N bytes, N and D rounded up by at most 32; reference 64 N**2 bytes.
     Raises ValueError for contradictory arguments, NaN or infinite features (naming the row), offsets that do not cover

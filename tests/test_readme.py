@@ -30,7 +30,7 @@ def test_links_lead_to_files():
 
 
 def same_to_the_last_place(got: str, expected: str) -> bool:
-    """Equal words, and numbers within two units of their last place: another BLAS may flip a pick of the SVD's features."""
+    """Equal words, and numbers within two units of their last place: another BLAS may flip a pick."""
     pairs = list(zip(got.split(), expected.split(), strict=True))
     for a, b in pairs:
         places = len(b.partition(".")[2])

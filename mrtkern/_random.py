@@ -9,6 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+# Numbers of the draws. Each use has its own, or one would predict the other: a centre filled in at random would
+# always be the member drawn from its stratum.
+KEPT, CHANCE, STRATUM = 0, 1, 2  # rows kept or filled in; the random draws of `skill`; a member of each stratum
+
 
 def _signed(value: int) -> int:
     return (value + 2**63) % 2**64 - 2**63

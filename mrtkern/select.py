@@ -111,7 +111,7 @@ class _Chunk:
         return self._solve()
 
     def random(self) -> Selection:
-        return self._solve(given=self._first(self._hash()))
+        return self._solve(given=self._first(self._hash(_random.KEPT)))
 
     def reward(self) -> Selection:
         return self._solve(given=self._best_rewards())
@@ -138,7 +138,7 @@ class _Chunk:
         is_owned = centres.owner >= 0
         rows = is_owned.nonzero()[:, 0]
         stratum = stratum[centres.owner[rows] - self.first_row]
-        order = rows[_segmented(self._hash()[rows], stratum)]
+        order = rows[_segmented(self._hash(_random.STRATUM)[rows], stratum)]
         shares = torch.bincount(stratum, minlength=len(local))
         drawn = order[shares.cumsum(0) - shares] + self.first_row
         picks = self._solve(given=drawn)
@@ -202,9 +202,9 @@ class _Chunk:
         span = (high - low)[self.prompt]
         return torch.where(span < 1e-8, 1.0, (self.q - low[self.prompt]) / span)
 
-    def _hash(self) -> Tensor:
+    def _hash(self, draw: int) -> Tensor:
         position = torch.arange(len(self.x)) - self.offsets[self.prompt]
-        return _random.keys(self.seed, 0, self.key[self.prompt], position)
+        return _random.keys(self.seed, draw, self.key[self.prompt], position)
 
     def _best_rewards(self) -> Tensor:
         assert self.q is not None

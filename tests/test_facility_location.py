@@ -133,6 +133,13 @@ def test_start_rows_come_first_and_are_not_picked_again():
     assert float(found.upper_bound) >= float(found.value)
 
 
+def test_the_bound_includes_the_rounding_of_bonuses_that_start_rows_have():
+    """Each bonus is just below half a step above an integer number of steps."""
+    bonus = torch.full((5,), 2.49 / lattice.STEPS)
+    found = facility_location(similarity=torch.ones(1, 5), k=1, start=torch.arange(4), bonus=bonus)
+    assert float(found.upper_bound) >= 1 + float(bonus.double().sum())
+
+
 def test_mask_closes_candidates_but_their_rows_are_covered():
     x = random_rows(20, 8, 6)
     mask = torch.arange(20) % 2 == 0
@@ -232,6 +239,9 @@ def test_strides_types_and_alignment_do_not_matter():
     }
     for name, layout in layouts.items():
         assert selections.digest(facility_location(layout, 3, offsets=offsets, backend="cpu")) == expected, name
+    negated = torch.complex(torch.zeros_like(x), -x).conj().imag
+    assert negated.is_neg() and torch.equal(negated, x)
+    assert selections.digest(facility_location(negated, 3, offsets=offsets, backend="cpu")) == expected
     same = x[:1].expand(12, -1)
     kept = facility_location(same, 2, offsets=torch.tensor([0, 12]), backend="cpu")
     assert kept.ids.tolist() == [0, 1] and kept.effective_k.tolist() == [1]

@@ -250,6 +250,15 @@ def test_stratified_is_unbiased():
     assert float(drawn.var()) < float(plain.var()), "lower variance than random on separated modes"
 
 
+def test_stratified_has_no_favourite_among_duplicates():
+    """Sixteen equal rows: centres are filled in at random, and every row is drawn equally often (chi-square)."""
+    B = 4000
+    found = select_responses(torch.ones(16 * B, 3), torch.arange(B + 1) * 16, 4, method="stratified")
+    weight = torch.zeros(16, dtype=torch.float64).index_add(0, found.ids % 16, found.share.double()) * 16 / B
+    spread = (found.share.double() * 16).square().sum() / B / 16
+    assert float(((weight - 1) ** 2).sum() / (spread / B)) < largest_chi_square(15)
+
+
 def test_float64_and_empty_inputs():
     x, offsets, reward = pool([5, 6])
     for method in METHODS:

@@ -160,7 +160,7 @@ class Group {
   int64_t random_value() {
     if (k_ == 0) return 0;
     const int64_t N = table_.N;
-    shuffle(1);
+    shuffle(CHANCE);
     std::copy(w_.order, w_.order + k_, w_.order + N);
     int64_t total = 0;
     for (int r = 0; r < RANDOM_DRAWS; ++r) {
@@ -185,7 +185,7 @@ class Group {
     if (p_.fill == Fill::index) {
       std::iota(w_.order, w_.order + table_.N, 0);
     } else {
-      shuffle(0);
+      shuffle(KEPT);
     }
     for (const int32_t* j = w_.order; kept < k_; ++j)
       if (w_.open[*j] != 0) w_.ids[kept++] = *j;

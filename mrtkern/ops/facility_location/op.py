@@ -180,7 +180,7 @@ def _entries(name: str, value: Tensor | None, size: int, like: str, dtype: torch
     _check.vector(OP, name, value, size, like)
     if dtype in (torch.int64, torch.bool) and value.dtype != dtype:
         _check.fail(OP, name, f"be {str(dtype).removeprefix('torch.')}", value.dtype)
-    return value.detach().to(dtype)
+    return value.detach().resolve_neg().to(dtype)
 
 
 def facility_location(
@@ -261,8 +261,9 @@ def solve(
         OP, x=matrix, targets=targets, k=counts, weight=weight, quality=quality, bonus=bonus, start=start, given=given,
         mask=mask, group_key=group_key,
     )  # fmt: skip
-    rows = matrix.detach() if kind == "similarity" else lattice.to_float32(matrix.detach())
-    others = None if targets is None else lattice.to_float32(targets.detach())
+    rows = matrix.detach().resolve_neg()  # kernels read the memory: a lazy minus sign must be in it
+    rows = rows if kind == "similarity" else lattice.to_float32(rows)
+    others = None if targets is None else lattice.to_float32(targets.detach().resolve_neg())
     *fields, maximum, unit = torch.ops.mrtkern.facility_location(
         kind, rows, groups, counts, clamp_k, others, weight, quality, bonus, start, given, mask, group_key, metric,
         similarity_scale, fill, seed, first_row, subject, backend,
@@ -270,7 +271,8 @@ def solve(
     sizes = groups[1:] - groups[:-1]
     pair_error = 0.0 if kind == "similarity" else selection.feature_error(rows.shape[1], metric)
     covered = sizes if kind == "grouped" else sizes.new_tensor([M])
-    units = selection.units(covered, torch.minimum(counts, sizes), maximum * unit, pair_error, bonus is not None)
+    picked = torch.minimum(counts, sizes) + (0 if start is None else start.shape[0])
+    units = selection.units(covered, picked, maximum * unit, pair_error, bonus is not None)
     return selection.finish(Picks(*fields), units, sizes, kind == "grouped")
 
 

@@ -151,7 +151,12 @@ def _one(inputs: Inputs, b: int) -> dict[str, Any]:
     t = fixed_point(s, scale, weight, quality, maximum)
     plain = fixed_point(s, scale, torch.ones(M), torch.ones(N), 1.0)
     extra = torch.round(bonus.double() * lattice.STEPS / maximum).long()
-    key = torch.stack([_random.keys(inputs.seed, draw, inputs.group_key[b], torch.arange(N)) for draw in range(2)])
+    key = torch.stack(
+        [
+            _random.keys(inputs.seed, draw, inputs.group_key[b], torch.arange(N))
+            for draw in (_random.KEPT, _random.CHANCE)
+        ]
+    )
     start = [] if inputs.start is None else inputs.start.tolist()
     mask = torch.ones(N, dtype=torch.bool) if inputs.mask is None else inputs.mask[first:last]
     before = int(inputs.k[:b].sum())

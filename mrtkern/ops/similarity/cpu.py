@@ -46,7 +46,7 @@ def memory(problem: Problem, pairs: int) -> int:
 
 def forward(x: Tensor, y: Tensor | None, offsets: Tensor, metric: str, gamma: float) -> Tensor:
     """Packed scores in the type of x."""
-    offsets = offsets.contiguous()
+    x, offsets = x.resolve_neg(), offsets.contiguous()  # the kernel reads memory: a lazy minus sign must be in it
     s = x.new_empty(int(offsets.diff().square().sum()))
     bad = _C.similarity_ragged(
         x.data_ptr(), DTYPES[x.dtype], x.stride(0), x.stride(1), offsets.data_ptr(), offsets.shape[0] - 1, x.shape[1],

@@ -1,4 +1,4 @@
-"""mrtkern: keep K of the N responses of every prompt, and train on all of them in one loss.
+"""mrtkern: keep K of the N responses of every prompt, exactly and reproducibly.
 
 Who calls whom, top to bottom:
 

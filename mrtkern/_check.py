@@ -54,6 +54,19 @@ def vector(op: str, argument: str, value: Any, size: int, like: str) -> None:
         fail(op, argument, f"have one entry per {like}, shape [{size}]", shape(value))
 
 
+def int64(op: str, argument: str, value: Any) -> None:
+    """Refuse what is not an int64 tensor."""
+    tensor(op, argument, value)
+    if value.dtype != torch.int64:
+        fail(op, argument, "be int64", value.dtype)
+
+
+def seed(op: str, value: Any) -> None:
+    """Refuse a seed that is not a 64-bit integer."""
+    if not isinstance(value, int) or isinstance(value, bool) or not -(2**63) <= value < 2**63:
+        fail(op, "seed", "be an int from -2**63 to 2**63 - 1", repr(value))
+
+
 def offsets(op: str, value: Any, device: torch.device) -> None:
     """Type, shape and device of group offsets [B+1]; their values are read by `offsets_values`."""
     tensor(op, "offsets", value)

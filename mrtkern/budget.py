@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -84,7 +84,7 @@ class KChoice:
     k: int
     continuous: float
     ratio: float  # variance(1) / variance(k): how many times the budget K = 1 needs for the same variance
-    variance: Callable[[float], float]  # of the estimator with K responses per prompt
+    variance: Callable[[float], float] = field(repr=False)  # of the estimator with K responses per prompt
 
 
 def optimal_k(

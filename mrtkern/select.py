@@ -47,25 +47,23 @@ def select_responses(
     metric: str = "shifted_cosine",
     backend: str | None = None,
 ) -> Selection:
-    """Keep k responses of every prompt.
+    """Keep k responses of every prompt, by one of the methods that the head of this module lists.
 
-    embeddings [T, D] float32, float64, bfloat16 or float16, packed; offsets [B + 1] int64: prompt b owns rows
+    embeddings [T, D] float32, float64, bfloat16, float16, packed; offsets [B + 1] int64: prompt b owns rows
     offsets[b]:offsets[b + 1]. k: an int (prompts with fewer responses keep them all) or int64 [B].
-    reward [T]: needed by quality_diversity (exponent alpha), additive (share lam of the reward, 0 … 1) and reward.
+    reward [T], any finite scale (mapped to 0 … 1 inside each prompt): needed by quality_diversity (exponent alpha),
+    additive (share lam of the reward, 0 … 1) and reward. metric, backend: as in facility_location.
     fill: what follows once no response improves the objective: "coverage", "random" or "none" (fewer ids);
     quality_diversity often runs dry after two picks, see effective_k.
-    group_key [B] int64 (None: 0 … B - 1) names the prompts to the random numbers: with a stable key the picks depend on
-    neither batching nor sharding.
+    group_key [B] int64 (None: 0 … B - 1 of this call) and seed name the prompts to the random numbers: with a key of
+    your own the picks depend on neither batching nor sharding.
 
-    Returns a Selection. value, upper_bound and skill refer to the coverage objective for random, stratified, coverage
-    and reward, to their own for quality_diversity and additive. share are unbiased response weights for stratified, and
-    lower the error of a weighted mean for coverage; not for quality_diversity. reward_overlap [B]: part of the picks
-    among the k largest rewards.
-    No gradient. Deterministic: the same bits for every thread count and backend.
-    Memory: as facility_location, and 32 MiB.
-    Raises ValueError naming the row for NaN or infinite embeddings and rewards. Warns when reward alone attains 98 % of
-    the quality_diversity objective.
-    Source: arXiv 2606.00544; stratified and share: SCIENCE of this library, derived and tested.
+    Returns a Selection. value, upper_bound and skill: of the coverage objective for random, stratified, coverage and
+    reward, of their own for quality_diversity and additive. With share as weights stratified is unbiased; weigh random
+    equally. reward_overlap [B]: part of the picks among the k largest rewards.
+    No gradient. Deterministic: the same bits for every thread count and backend. Memory: as facility_location, and
+    32 MiB. Raises ValueError naming the row for NaN or infinite embeddings and rewards. Warns when reward alone attains
+    98 % of the quality_diversity objective. Source: arXiv 2606.00544; stratified: stratified sampling (Cochran, 1977).
     """
     _check.floating(OP, "embeddings", embeddings)
     if embeddings.ndim != 2:
@@ -74,10 +72,12 @@ def select_responses(
     _check.offsets_values(OP, offsets, embeddings.shape[0])
     _check.one_of(OP, "method", method, METHODS)
     _check.one_of(OP, "fill", fill, tuple(name for name in FILLS if name != "index"))
+    _check.seed(OP, seed)
     _ranges(alpha, lam)
     reward = _rewards(reward, method, embeddings.shape[0])
     B = offsets.shape[0] - 1
     if group_key is not None:
+        _check.int64(OP, "group_key", group_key)
         _check.vector(OP, "group_key", group_key, B, "prompt")
     spans = list(_spans(offsets))
     joined = _Joined(embeddings.shape[0], B, sum(int(_counts(k, offsets, *span).sum()) for span in spans))
@@ -170,7 +170,7 @@ class _Chunk:
         if greedy > 0 and reward > SUFFICES * greedy:
             warnings.warn(
                 f"{OP}: the largest rewards alone attain {100 * reward / greedy:.1f} % of the quality_diversity "
-                f"objective (first {few} prompts): the quality outweighs the diversity, "
+                f"objective ({few} prompt{'s' * (few != 1)} looked at): the quality outweighs the diversity, "
                 "consider method='coverage' or a smaller alpha",
                 stacklevel=3,
             )
@@ -245,14 +245,15 @@ def _counts(k: int | Tensor, offsets: Tensor, first: int, last: int) -> Tensor:
     """k of prompts first … last - 1: an int keeps the whole of a smaller prompt, a tensor is exact."""
     sizes = offsets[first + 1 : last + 1] - offsets[first:last]
     if isinstance(k, Tensor):
+        _check.int64(OP, "k", k)
         _check.vector(OP, "k", k, len(offsets) - 1, "prompt")
-        counts = k[first:last].long()
+        counts = k[first:last]
         bad = (counts < 0) | (counts > sizes)
         if bool(bad.any()):
             b = int(bad.int().argmax())
             _check.fail(OP, "k", f"be from 0 to the {int(sizes[b])} responses of prompt {first + b}", int(counts[b]))
         return counts
-    if not isinstance(k, int) or k < 0:
+    if not isinstance(k, int) or isinstance(k, bool) or k < 0:
         _check.fail(OP, "k", "be an int of at least 0 or an int64 tensor [B]", repr(k))
     return sizes.clamp(max=k)
 

@@ -385,6 +385,7 @@ FALLING = torch.tensor([0, 4, 2, 6])
         ({"x": X, "k": 1, "quality": X[:5, 0]}, r"quality must have one entry per candidate, shape \[6\], got \[5\]"),
         ({"x": X, "k": 1, "bonus": X[:, 0] * math.nan}, "bonus must be finite and not negative, got nan at row 0"),
         ({"x": X, "k": 1, "mask": torch.ones(6)}, "mask must be bool, got torch.float32"),
+        ({"x": X, "k": 1, "start": [1, 2]}, "start must be a torch.Tensor, got list"),
         ({"x": X, "k": 1, "start": torch.tensor([6])}, "start must hold row numbers from 0 to 5"),
         ({"x": X, "k": 1, "start": torch.tensor([2, 2])}, "start must name each row once"),
         ({"x": X, "k": 1, "start": torch.tensor([2]), "offsets": ENDS}, "start must come without offsets"),

@@ -245,6 +245,10 @@ def solve(
     kind, matrix = _sides(x, similarity, targets, offsets)
     _check.one_of(OP, "metric", metric, METRICS)
     _check.one_of(OP, "fill", fill, FILLS)
+    _check.seed(OP, seed)
+    for name, rows in (("start", start), ("given", given)):
+        if rows is not None:
+            _check.int64(OP, name, rows)
     if start is not None and (kind == "grouped" or given is not None):
         raise ValueError(f"{OP}: start must come without offsets and given, got both")
     N = matrix.shape[1] if kind == "similarity" else matrix.shape[0]
@@ -279,9 +283,8 @@ def solve(
 def _counts(k: int | Tensor | None, B: int, kind: str, device: torch.device) -> tuple[Tensor, bool]:
     """k of each problem [B], and whether it is an upper limit (an int over groups) or exact."""
     if isinstance(k, Tensor):
+        _check.int64(OP, "k", k)
         _check.vector(OP, "k", k, B, "group")
-        if k.dtype != torch.int64:
-            _check.fail(OP, "k", "be int64", k.dtype)
         return k, False
     if not isinstance(k, int) or isinstance(k, bool):
         raise TypeError(f"{OP}: k must be an int or an int64 tensor, got {type(k).__name__}")

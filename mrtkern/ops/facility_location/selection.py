@@ -28,7 +28,7 @@ class Picks(NamedTuple):
     share: Tensor  # [Σ kept] float32
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Selection:
     """Kept rows of one problem (per-problem fields 0-d, `offsets` None) or of B groups (fields [B]; ids, gains packed).
 
@@ -53,6 +53,16 @@ class Selection:
     share: Tensor
     effective_k: Tensor
     reward_overlap: Tensor | None = None
+
+    def __repr__(self) -> str:
+        """A line: millions of numbers help nobody."""
+        groups = "" if self.offsets is None else f" in {len(self.offsets) - 1} groups"
+        parts = (
+            (f"value {float(self.value.mean()):.6g}", f"skill {float(self.skill.mean()):.3f}")
+            if self.value.numel()
+            else ()
+        )
+        return f"Selection({', '.join((f'{len(self.ids)} ids{groups}', *parts))})"
 
 
 class Units(NamedTuple):

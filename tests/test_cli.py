@@ -279,6 +279,49 @@ def test_a_prompt_may_be_spread_over_nested_rows(tmp_path: Path) -> None:
     assert len(kept) == 3
 
 
+@pytest.mark.parametrize("options", [(), ("--all-rows",)])
+def test_lists_that_stay_whole_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...]
+) -> None:
+    table = pa.table(
+        {
+            "prompt": ["a", "b"],
+            "text": [["red", "blue"], ["one", "two", "six"]],
+            "late": [[1, 2], [1]],
+            "null": [[1, 2], None],
+        }
+    )
+    rows = select(table, tmp_path / "in.parquet", "--text", "text", "--k", "1", *options, vectors=False)
+    printed = capsys.readouterr().out
+    whole = "left whole, without one entry per response: 'late' (1 for 3 responses in row 1), 'null' (null for 3 "
+    assert (whole in printed, "cut to the kept entries: text" in printed) == (not options, not options)
+    assert [row["late"] for row in rows] == [[1, 2], [1]]
+
+
+def test_features_do_not_depend_on_the_threads_of_blas() -> None:
+    threads = pytest.importorskip("threadpoolctl")
+    from mrtkern.cli import features
+
+    rng = np.random.default_rng(0)
+    words = np.array([f"w{i}" for i in range(2000)])
+    texts = pa.chunked_array([[" ".join(rng.choice(words, 12)) for _ in range(600)]])
+    found = []
+    for limit in (1, 2):
+        with threads.threadpool_limits(limit):
+            found.append(features.tfidf_vectors(texts).tobytes())
+    assert found[0] == found[1]
+
+
+def test_the_title_is_a_line_and_counts_one_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = pa.table({"prompt": ["a"], "text": ["red"]})
+    lowest = str(-(2**63))
+    select(table, tmp_path / "in.parquet", "--text", "text", "--seed", lowest, vectors=False)
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == f"1 row of 1 prompt, 1 kept: random, K = 4, seed {lowest}"
+    assert printed[1].strip() == ""
+    assert printed[2].split()[0] == "method"
+
+
 def test_report_compares_all_methods(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report, plot = tmp_path / "r.json", tmp_path / "p.png"
     select(long_table(), tmp_path / "in.parquet", "--compare", "--report", str(report), "--plot", str(plot))

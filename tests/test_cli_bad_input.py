@@ -82,7 +82,7 @@ CELLS = {
         "e",
         [1.0],
         EMBEDDING,
-        "column 'e' must hold vectors of one length, got 1 numbers in row 5 after 2",
+        "column 'e' must hold vectors of one length, got 1 number in row 5 after 2",
     ),
     "empty vector": ("e", [], EMBEDDING, "column 'e' must hold vectors of one length, got 0 numbers in row 5 after 2"),
     "null prompt": ("p", None, EMBEDDING, "column 'p' must hold a prompt id, got null in row 5"),
@@ -196,6 +196,8 @@ def test_truncated_parquet_is_refused(tmp_path: Path, capsys: pytest.CaptureFixt
         ((*TEXT, "--alpha", "-1"), "--alpha must be finite and not negative"),
         ((*TEXT, "--lam", "1.5"), "--lam must be from 0 to 1"),
         ((*TEXT, "--lam", "nan"), "--lam must be from 0 to 1"),
+        ((*TEXT, "--seed", str(2**63)), f"--seed must be from -2**63 to 2**63 - 1, got {2**63}"),
+        ((*TEXT, "--seed", str(-(2**63) - 1)), f"--seed must be from -2**63 to 2**63 - 1, got {-(2**63) - 1}"),
         (("--embedding", "e", "--text-model", "m"), "--text-model needs --text"),
         ((*TEXT, "--plot", "p.jpg"), "--plot must end in .png"),
     ],
@@ -223,13 +225,15 @@ def test_paths_are_checked_before_the_work(
         ("output must not be the input itself", (), "in.parquet"),
         ("output must not be the input itself", (), "same.parquet"),
         ("output must end in .parquet, .jsonl, .csv", (), "out.txt"),
-        ("cannot be written: No such file or directory", (), "nowhere/out.parquet"),
+        ("nowhere' does not exist", (), "nowhere/out.parquet"),
         ("output must be a file, got the folder", (), "folder.parquet"),
-        ("--report", ("--report", lost), "out.parquet"),
+        ("--report folder ", ("--report", lost), "out.parquet"),
         ("--plot must not be the report itself", ("--report", one, "--plot", one), "out.parquet"),
     ):
         assert sentence in refused(capsys, source, *TEXT, *options, out=out)
-    assert "input must be a file" in refused(capsys, tmp_path / "absent.csv", *TEXT)
+    absent = tmp_path / "absent.csv"
+    assert refused(capsys, absent, *TEXT) == f"mrtkern select: input {str(absent)!r} does not exist\n"
+    assert "input must be a file, got" in refused(capsys, tmp_path / "folder.parquet", *TEXT)
     assert "input must end in" in refused(capsys, tmp_path / "in.txt", *TEXT)
 
 
@@ -276,6 +280,7 @@ def test_a_missing_text_model_is_refused(tmp_path: Path, capsys: pytest.CaptureF
     try:
         import sentence_transformers  # noqa: F401
     except ImportError:
-        assert "which is not installed" in refused(capsys, parquet(tmp_path), *TEXT, "--text-model", "some-model")
+        sentence = "--text-model needs the package sentence-transformers, which is not installed; leave it out to use"
+        assert sentence in refused(capsys, parquet(tmp_path), *TEXT, "--text-model", "some-model")
     else:
         pytest.skip("sentence-transformers is installed here")

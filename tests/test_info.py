@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -46,6 +47,24 @@ def test_info_names_the_instruction_set_and_its_cap() -> None:
         f"kernels   portable, capped by MRTKERN_ISA=portable (available: {', '.join(extension.isas())}), compiler "
     )
     assert child.stdout.splitlines()[1].startswith(expected)
+
+
+@pytest.mark.parametrize("command", ["info", "select"])
+def test_an_unknown_instruction_set_is_refused_in_the_words_of_the_kernels(command: str, tmp_path: Path) -> None:
+    pytest.importorskip("mrtkern._C", reason="installed without compiled kernels")
+    argv = [command]
+    if command == "select":
+        pytest.importorskip("pyarrow")
+        pytest.importorskip("rich")
+        argv += [str(tmp_path / "in.csv"), "-o", str(tmp_path / "out.csv"), "--group-by", "p", "--k", "1"]
+        argv += ["--embedding", "e"]
+    child = subprocess.run(
+        [sys.executable, "-m", "mrtkern", *argv],
+        env={**os.environ, "MRTKERN_ISA": "sse9"},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    sentence = f"mrtkern {command}: MRTKERN_ISA must be avx512, avx2 or portable, got 'sse9'\n"
+    assert (child.returncode, child.stdout, child.stderr) == (2, "", sentence)
 
 
 def test_help_lists_the_commands_and_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:

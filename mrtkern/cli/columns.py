@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mrtkern.cli import InputError
+from mrtkern.cli import InputError, counted
 from mrtkern.cli.reading import READ_ERRORS, numbers
 
 LABEL_LETTERS = 40  # of a prompt id are kept for messages and pictures; its identity is the hash
@@ -187,7 +187,7 @@ def vectors(column: Any, name: str, size: int | None, place: Place) -> Any:
     size = int(lengths[0]) if size is None else size
     if (lengths != size).any():
         i = int(np.flatnonzero(lengths != size)[0])
-        got = f"{lengths[i]} numbers in {place(i)} after {size} before"
+        got = f"{counted(int(lengths[i]), 'number')} in {place(i)} after {size} before"
         raise InputError(f"column {name!r} must hold vectors of one length, got {got}")
     if size == 0:
         raise InputError(f"column {name!r} must hold vectors, got one without numbers in {place(0)}")

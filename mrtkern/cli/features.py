@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import warnings
 from collections.abc import Iterator
@@ -38,9 +39,11 @@ def tfidf_vectors(texts: Any) -> Any:
     if counts.shape[1] <= DIMENSIONS:
         return counts.toarray()
     D = min(DIMENSIONS, counts.shape[0])
+    one_thread = importlib.import_module("threadpoolctl").threadpool_limits  # comes with scikit-learn
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # explained variance of identical texts is 0/0; it is not used
-        reduced = TruncatedSVD(D, random_state=SEED).fit_transform(counts)
+        with one_thread(1):  # BLAS adds up in another order with another number of threads
+            reduced = TruncatedSVD(D, random_state=SEED).fit_transform(counts)
     vectors = np.asarray(reduced, dtype=np.float32)
     vectors[np.linalg.norm(vectors, axis=1) < LOST] = 0.0
     return vectors
@@ -50,7 +53,7 @@ def check_model(name: str | None) -> None:
     """Refuse a model name early when no package can load it."""
     if name is not None and importlib.util.find_spec("sentence_transformers") is None:
         raise InputError(
-            f"--text-model {name} needs sentence-transformers, which is not installed; without it TF-IDF is used"
+            "--text-model needs the package sentence-transformers, which is not installed; leave it out to use TF-IDF"
         )
 
 

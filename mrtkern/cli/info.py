@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from mrtkern import __version__, _dispatch
+from mrtkern.cli import check_isa
 from mrtkern.ops import OPS
 
 EXAMPLE = """\
@@ -35,8 +36,9 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print everything; always status 0, for what is missing is an answer."""
+    """Print everything; status 0 whatever is missing, for that is an answer too."""
     del args
+    check_isa()
     print("\n".join([*machine(), "", *table()]))
     return 0
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mrtkern.cli import InputError
+from mrtkern.cli import InputError, counted
 from mrtkern.cli import columns as check
 from mrtkern.cli.columns import Place, is_list, is_number, is_text, is_vector
 from mrtkern.cli.reading import Csv, Source
@@ -49,6 +49,9 @@ class Packed:
     texts: Any  # [T] pyarrow.ChunkedArray, packed, or None
     splits: Any = None  # nested: [num_rows+1] int64, responses of row r are splits[r]:splits[r+1] in file order
     cut: list[str] = field(default_factory=list)  # nested: list columns with one entry per response on every row
+    uncut: dict[str, str] = field(
+        default_factory=dict
+    )  # nested: the other list columns, and the first row that differs
 
 
 class Rows:
@@ -163,14 +166,19 @@ def unnested(found: dict[str, Any], values: list[str], first_row: int) -> tuple[
     return splits, entries
 
 
-def parallel(batch: Any, candidates: list[str], lengths: Any) -> list[str]:
-    """Those list columns that have one entry per response on every row of the batch."""
-    kept = []
+def unparallel(batch: Any, candidates: list[str], lengths: Any, first_row: int) -> dict[str, str]:
+    """The list columns without one entry per response on every row of the batch: what the first such row holds."""
+    found = {}
     for name in candidates:
         column = combined(batch, name)
-        if column.null_count == 0 and (check.flat(column, name, Place(0, None))[1] == lengths).all():
-            kept.append(name)
-    return kept
+        entries = np.full(len(column), -1)
+        is_filled = column.is_valid().to_numpy(zero_copy_only=False)
+        entries[is_filled] = check.flat(column.drop_null(), name, Place(0, None))[1]
+        if (entries != lengths).any():
+            row = int(np.flatnonzero(entries != lengths)[0])
+            held = "null" if entries[row] < 0 else f"{entries[row]:,}"
+            found[name] = f"{held} for {counted(int(lengths[row]), 'response')} in row {first_row + row}"
+    return found
 
 
 def read_columns(source: Source, wanted: Wanted, advance: Callable[[int], None]) -> Packed:
@@ -180,13 +188,15 @@ def read_columns(source: Source, wanted: Wanted, advance: Callable[[int], None])
     state = Pass(check.Groups(wanted.group), Rows(capacity), Rows(capacity), Rows(capacity))
     cut = [item.name for item in source.schema if nested and is_list(item.type)]
     needed = list(dict.fromkeys(wanted.names() + cut))
+    uncut: dict[str, str] = {}
     num_rows = 0
     for first_row, batch in source.batches(needed):
         if batch.num_rows == 0:
             continue
         state.add(batch, first_row, wanted, nested)
         if nested:
-            cut = parallel(batch, cut, state.lengths[-1])
+            uncut |= unparallel(batch, cut, state.lengths[-1], first_row)
+            cut = [name for name in cut if name not in uncut]
         num_rows += batch.num_rows
         advance(batch.num_rows)
     if state.num_responses == 0:
@@ -194,6 +204,7 @@ def read_columns(source: Source, wanted: Wanted, advance: Callable[[int], None])
     packed = pack(state, wanted, num_rows)
     if nested:
         packed.splits, packed.cut = np.concatenate([[0], np.cumsum(np.concatenate(state.lengths))]), cut
+        packed.uncut = uncut
     return packed
 
 

@@ -18,6 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from mrtkern.cli import counted
 from mrtkern.cli.packing import Packed
 from mrtkern.cli.report import Scores
 
@@ -101,7 +102,7 @@ def composed(
     left, right = parts.subfigures(1, 2, width_ratios=(0.36, 0.64))
     kept, rows = scores[method].kept, int(packed.offsets[-1])
     figure.suptitle(
-        f"{kept:,} of {rows:,} rows kept, {len(packed.labels):,} prompts, method {method}",
+        f"{kept:,} of {counted(rows, 'row')} kept, {counted(len(packed.labels), 'prompt')}, method {method}",
         x=0.02, ha="left", fontsize=15, fontweight="bold", color=INK,
     )  # fmt: skip
     above, below = left.subfigures(2, 1, height_ratios=(0.6, 0.4))
@@ -139,7 +140,7 @@ def draw_trade_off(part: Any, scores: dict[str, Scores], method: str, has_reward
     place_labels(axes, points, list(scores), method)
     axes.set_xlabel("coverage: mean similarity of a row to its nearest kept one", color=INK)
     axes.set_ylabel("mean reward of the kept rows" if has_reward else "diversity of the kept rows", color=INK)
-    axes.set_title("What each method trades (ringed: written)", loc="left", fontsize=11, color=INK)
+    axes.set_title("What each method trades (ringed: the method written to OUT)", loc="left", fontsize=10, color=INK)
     axes.xaxis.set_major_locator(MaxNLocator(5))
 
 

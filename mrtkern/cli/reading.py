@@ -268,6 +268,8 @@ def open_source(path: Path) -> Source:
     """The table at `path`, by its ending; its first block is read here, so an unreadable file is refused at once."""
     kind = ending(path, "input")
     if not path.is_file():
+        if not path.exists():
+            raise InputError(f"input {str(path)!r} does not exist")
         raise InputError(f"input must be a file, got {str(path)!r}")
     if path.stat().st_size == 0:
         raise InputError(f"{path} must hold rows, got an empty file")

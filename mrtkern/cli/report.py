@@ -173,9 +173,7 @@ def cell(name: str, number: float | None) -> str:
 def print_table(scores: dict[str, Scores], method: str, title: str, notes: list[str]) -> None:
     """The comparison on the terminal; the method that was written is marked."""
     console = Console(highlight=False)
-    table = Table(
-        title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", padding=(0, 1, 0, 0), pad_edge=False
-    )
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("method", no_wrap=True)
     used = [i for i, name in enumerate(COLUMNS) if any(getattr(s, name) is not None for s in scores.values())]
     for i in used:
@@ -186,6 +184,7 @@ def print_table(scores: dict[str, Scores], method: str, title: str, notes: list[
         table.add_row(f"{mark} {name}", *(cell(COLUMNS[i], getattr(row, COLUMNS[i])) for i in used), style=style)
     needed = console.measure(table, options=console.options.update(max_width=1000)).maximum
     console.width = max(console.width, needed)  # no number is cut on a narrow terminal
+    console.print(title, style="bold", soft_wrap=True, markup=False)  # a table's own title wraps at its width
     console.print(table)
     for note in notes:
         console.print(note, soft_wrap=True, markup=False)

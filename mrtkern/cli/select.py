@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from mrtkern import __version__
-from mrtkern.cli import InputError, features, report
+from mrtkern.cli import InputError, check_isa, counted, features, report
 from mrtkern.cli.packing import Packed, Wanted, is_nested, read_columns
 from mrtkern.cli.progress import Steps
 from mrtkern.cli.reading import ending, open_source
@@ -36,13 +36,18 @@ A row is a response, or (nested) a row is a prompt whose --embedding, --text and
 prompt may stand anywhere in the file; their order inside the prompt is what identifies them, so with the same seed the
 random methods keep the same ones however the prompts are ordered or spread over files. The output has the input's
 columns, and mrt_rank (pick order), mrt_gain, mrt_owner (row number of the response that stands for this one) and
-mrt_share (part of the prompt it stands for). In a nested output every list column with one entry per response is cut.
+mrt_share (part of the prompt it stands for).
+
+In a nested output every list column with one entry per response is cut to the kept ones, in pick order; with --all-rows
+nothing is cut and the lists stay in input order. There mrt_owner is a position, from 0, in the prompt's list as the
+input has it (lists of a prompt that is spread over several rows count as one, in file order).
 """
 EXAMPLE = """\
 example: 4 glosses of each of 517 words, all methods compared; from the folder of the repository
   mrtkern select mrtkern/data/wordnet_senses.parquet -o kept.parquet --group-by word --k 4 \\
       --text gloss --reward tag_count --compare --report report.json --plot kept.png
 
+The same seed gives the same bytes (with --text: on the same processor and BLAS).
 exit status: 0 done; 2 input that cannot be used: one sentence names row and column, and no output is written
 """
 
@@ -92,6 +97,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise InputError(f"--alpha must be finite and not negative, got {args.alpha}")
     if not 0 <= args.lam <= 1:
         raise InputError(f"--lam must be from 0 to 1, got {args.lam}")
+    if not -(2**63) <= args.seed < 2**63:
+        raise InputError(f"--seed must be from -2**63 to 2**63 - 1, got {args.seed}")
     if args.method in NEEDS_REWARD and args.reward is None:
         raise InputError(f"--method {args.method} needs --reward, the column of its rewards")
     if args.text_model is not None and args.text is None:
@@ -113,6 +120,7 @@ def check_arguments(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> int:
     """Select, write, report."""
     check_arguments(args)
+    check_isa()
     source = open_source(args.input)
     wanted = Wanted(args.group_by, args.embedding, args.text, args.reward)
     is_nested(source, wanted)
@@ -184,8 +192,8 @@ def compared(args: argparse.Namespace, packed: Packed, vectors: Any, notes: list
 
 def title(packed: Packed, scores: report.Scores, args: argparse.Namespace) -> str:
     """What was done, in one line."""
-    rows, prompts = int(packed.offsets[-1]), len(packed.labels)
-    return f"{rows:,} rows of {prompts:,} prompts, {scores.kept:,} kept: {args.method}, K = {args.k}, seed {args.seed}"
+    rows, prompts = counted(int(packed.offsets[-1]), "row"), counted(len(packed.labels), "prompt")
+    return f"{rows} of {prompts}, {scores.kept:,} kept: {args.method}, K = {args.k}, seed {args.seed}"
 
 
 def remarks(args: argparse.Namespace, packed: Packed, scores: dict[str, report.Scores]) -> list[str]:
@@ -194,9 +202,13 @@ def remarks(args: argparse.Namespace, packed: Packed, scores: dict[str, report.S
     sizes = packed.offsets[1:] - packed.offsets[:-1]
     small = int((sizes < args.k).sum())
     if small:
-        notes.append(f"{small:,} {'prompt has' if small == 1 else 'prompts have'} fewer than {args.k} rows: kept whole")
-    if packed.splits is not None:
+        have = "has" if small == 1 else "have"
+        notes.append(f"{counted(small, 'prompt')} {have} fewer than {counted(args.k, 'row')}: kept whole")
+    if packed.splits is not None and not args.all_rows:
         notes.append(f"nested: cut to the kept entries: {', '.join(packed.cut)}")
+        if packed.uncut:
+            others = ", ".join(f"{name!r} ({why})" for name, why in packed.uncut.items())
+            notes.append(f"nested: left whole, without one entry per response: {others}")
     dry = [(name, row) for name, row in scores.items() if row.ran_dry > DRY]
     for name, row in dry:
         rest = "nothing follows" if args.fill == "none" else f"the rest is filled by {args.fill}"

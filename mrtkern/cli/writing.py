@@ -84,6 +84,9 @@ class Temporary:
             raise InputError(f"{role} must be a file, got the folder {str(path)!r}")
         try:
             self.file = self.name.open("xb")
+        except FileNotFoundError as error:
+            folder = self.path.parent if path.parent.is_dir() else path.parent  # the former where `path` is a link
+            raise InputError(f"{role} folder {str(folder)!r} does not exist") from error
         except OSError as error:
             raise InputError(f"{role} {str(path)!r} cannot be written: {error.strerror or error}") from error
 

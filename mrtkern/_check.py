@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, NoReturn
 
 import torch
@@ -88,6 +89,16 @@ def offsets_values(op: str, value: Tensor, rows: int) -> None:
     if bool((steps < 0).any()):
         b = int((steps < 0).int().argmax())
         fail(op, "offsets", "never descend", f"{int(value[b])} then {int(value[b + 1])} at group {b}")
+
+
+def fits(subject: str, needed: int, device: torch.device) -> None:
+    """Refuse what is larger than the memory of the device, before anything is allocated."""
+    if device.type == "cuda":
+        memory = int(torch.cuda.get_device_properties(device).total_memory)
+    else:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        raise MemoryError(f"{subject} must leave room for {needed} bytes, got {memory} bytes of memory")
 
 
 def finite_rows(subject: str, value: Tensor, first_row: int = 0) -> None:

@@ -69,6 +69,7 @@ def select_responses(
     if embeddings.ndim != 2:
         _check.fail(OP, "embeddings", "be a matrix [T, D]", _check.shape(embeddings))
     _check.offsets(OP, offsets, embeddings.device)
+    offsets = offsets.contiguous()
     _check.offsets_values(OP, offsets, embeddings.shape[0])
     _check.one_of(OP, "method", method, METHODS)
     _check.one_of(OP, "fill", fill, tuple(name for name in FILLS if name != "index"))
@@ -127,24 +128,24 @@ class _Chunk:
         return self._with_overlap(picks)
 
     def stratified(self) -> Selection:
-        """Centres by coverage, then the member of each stratum with the smallest hash.
-
-        Shares and strata stay the centres'.
-        """
+        """Centres by coverage; each owns a stratum, whose member with the smallest hash represents it."""
         centres = self._solve(fill="random" if self.fill == "none" else self.fill)
-        stratum = torch.empty(len(self.x), dtype=torch.int64)
+        assert centres.offsets is not None
         local = centres.ids - self.first_row
-        stratum[local] = torch.arange(len(local))
-        is_owned = centres.owner >= 0
-        rows = is_owned.nonzero()[:, 0]
-        stratum = stratum[centres.owner[rows] - self.first_row]
+        number = torch.empty(len(self.x), dtype=torch.int64)
+        number[local] = torch.arange(len(local))
+        rows = (self.k[self.prompt] > 0).nonzero()[:, 0]
+        centre, first = centres.owner[rows] - self.first_row, centres.offsets[self.prompt[rows]]
+        is_owned = centres.owner[rows] >= 0
+        stratum = torch.where(is_owned, number[centre.clamp(min=0)], first)  # what nothing covers joins the first
         order = rows[_segmented(self._hash(_random.STRATUM)[rows], stratum)]
         shares = torch.bincount(stratum, minlength=len(local))
         drawn = order[shares.cumsum(0) - shares] + self.first_row
         picks = self._solve(given=drawn)
         owner = torch.full_like(centres.owner, -1)
         owner[rows] = drawn[stratum]
-        return replace(picks, owner=owner, share=centres.share)
+        sizes = (self.offsets[1:] - self.offsets[:-1])[self.prompt[local]]
+        return replace(picks, owner=owner, share=(shares / sizes).float())
 
     def warn_if_reward_suffices(self) -> None:
         """Compare reward alone with greedy under the quality_diversity objective, on the first prompts."""
@@ -199,8 +200,8 @@ class _Chunk:
         low, high = (
             empty.scatter_reduce(0, self.prompt, self.q, f"a{end}", include_self=False) for end in ("min", "max")
         )
-        span = (high - low)[self.prompt]
-        return torch.where(span < 1e-8, 1.0, (self.q - low[self.prompt]) / span)
+        half_span = (high / 2 - low / 2)[self.prompt]  # halves, because the span itself can overflow
+        return torch.where(half_span < 0.5e-8, 1.0, (self.q / 2 - low[self.prompt] / 2) / half_span)
 
     def _hash(self, draw: int) -> Tensor:
         position = torch.arange(len(self.x)) - self.offsets[self.prompt]
@@ -255,7 +256,7 @@ def _counts(k: int | Tensor, offsets: Tensor, first: int, last: int) -> Tensor:
         return counts
     if not isinstance(k, int) or isinstance(k, bool) or k < 0:
         _check.fail(OP, "k", "be an int of at least 0 or an int64 tensor [B]", repr(k))
-    return sizes.clamp(max=k)
+    return sizes.clamp(max=min(k, 2**62))
 
 
 def _spans(offsets: Tensor) -> Iterator[tuple[int, int]]:

@@ -140,6 +140,50 @@ def test_the_bound_includes_the_rounding_of_bonuses_that_start_rows_have():
     assert float(found.upper_bound) >= 1 + float(bonus.double().sum())
 
 
+def test_a_bonus_counts_in_the_units_of_the_matrix():
+    """A matrix whose largest entry is not 1: the pair of value 10 beats 5 + 1, and a bonus of 1 beats pairs of 0.1."""
+    bonus = torch.tensor([0.0, 1.0])
+    large = facility_location(similarity=torch.tensor([[10.0, 5.0]]), k=1, bonus=bonus)
+    small = facility_location(similarity=torch.tensor([[0.1, 0.05]]), k=1, bonus=bonus)
+    assert large.ids.tolist() == [0] and float(large.value) == pytest.approx(10)
+    assert small.ids.tolist() == [1] and abs(float(small.value) - 1.05) < 0.1 * oracle.steps(2)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-41, 1e-39, 1e37, 1e39, 1e300])
+def test_the_scale_of_a_matrix_does_not_matter(scale):
+    s = torch.rand(6, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    plain, scaled = facility_location(similarity=s, k=2), facility_location(similarity=s * scale, k=2)
+    assert torch.equal(plain.ids, scaled.ids)
+    assert abs(float(scaled.value) / scale - float(plain.value)) < oracle.steps(6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_the_default_dtype_does_not_reach_the_kernels(backend, dtype):
+    case = selections.SMALL[0]
+    expected = selections.digest(selections.select(case, backend))
+    torch.set_default_dtype(dtype)
+    try:
+        x, offsets, _ = selections.inputs(case)
+        found = facility_location(x, case.K, offsets=offsets, backend=backend, seed=5)
+        assert found.share.dtype == torch.float32 and float(found.share.sum()) > 0
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert selections.digest(selections.select(case, backend)) == expected
+
+
+def test_skill_is_one_where_nothing_can_be_chosen():
+    x = random_rows(6, 4, 2)
+    mask = torch.tensor([True, False, True, False, False, False])
+    for found in (
+        facility_location(x, 2, mask=mask),
+        facility_location(x, 0, start=torch.tensor([1])),
+        facility_location(similarity=torch.zeros(0, 5), k=2),
+        facility_location(x, 6),
+    ):
+        assert float(found.skill) == 1
+
+
 def test_mask_closes_candidates_but_their_rows_are_covered():
     x = random_rows(20, 8, 6)
     mask = torch.arange(20) % 2 == 0
@@ -384,6 +428,9 @@ FALLING = torch.tensor([0, 4, 2, 6])
         ({"x": X, "k": 1, "weight": -torch.ones(6)}, "weight must be finite and not negative, got -1.0 at row 0"),
         ({"x": X, "k": 1, "quality": X[:5, 0]}, r"quality must have one entry per candidate, shape \[6\], got \[5\]"),
         ({"x": X, "k": 1, "bonus": X[:, 0] * math.nan}, "bonus must be finite and not negative, got nan at row 0"),
+        ({"x": X, "k": 1, "quality": torch.full((6,), 1e-42)}, "quality must have its largest value in a group"),
+        ({"x": X, "k": 1, "bonus": torch.full((6,), 1e13)}, "bonus must sum to at most 2"),
+        ({"x": X, "k": 1, "weight": torch.ones(6, dtype=torch.complex64)}, "weight must be real, got torch.complex64"),
         ({"x": X, "k": 1, "mask": torch.ones(6)}, "mask must be bool, got torch.float32"),
         ({"x": X, "k": 1, "start": [1, 2]}, "start must be a torch.Tensor, got list"),
         ({"x": X, "k": 1, "start": torch.tensor([6])}, "start must hold row numbers from 0 to 5"),

@@ -259,6 +259,26 @@ def test_stratified_has_no_favourite_among_duplicates():
     assert float(((weight - 1) ** 2).sum() / (spread / B)) < largest_chi_square(15)
 
 
+def test_stratified_can_draw_rows_that_nothing_covers():
+    """Opposite directions under the clamped cosine: what no centre covers joins a stratum, and shares still add up."""
+    x = torch.eye(4).repeat(2, 1) * torch.tensor([1.0, -1.0]).repeat_interleave(4)[:, None]
+    B = 500
+    found = select_responses(x.repeat(B, 1), torch.arange(B + 1) * 8, 2, method="stratified", metric="clamped_cosine")
+    assert len((found.ids % 8).unique()) == 8
+    assert float((found.share.view(B, 2).sum(1) - 1).abs().max()) <= oracle.roundoff(torch.float32)
+
+
+def test_rewards_of_any_size_are_scaled():
+    x, offsets, reward = pool([8] * 5, seed=14)
+    huge = (2 * reward.double() - 1) * 1.5e308
+    for method in ("quality_diversity", "additive"):
+        found, expected = (
+            lists(quiet(lambda r=r, m=method: select_responses(x, offsets, 3, method=m, reward=r)))
+            for r in (huge, reward.double())
+        )
+        assert found == expected
+
+
 def test_float64_and_empty_inputs():
     x, offsets, reward = pool([5, 6])
     for method in METHODS:

@@ -51,7 +51,7 @@ def forward(inputs: Inputs) -> Picks:
         for value in (inputs.weight, inputs.quality, inputs.bonus, inputs.given)
     )
     B, total = len(k), int(k.sum())
-    ids, gains, share = k.new_empty(total), k.new_empty(total), torch.empty(total)
+    ids, gains, share = k.new_empty(total), k.new_empty(total), torch.empty(total, dtype=torch.float32)
     kept, value, bound, random, effective = (k.new_empty(B) for _ in range(5))
     owner = k.new_empty(x.shape[0])
     results = (ids, gains, share, kept, value, bound, random, effective, owner)

@@ -33,8 +33,7 @@ def _launch(
     _check.offsets_values(OP, offsets, candidates)
     for name, value in (("weight", weight), ("quality", quality), ("bonus", bonus)):
         _not_negative(name, value)
-    if kind == "similarity":
-        scale = _matrix_scale(x, scale)
+    scale = _matrix_scale(x, scale) if kind == "similarity" else 1.0
     if start is not None:
         _start_values(start, candidates)
     room = _room(offsets, start, mask)
@@ -43,15 +42,16 @@ def _launch(
     if given is not None:
         _given_values(given - first_row, offsets, k, mask)
     inputs = Inputs(
-        kind, x, offsets, k, targets, weight, quality, bonus, start, given, mask, group_key, metric, scale or 1.0, fill,
+        kind, x, offsets, k, targets, weight, quality, bonus, start, given, mask, group_key, metric, scale, fill,
         seed, first_row, subject,
     )  # fmt: skip
-    picks = _dispatch.run(OP, backend, Problem.of(inputs)).forward(inputs)
-    rows = (
-        offsets if kind == "grouped" else offsets.new_tensor([0, x.shape[0] if targets is None else targets.shape[0]])
+    covered = x.shape[0] if targets is None else targets.shape[0]
+    maximum = selection.maximum(
+        weight, quality, offsets if kind == "grouped" else offsets.new_tensor([0, covered]), offsets
     )
-    maximum = selection.maximum(weight, quality, rows, offsets)
-    return (*picks, maximum, torch.tensor(scale if kind == "similarity" else 1.0, dtype=torch.float64))
+    _ranges(quality, bonus, offsets, maximum * scale)
+    picks = _dispatch.run(OP, backend, Problem.of(inputs)).forward(inputs)
+    return (*picks, maximum, torch.tensor(scale, dtype=torch.float64))
 
 
 torch.library.impl("mrtkern::facility_location", ("cpu", "cuda"), _launch)
@@ -78,6 +78,24 @@ def _not_negative(name: str, value: Tensor | None) -> None:
     if bool(bad.any()):
         row = int(bad.int().argmax())
         _check.fail(OP, name, "be finite and not negative", f"{float(value[row])} at row {row}")
+
+
+def _ranges(quality: Tensor | None, bonus: Tensor | None, offsets: Tensor, unit: Tensor) -> None:
+    """Refuse what float32 coefficients and 64-bit sums of steps cannot hold; `unit`: the largest pair of a problem."""
+    if quality is not None:
+        largest = selection.largest(quality, offsets)
+        bad = (largest > 0) & ((largest < 2.0**-100) | (largest > 2.0**100))
+        if bool(bad.any()):
+            b = int(bad.int().argmax())
+            _check.fail(OP, "quality", "have its largest value in a group from 2**-100 to 2**100", float(largest[b]))
+    if bonus is not None:
+        total = torch.cat([bonus.new_zeros(1, dtype=torch.float64), bonus.double().cumsum(0)])
+        sums = total[offsets[1:]] - total[offsets[:-1]]
+        bad = sums > unit * 2.0**38  # steps stay below 2**53 then, exact in float64
+        if bool(bad.any()):
+            b = int(bad.int().argmax())
+            rule = f"sum to at most 2**38 times the largest pair {float(unit.expand_as(sums)[b]):.3g} in a group"
+            _check.fail(OP, "bonus", rule, float(sums[b]))
 
 
 def _matrix_scale(s: Tensor, scale: float | None) -> float:
@@ -178,6 +196,8 @@ def _entries(name: str, value: Tensor | None, size: int, like: str, dtype: torch
     if value is None:
         return None
     _check.vector(OP, name, value, size, like)
+    if value.is_complex():
+        _check.fail(OP, name, "be real", value.dtype)
     if dtype in (torch.int64, torch.bool) and value.dtype != dtype:
         _check.fail(OP, name, f"be {str(dtype).removeprefix('torch.')}", value.dtype)
     return value.detach().resolve_neg().to(dtype)
@@ -224,7 +244,7 @@ def facility_location(
 
     Returns a Selection. No gradient. Deterministic: the same bits for every backend, thread count and instruction set.
     Error: |value - F| <= rows * max(weight) * max(quality) * (0.52 / 32767 + e), e half of `lattice.cosine_error(D)` or
-    the whole of it when clamped (1e-4 of a pair rms in practice); upper_bound includes it. Memory: cpu, per thread,
+    the whole of it when clamped, and half a step per bonus; upper_bound includes it. Memory: cpu, per thread,
     2 N D + 2 N**2 + 96 D + 90 N bytes, N and D rounded up by at most 32; reference 64 N**2 bytes.
     Raises ValueError for contradictory arguments, NaN or infinite features (naming the row), offsets that do not cover
     x. Source: arXiv 2606.00544, section 4; upper_bound: Leskovec et al., KDD 2007.
@@ -277,7 +297,7 @@ def solve(
     covered = sizes if kind == "grouped" else sizes.new_tensor([M])
     picked = torch.minimum(counts, sizes) + (0 if start is None else start.shape[0])
     units = selection.units(covered, picked, maximum * unit, pair_error, bonus is not None)
-    return selection.finish(Picks(*fields), units, sizes, kind == "grouped")
+    return selection.finish(Picks(*fields), units, kind == "grouped")
 
 
 def _counts(k: int | Tensor | None, B: int, kind: str, device: torch.device) -> tuple[Tensor, bool]:
@@ -290,4 +310,4 @@ def _counts(k: int | Tensor | None, B: int, kind: str, device: torch.device) -> 
         raise TypeError(f"{OP}: k must be an int or an int64 tensor, got {type(k).__name__}")
     if k < 0:
         _check.fail(OP, "k", "be at least 0", k)
-    return torch.full((B,), k, dtype=torch.int64, device=device), kind == "grouped"
+    return torch.full((B,), min(k, 2**62), dtype=torch.int64, device=device), kind == "grouped"

@@ -48,12 +48,20 @@ class Problem:
     largest: int | None = None  # rows of the largest group; None: not looked at
     options: tuple[str, ...] = ()  # which of targets, start and mask were given
 
+    covered: int | None = None  # rows of targets, where given
+
+    @property
+    def M(self) -> int:
+        """Rows that the largest problem covers."""
+        return (self.largest or 0) if self.covered is None else self.covered
+
     @classmethod
     def of(cls, inputs: Inputs) -> Problem:
         x, steps = inputs.x, inputs.offsets[1:] - inputs.offsets[:-1]
         options = tuple(name for name in ("targets", "start", "mask") if getattr(inputs, name) is not None)
         largest = int(steps.max()) if len(steps) else 0
-        return cls(inputs.kind, x.shape[0], x.shape[1], len(steps), x.dtype, x.device.type, largest, options)
+        covered = None if inputs.targets is None else inputs.targets.shape[0]
+        return cls(inputs.kind, x.shape[0], x.shape[1], len(steps), x.dtype, x.device.type, largest, options, covered)
 
     @property
     def bytes(self) -> int:

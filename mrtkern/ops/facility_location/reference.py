@@ -127,7 +127,14 @@ def owners(plain: Tensor, ids: list[int], covers_itself: bool) -> Tensor:
     return owner
 
 
+def memory(problem: Problem) -> int:
+    """Bytes beyond inputs and results: a few matrices of 64-bit numbers of the largest problem."""
+    M, N = (problem.T, problem.D) if problem.kind == "similarity" else (problem.M, problem.largest or 0)
+    return 64 * M * N
+
+
 def forward(inputs: Inputs) -> Picks:
+    _check.fits("facility_location: x", memory(Problem.of(inputs)), inputs.x.device)
     if inputs.kind != "similarity":
         _check.finite_rows(inputs.subject, inputs.x, inputs.first_row)
     if inputs.targets is not None:
@@ -141,16 +148,17 @@ def _one(inputs: Inputs, b: int) -> dict[str, Any]:
     first, last = inputs.offsets[b : b + 2].tolist()
     is_matrix = inputs.kind == "similarity"
     x = inputs.x if is_matrix else inputs.x[first:last]
-    s, scale = (x.double(), inputs.scale) if is_matrix else similarities(x, inputs.targets, inputs.metric)
+    s, scale = (x.double() / inputs.scale, 1.0) if is_matrix else similarities(x, inputs.targets, inputs.metric)
     M, N = s.shape
     rows = slice(first, last) if inputs.kind == "grouped" else slice(0, M)
-    weight = torch.ones(M) if inputs.weight is None else inputs.weight[rows]
-    quality = torch.ones(N) if inputs.quality is None else inputs.quality[first:last]
-    bonus = torch.zeros(N) if inputs.bonus is None else inputs.bonus[first:last]
+    ones, none = torch.ones(max(M, N), dtype=torch.float32), torch.zeros(N, dtype=torch.float32)
+    weight = ones[:M] if inputs.weight is None else inputs.weight[rows]
+    quality = ones[:N] if inputs.quality is None else inputs.quality[first:last]
+    bonus = none if inputs.bonus is None else inputs.bonus[first:last]
     maximum = (float(weight.double().max() * quality.double().max()) if M and N else 0.0) or 1.0
     t = fixed_point(s, scale, weight, quality, maximum)
-    plain = fixed_point(s, scale, torch.ones(M), torch.ones(N), 1.0)
-    extra = torch.round(bonus.double() * lattice.STEPS / maximum).long()
+    plain = fixed_point(s, scale, ones[:M], ones[:N], 1.0)
+    extra = torch.round(bonus.double() * lattice.STEPS / (maximum * inputs.scale)).long()
     key = torch.stack(
         [
             _random.keys(inputs.seed, draw, inputs.group_key[b], torch.arange(N))

@@ -85,13 +85,13 @@ def units(sizes: Tensor, kept: Tensor, maximum: Tensor, pair_error: float, has_b
     return Units(step, slack + kept * half * step if has_bonus else slack)
 
 
-def finish(picks: Picks, u: Units, sizes: Tensor, is_grouped: bool) -> Selection:
+def finish(picks: Picks, u: Units, is_grouped: bool) -> Selection:
     """From fixed-point steps to the user's units."""
     kept = picks.offsets[1:] - picks.offsets[:-1]
     value = picks.value * u.step
     upper_bound = picks.bound * u.step + u.slack
     random = picks.random * (u.step / RANDOM_DRAWS)
-    has_choice = (kept > 0) & (kept < sizes)
+    has_choice = picks.random < RANDOM_DRAWS * picks.bound  # or nothing can be better than chance, and skill is 1
     room = torch.where(has_choice, upper_bound - random, 1.0)
     skill = torch.where(has_choice, (value - random) / room, 1.0)
     step = torch.repeat_interleave(u.step, kept, output_size=picks.ids.shape[0]) if u.step.ndim else u.step

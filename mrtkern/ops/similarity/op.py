@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from typing import Any, NoReturn
 
 import torch
@@ -39,7 +38,7 @@ def _forward(
         _check.offsets_values(OP, offsets, x.shape[0])
         pairs = int(offsets.diff().square().sum())
     module = _dispatch.run(OP, backend, problem)
-    _fits(pairs * x.element_size() + module.memory(problem, pairs), x.device)
+    _check.fits(f"{OP}: x and y", pairs * x.element_size() + module.memory(problem, pairs), x.device)
     with torch.autocast(x.device.type, enabled=False):  # an operator's products would be lowered like the caller's
         s: Tensor = module.forward(x, y, offsets, metric, gamma)
     return s
@@ -166,13 +165,3 @@ def _check_arguments(x: Tensor, y: Tensor | None, offsets: Tensor | None, metric
         _check.fail(OP, "x and y", "be [M, D] and [N, D], or [B, M, D] and [B, N, D]", shapes)
     if x.shape[-1] != y.shape[-1]:
         _check.fail(OP, "x and y", "have the same number of features D", shapes)
-
-
-def _fits(needed: int, device: torch.device) -> None:
-    """Refuse what is larger than the memory of the device, before anything is allocated."""
-    if device.type == "cuda":
-        memory = int(torch.cuda.get_device_properties(device).total_memory)
-    else:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > memory:
-        raise MemoryError(f"{OP}: x and y must leave room for {needed} bytes, got {memory} bytes of memory")

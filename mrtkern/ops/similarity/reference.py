@@ -31,11 +31,12 @@ def unit(x: Tensor) -> tuple[Tensor, Tensor]:
     """Rows a = x / |x| [..., M, D] in the summing type, 1 / |x| [..., M, 1] in float64; both are 0 for a zero row."""
     a = x.to(torch.float64, copy=True)
     inverse = a.new_ones((*a.shape[:-1], 1))
-    for order in (1, 2) if x.dtype == torch.float64 else (2,):  # by its sum first, or the squares could overflow
-        length = torch.linalg.vector_norm(a, order, dim=-1, keepdim=True)
-        factor = torch.where(length > 0, 1 / length, 0)
-        a *= factor
-        inverse *= factor
+    for order in (
+        (torch.inf, 2) if x.dtype == torch.float64 else (2,)
+    ):  # its largest first, or the squares could overflow
+        length = torch.linalg.vector_norm(a, order, dim=-1, keepdim=True) if a.shape[-1] else torch.zeros_like(inverse)
+        a /= torch.where(length > 0, length, 1)
+        inverse = torch.where(length > 0, inverse / length, 0)
     return a.to(wide(x[..., :0]).dtype), inverse
 
 

@@ -1,3 +1,6 @@
+import numpy
+import numpy.typing
+
 LARGEST_GROUP: int
 
 def isa() -> str: ...
@@ -38,3 +41,26 @@ def facility_location_grouped(
     out: list[int],
     threads: int,
 ) -> int: ...
+def cross_entropy_rows(
+    logits: int,
+    gradient: int,
+    dtype: str,
+    T: int,
+    V: int,
+    logits_stride: int,
+    gradient_stride: int,
+    targets: int,
+    target_offsets: int,
+    ignore_index: int,
+    weight: int,
+    uniform_weight: float,
+    entropy_weight: int,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: float,
+    scale: float,
+    out: list[int],
+    given_lse: int,
+    threads: int,
+) -> float: ...
+def fresh_pages(bytes: int) -> numpy.typing.NDArray[numpy.uint8]: ...

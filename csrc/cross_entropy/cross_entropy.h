@@ -45,7 +45,8 @@ struct RowResults {
 };
 
 // Returns L, in float64. A row whose weights are all 0 is not read (its gradient is 0) unless results are wanted.
-// Targets must have been checked. given_lse: [T], in place of the rows' own (of which V may be a part), or null.
+// Targets must have been checked. given_lse: [T], in place of the rows' own (of which V may be a part; then without
+// label smoothing and entropy), or null.
 // The same bits for every number of threads. No memory beyond 8 bytes per row. Throws Interrupted, OutOfMemory.
 double cross_entropy_rows(const LogitRows& rows, const LossOptions& options, const RowResults& results,
                           const double* given_lse, int threads);

@@ -2,6 +2,7 @@
 // after its MRT_ switch.
 #pragma once
 
+#include "cross_entropy/kernels.h"
 #include "facility_location/kernels.h"
 #include "isa/kernels.h"
 #include "similarity/kernels.h"
@@ -21,8 +22,9 @@ int64_t pack_floats(bool normalise, const Features& x, int64_t first, int64_t co
 }
 
 constexpr Kernels table(const char* name) {
-  return {name, pack_lattice, pack_floats, similarities, pairs,     gains,       largest,
-          gain, take,         cover,       owners,       rank_keys, sort_by_key, sum_of_largest};
+  return {name,           pack_lattice, pack_floats, similarities, pairs,     gains,       largest,
+          gain,           take,         cover,       owners,       rank_keys, sort_by_key, sum_of_largest,
+          row_statistics, row_gradient, row_argmax,  row_read,     row_write};
 }
 
 }  // namespace

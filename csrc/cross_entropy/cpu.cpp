@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <vector>
 
 #include "common/memory.h"
@@ -22,6 +23,18 @@ struct Entry {
   double weight, u, slope;  // slope: du/dz
 };
 
+// What one thread keeps between rows.
+struct Workspace {
+  std::vector<Entry> entries;
+  Buffer buffer;
+  Exponentials exponentials = {nullptr, nullptr};
+};
+
+// A NaN as kernels want it: with a payload of zeros.
+float single(double value) {
+  return value == value ? static_cast<float>(value) : std::numeric_limits<float>::quiet_NaN();
+}
+
 class Rows {
  public:
   Rows(const LogitRows& rows, const LossOptions& options, const RowResults& results, const double* given_lse)
@@ -38,7 +51,8 @@ class Rows {
   }
 
   // Everything about row t; returns its part of L.
-  double run(int64_t t, std::vector<Entry>& entries) const {
+  double run(int64_t t, Workspace& workspace) const {
+    std::vector<Entry>& entries = workspace.entries;
     const double h = rows_.entropy_weight ? rows_.entropy_weight[t] : 0.0;
     read_entries(t, entries);
     double mass = 0.0;
@@ -47,18 +61,15 @@ class Rows {
       mass += e.weight;
       has_weight = has_weight || e.weight != 0.0;
     }
-    if (!has_weight && (entries.empty() || !wants_results_)) {
-      clear_gradient(t);
-      return skip(t);
-    }
-    Row row = statistics(t);
+    if (!has_weight) clear_gradient(t);
+    if (!has_weight && (entries.empty() || !wants_results_)) return skip(t);
+    read_logits(t, entries);
+    const bool has_gradient = has_weight && rows_.gradient != nullptr;
+    Exponentials exponentials = {nullptr, nullptr};
+    if (has_gradient && h == 0.0 && options_.softcap == 0.0 && !given_lse_) exponentials = room(t, workspace);
+    const Row row = statistics(t, exponentials);
     const double loss = write_results(t, row, entries) + (h != 0.0 ? h * row.entropy : 0.0);
-    if (rows_.gradient == nullptr) return loss;
-    if (!has_weight) {
-      clear_gradient(t);
-      return loss;
-    }
-    write_gradient(t, row, mass, h, entries);
+    if (has_gradient) write_gradient(t, row, mass, h, exponentials, entries);
     return loss;
   }
 
@@ -98,6 +109,26 @@ class Rows {
     }
   }
 
+  void read_logits(int64_t t, std::vector<Entry>& entries) const {
+    for (Entry& e : entries)
+      if (e.y >= 0) value(kernels().row_read(logits(t), rows_.dtype, e.y), &e.u, &e.slope);
+    if (results_.argmax) results_.argmax[t] = kernels().row_argmax(logits(t), rows_.dtype, rows_.V);
+  }
+
+  // Where the exponentials of row t go: into its gradient if they have the type for it.
+  Exponentials room(int64_t t, Workspace& workspace) const {
+    const int64_t num_blocks = (rows_.V + BLOCK_COLUMNS - 1) / BLOCK_COLUMNS;
+    const int64_t held = rows_.dtype == DType::float32 ? 0 : rows_.V;
+    if (workspace.buffer.size() == 0) {
+      workspace.buffer = Buffer((held + num_blocks) * sizeof(float) + 1);
+      auto* e = reinterpret_cast<float*>(workspace.buffer.data());
+      workspace.exponentials = {e, e + held};
+    }
+    Exponentials found = workspace.exponentials;
+    if (held == 0) found.e = static_cast<float*>(gradient(t));
+    return found;
+  }
+
   double skip(int64_t t) const {
     if (results_.entropy) results_.entropy[t] = 0.0f;
     if (results_.argmax) results_.argmax[t] = -1;
@@ -105,7 +136,7 @@ class Rows {
     return 0.0;
   }
 
-  Row statistics(int64_t t) const {
+  Row statistics(int64_t t, Exponentials exponentials) const {
     const bool wants_mean = options_.label_smoothing != 0.0;
     Row row = {};
     if (given_lse_ && !wants_entropy_ && !wants_mean) {
@@ -114,8 +145,8 @@ class Rows {
       row.sum = std::exp(row.lse - row.largest);
       return row;
     }
-    const RowStatistics found =
-        kernels().row_statistics(logits(t), rows_.dtype, rows_.V, transform_, wants_entropy_ || wants_mean);
+    const RowStatistics found = kernels().row_statistics(logits(t), rows_.dtype, rows_.V, transform_,
+                                                         wants_entropy_ || wants_mean, exponentials);
     row.largest = found.largest;
     row.sum = found.sum;
     row.lse = found.largest + std::log(found.sum);
@@ -124,19 +155,14 @@ class Rows {
     return row;
   }
 
-  // What the caller wanted to know, and sum_e w_e l_e; leaves u and slope in the entries.
-  double write_results(int64_t t, const Row& row, std::vector<Entry>& entries) const {
+  // What the caller wanted to know; returns sum_e w_e l_e.
+  double write_results(int64_t t, const Row& row, const std::vector<Entry>& entries) const {
     if (results_.entropy) results_.entropy[t] = static_cast<float>(row.entropy);
-    if (results_.argmax) results_.argmax[t] = kernels().row_argmax(logits(t), rows_.dtype, rows_.V);
     if (results_.lse) results_.lse[t] = row.lse;
     const double smoothing = options_.label_smoothing;
     double loss = 0.0;
-    for (Entry& e : entries) {
-      double nll = row.lse;
-      if (e.y >= 0) {
-        value(kernels().row_read(logits(t), rows_.dtype, e.y), &e.u, &e.slope);
-        nll -= e.u;
-      }
+    for (const Entry& e : entries) {
+      const double nll = row.lse - e.u;
       const double smoothed = smoothing == 0.0 ? nll : (1.0 - smoothing) * nll + smoothing * (row.lse - row.mean);
       const double weighted = e.weight == 0.0 ? 0.0 : e.weight * (smoothed + options_.z_loss * row.lse * row.lse);
       if (results_.nll) results_.nll[e.entry] = static_cast<float>(nll);
@@ -146,13 +172,18 @@ class Rows {
     return loss;
   }
 
-  void write_gradient(int64_t t, const Row& row, double mass, double h, std::vector<Entry>& entries) const {
+  void write_gradient(int64_t t, const Row& row, double mass, double h, Exponentials exponentials,
+                      std::vector<Entry>& entries) const {
     const double above = row.largest - row.lse;
     const double factor = mass * (1.0 + 2.0 * options_.z_loss * row.lse) - (h != 0.0 ? h * (above + row.entropy) : 0.0);
     const double constant = mass * options_.label_smoothing / static_cast<double>(rows_.V);
-    const GradientRule rule = {static_cast<float>(row.largest), static_cast<float>(factor / row.sum),
-                               static_cast<float>(-h / row.sum), static_cast<float>(constant)};
-    kernels().row_gradient(logits(t), gradient(t), rows_.dtype, rows_.V, transform_, rule);
+    const GradientRule rule = {static_cast<float>(row.largest), single(factor / row.sum), single(-h / row.sum),
+                               single(constant)};
+    if (exponentials.e) {
+      kernels().row_scale(logits(t), gradient(t), rows_.dtype, rows_.V, transform_, rule, exponentials);
+    } else {
+      kernels().row_gradient(logits(t), gradient(t), rows_.dtype, rows_.V, transform_, rule);
+    }
     if (entries.size() > 1)  // equal targets together, each group in the order of its entries
       std::sort(entries.begin(), entries.end(),
                 [](const Entry& a, const Entry& b) { return a.y != b.y ? a.y < b.y : a.entry < b.entry; });
@@ -163,7 +194,7 @@ class Rows {
       if (e.y < 0) continue;
       const double p = std::exp(e.u - row.lse);
       const double du = p * (factor - h * (e.u - row.largest)) - constant - (1.0 - options_.label_smoothing) * total;
-      kernels().row_write(gradient(t), rows_.dtype, e.y, static_cast<float>(du * e.slope));
+      kernels().row_write(gradient(t), rows_.dtype, e.y, single(du * e.slope));
     }
   }
 
@@ -184,9 +215,9 @@ double cross_entropy_rows(const LogitRows& rows, const LossOptions& options, con
   if (rows.T * rows.V <= ONE_THREAD) threads = 1;
   const int64_t grain = std::max<int64_t>(1, GRAIN / std::max<int64_t>(rows.V, 1));
   std::vector<double> losses(rows.T);
-  std::vector<std::vector<Entry>> entries(std::max(threads, 1));
+  std::vector<Workspace> workspaces(std::max(threads, 1));
   parallel_for(rows.T, grain, threads,
-               [&](Worker& worker, int64_t t) { losses[t] = work.run(t, entries[worker.index()]); });
+               [&](Worker& worker, int64_t t) { losses[t] = work.run(t, workspaces[worker.index()]); });
   double total = 0.0;
   for (double loss : losses) total += loss;
   return total;

@@ -47,7 +47,7 @@ struct RowResults {
 // Returns L, in float64. A row whose weights are all 0 is not read (its gradient is 0) unless results are wanted.
 // Targets must have been checked. given_lse: [T], in place of the rows' own (of which V may be a part; then without
 // label smoothing and entropy), or null.
-// The same bits for every number of threads. No memory beyond 8 bytes per row. Throws Interrupted, OutOfMemory.
+// The same bits for every number of threads. Memory: 8 bytes per row, 4 V bytes per thread. Throws Interrupted, OutOfMemory.
 double cross_entropy_rows(const LogitRows& rows, const LossOptions& options, const RowResults& results,
                           const double* given_lse, int threads);
 
@@ -57,6 +57,13 @@ struct RowStatistics {
   double sum;       // sum_v exp(u_v - m)
   double weighted;  // sum_v exp(u_v - m) (u_v - m), when asked for
   double plain;     // sum_v u_v, when asked for
+};
+
+// Between the two passes over a row: exp(u_v - shifts[v / BLOCK_COLUMNS]) of whole registers, or null.
+// e may be the float32 row of the gradient itself.
+constexpr int64_t BLOCK_COLUMNS = 2048;  // 8 KiB of float32: in cache twice over; 128 additions per lane of AVX-512
+struct Exponentials {
+  float *e, *shifts;
 };
 
 // u = out * tanh(in * z), or out * z when in is 0.

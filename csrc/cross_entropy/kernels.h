@@ -1,20 +1,25 @@
 // cross_entropy on the CPU: what is done to one row of logits. Statistics first, then the gradient.
 // Contract: columns adjacent, any alignment; the gradient may replace the logits.
-// Idea: a block of the row is read from memory once and its exponentials are summed while it is in the innermost cache;
-// the second pass finds the row in the L2 cache, computes them again and writes the gradient, weight folded in.
+// Idea: a block of the row is read from memory once; its exponentials are summed and stored while it is in the innermost
+// cache. The second pass finds them in the L2 cache and writes the gradient, weight folded in. With a cap or an entropy it
+// computes them again from the logits.
 // Sums: float32 in a block of 2,048 columns, lane by lane, float64 from block to block.
 #pragma once
 
 #include "cross_entropy/cross_entropy.h"
 #include "cross_entropy/lanes.h"
 
+#include <type_traits>
+
 namespace mrt {
 namespace {
 namespace rows {
 
 using lanes::Float;
+using lanes::Two;
+using lanes::WIDTH;
 
-constexpr int64_t BLOCK = 2048;  // columns: 8 KiB of float32, and 128 additions per lane of AVX-512
+constexpr int64_t BLOCK = BLOCK_COLUMNS;
 
 struct Plain {
   MRT_INLINE Float value(Float z) const { return z; }
@@ -37,53 +42,61 @@ struct Capped {
 
 template <class Type>
 MRT_INLINE float largest(const typename Type::Element* z, int64_t count) {
-  constexpr int WIDTH = 4 * lanes::COUNT;  // four maxima at a time: one would wait for itself
-  Float m[4] = {lanes::fill(-lanes::INFINITE), m[0], m[0], m[0]};
+  Two m = {lanes::fill(-lanes::INFINITE), m.a}, n = m;  // four maxima at a time: one would wait for itself
+  const auto take = [](Two& m, const Two& z)
+                        __attribute__((always_inline)) { m = {lanes::larger(m.a, z.a), lanes::larger(m.b, z.b)}; };
   int64_t v = 0;
-  for (; v + WIDTH <= count; v += WIDTH)
-    for (int i = 0; i < 4; ++i) m[i] = lanes::larger(m[i], Type::load(z + v + i * lanes::COUNT));
-  for (; v < count; v += lanes::COUNT) {
-    const int64_t left = count - v;
-    const Float last =
-        left < lanes::COUNT ? lanes::first(left, lanes::load_first<Type>(z + v, left), m[0]) : Type::load(z + v);
-    m[0] = lanes::larger(m[0], last);
+  for (; v + 2 * WIDTH <= count; v += 2 * WIDTH) {
+    take(m, Type::load(z + v));
+    take(n, Type::load(z + v + WIDTH));
   }
-  return lanes::largest(lanes::larger(lanes::larger(m[0], m[1]), lanes::larger(m[2], m[3])));
+  for (; v + WIDTH <= count; v += WIDTH) take(m, Type::load(z + v));
+  if (v < count) take(m, lanes::first<Type>(count - v, lanes::load_first<Type>(z + v, count - v), n.a));
+  take(m, n);
+  return lanes::largest(lanes::larger(m.a, m.b));
 }
 
-// Float32 sums over one block, relative to `shift`.
-template <class Type, class Cap>
+// Float32 sums over one block, relative to `shift`. A finite d, because e d is 0 where e is, even if d is infinite.
+template <class Type, class Cap, bool HAS_MORE>
 struct Sums {
   const Cap& cap;
   const Float shift;
-  const bool wants_more;
-  Float sum = {}, weighted = {}, plain = {};
+  Two sum = {}, weighted = {}, plain = {};
 
-  MRT_INLINE void add(Float u, Float exponential) {
-    sum += exponential;
-    if (wants_more) {  // e d is 0 where e is, even if d is infinite
-      const Float d = lanes::larger(lanes::fill(2.0f * lanes::LOWEST), u - shift);
-      weighted = lanes::multiply_add(exponential, d, weighted);
+  // Adds u and returns exp(u - shift), both only where there is something.
+  MRT_INLINE Float add(Float u, Float& sum, Float& weighted, Float& plain, const Float* inside) {
+    const Float d = u - shift;
+    Float e = lanes::exp(d);
+    if (inside) e = *inside > 0.0f ? e : Float{};
+    sum += e;
+    if (HAS_MORE) {
+      weighted = lanes::multiply_add(e, lanes::larger(lanes::fill(2.0f * lanes::LOWEST), d), weighted);
+      plain += inside ? (*inside > 0.0f ? u : Float{}) : u;
     }
+    return e;
   }
 
-  MRT_INLINE void add(const typename Type::Element* z, int64_t count) {
+  MRT_INLINE Two add(const Two& z, const Two* inside = nullptr) {
+    return {add(cap.value(z.a), sum.a, weighted.a, plain.a, inside ? &inside->a : nullptr),
+            add(cap.value(z.b), sum.b, weighted.b, plain.b, inside ? &inside->b : nullptr)};
+  }
+
+  // Whole registers leave their exponentials in e, where it is not null.
+  MRT_INLINE void add(const typename Type::Element* z, int64_t count, float* e) {
     int64_t v = 0;
-    for (; v + lanes::COUNT <= count; v += lanes::COUNT) {
-      const Float u = cap.value(Type::load(z + v));
-      add(u, lanes::exp(u - shift));
-      if (wants_more) plain += u;
+    for (; v + WIDTH <= count; v += WIDTH) {
+      const Two exponentials = add(Type::load(z + v));
+      if (e) lanes::Float32::store(e + v, exponentials);
     }
-    if (v < count) {
-      const Float u = cap.value(lanes::load_first<Type>(z + v, count - v));  // 0 in the lanes beyond
-      add(u, lanes::first(count - v, lanes::exp(u - shift), Float{}));
-      if (wants_more) plain += u;
-    }
+    if (v == count) return;
+    const Two inside = lanes::first<Type>(count - v, {lanes::fill(1.0f), lanes::fill(1.0f)}, Float{});
+    add(lanes::load_first<Type>(z + v, count - v), &inside);
   }
 };
 
-template <class Type, class Cap>
-MRT_INLINE RowStatistics statistics(const typename Type::Element* z, int64_t V, const Cap& cap, bool wants_more) {
+template <class Type, class Cap, bool HAS_MORE>
+MRT_INLINE RowStatistics statistics(const typename Type::Element* z, int64_t V, const Cap& cap,
+                                    const Exponentials& out) {
   RowStatistics row = {-lanes::INFINITE, 0.0, 0.0, 0.0};
   for (int64_t begin = 0; begin < V; begin += BLOCK) {
     const int64_t count = V - begin < BLOCK ? V - begin : BLOCK;
@@ -96,32 +109,48 @@ MRT_INLINE RowStatistics statistics(const typename Type::Element* z, int64_t V, 
     }
     // -infinity - -infinity is NaN: while nothing is larger, exp(-infinity - 0) = 0 is right.
     const float shift = row.largest == -lanes::INFINITE ? 0.0f : static_cast<float>(row.largest);
-    Sums<Type, Cap> block{cap, lanes::fill(shift), wants_more};
-    block.add(z + begin, count);
-    row.sum += lanes::sum(block.sum);
-    row.weighted += lanes::sum(block.weighted);
-    row.plain += lanes::sum(block.plain);
+    Sums<Type, Cap, HAS_MORE> block{cap, lanes::fill(shift)};
+    if (out.e) out.shifts[begin / BLOCK] = shift;
+    if (out.e) {
+      block.add(z + begin, count, out.e + begin);
+    } else {
+      block.add(z + begin, count, nullptr);
+    }
+    row.sum += lanes::sum(block.sum.a + block.sum.b);
+    row.weighted += lanes::sum(block.weighted.a + block.weighted.b);
+    row.plain += lanes::sum(block.plain.a + block.plain.b);
   }
   return row;
 }
 
-template <class Cap>
+template <class Cap, bool HAS_SLOPE>
 MRT_INLINE Float slope(Float z, const Cap& cap, const GradientRule& rule) {
   const Float d = cap.value(z) - rule.largest;
-  const Float e = lanes::exp(d);
-  if (rule.slope == 0.0f)
-    return cap.pull(z, lanes::multiply_add(e, lanes::fill(rule.factor), lanes::fill(-rule.constant)));
-  const Float finite = lanes::larger(lanes::fill(2.0f * lanes::LOWEST), d);
-  const Float weight = lanes::multiply_add(finite, lanes::fill(rule.slope), lanes::fill(rule.factor));
-  return cap.pull(z, lanes::multiply_add(e, weight, lanes::fill(-rule.constant)));
+  Float factor = lanes::fill(rule.factor);
+  if (HAS_SLOPE)
+    factor = lanes::multiply_add(lanes::larger(lanes::fill(2.0f * lanes::LOWEST), d), lanes::fill(rule.slope), factor);
+  return cap.pull(z, lanes::multiply_add(lanes::exp(d), factor, lanes::fill(-rule.constant)));
 }
 
-template <class Type, class Cap>
+template <class Type, class Cap, bool HAS_SLOPE>
 MRT_INLINE void gradient(const typename Type::Element* z, typename Type::Element* out, int64_t V, const Cap& cap,
                          const GradientRule& rule) {
+  const auto both = [&](const Two& z) __attribute__((always_inline)) {
+    return Two{slope<Cap, HAS_SLOPE>(z.a, cap, rule), slope<Cap, HAS_SLOPE>(z.b, cap, rule)};
+  };
   int64_t v = 0;
-  for (; v + lanes::COUNT <= V; v += lanes::COUNT) Type::store(out + v, slope(Type::load(z + v), cap, rule));
-  if (v < V) lanes::store_first<Type>(out + v, slope(lanes::load_first<Type>(z + v, V - v), cap, rule), V - v);
+  for (; v + WIDTH <= V; v += WIDTH) Type::store(out + v, both(Type::load(z + v)));
+  if (v < V) lanes::store_first<Type>(out + v, both(lanes::load_first<Type>(z + v, V - v)), V - v);
+}
+
+// One block of the gradient from the exponentials that the statistics left.
+template <class Type>
+MRT_INLINE void scale(const float* e, typename Type::Element* out, int64_t count, float factor, float constant) {
+  const Float f = lanes::fill(factor), c = lanes::fill(-constant);
+  for (int64_t v = 0; v + WIDTH <= count; v += WIDTH) {
+    const Two exponentials = lanes::Float32::load(e + v);
+    Type::store(out + v, {lanes::multiply_add(exponentials.a, f, c), lanes::multiply_add(exponentials.b, f, c)});
+  }
 }
 
 // Calls body(type, cap) with the classes that dtype and transform name.
@@ -139,20 +168,47 @@ MRT_INLINE auto of(DType dtype, const Transform& transform, const Body& body) {
 
 }  // namespace rows
 
-RowStatistics row_statistics(const void* logits, DType dtype, int64_t V, Transform transform, bool wants_more) {
+RowStatistics row_statistics(const void* logits, DType dtype, int64_t V, Transform transform, bool has_more,
+                             Exponentials out) {
   return rows::of(dtype, transform, [&](auto type, const auto& cap) {
     using Type = decltype(type);
+    using Cap = std::decay_t<decltype(cap)>;
     const auto* z = static_cast<const typename Type::Element*>(logits);
-    if (wants_more) return rows::statistics<Type>(z, V, cap, true);
-    return rows::statistics<Type>(z, V, cap, false);
+    if (has_more) return rows::statistics<Type, Cap, true>(z, V, cap, out);
+    return rows::statistics<Type, Cap, false>(z, V, cap, out);
   });
 }
 
 void row_gradient(const void* logits, void* gradient, DType dtype, int64_t V, Transform transform, GradientRule rule) {
   rows::of(dtype, transform, [&](auto type, const auto& cap) {
     using Type = decltype(type);
+    using Cap = std::decay_t<decltype(cap)>;
     const auto* z = static_cast<const typename Type::Element*>(logits);
-    rows::gradient<Type>(z, static_cast<typename Type::Element*>(gradient), V, cap, rule);
+    auto* out = static_cast<typename Type::Element*>(gradient);
+    if (rule.slope != 0.0f) {
+      rows::gradient<Type, Cap, true>(z, out, V, cap, rule);
+    } else {
+      rows::gradient<Type, Cap, false>(z, out, V, cap, rule);
+    }
+  });
+}
+
+// The same without a cap and a slope, from the exponentials of row_statistics: the logits may lie under them.
+void row_scale(const void* logits, void* gradient, DType dtype, int64_t V, Transform transform, GradientRule rule,
+               Exponentials from) {
+  rows::of(dtype, transform, [&](auto type, const auto& cap) {
+    using Type = decltype(type);
+    using Cap = std::decay_t<decltype(cap)>;
+    auto* out = static_cast<typename Type::Element*>(gradient);
+    for (int64_t begin = 0; begin < V; begin += rows::BLOCK) {
+      const int64_t count = V - begin < rows::BLOCK ? V - begin : rows::BLOCK;
+      const double back = __builtin_exp(from.shifts[begin / rows::BLOCK] - static_cast<double>(rule.largest));
+      rows::scale<Type>(from.e + begin, out + begin, count, transform.out * static_cast<float>(back * rule.factor),
+                        transform.out * rule.constant);
+    }
+    const int64_t done = V / rows::WIDTH * rows::WIDTH;
+    const auto* z = static_cast<const typename Type::Element*>(logits);
+    rows::gradient<Type, Cap, false>(z + done, out + done, V - done, cap, rule);
   });
 }
 
@@ -160,14 +216,15 @@ void row_gradient(const void* logits, void* gradient, DType dtype, int64_t V, Tr
 float row_read(const void* row, DType dtype, int64_t v) {
   return rows::of(dtype, {0.0f, 1.0f}, [&](auto type, const auto&) {
     using Type = decltype(type);
-    return lanes::load_first<Type>(static_cast<const typename Type::Element*>(row) + v, 1)[0];
+    return lanes::load_first<Type>(static_cast<const typename Type::Element*>(row) + v, 1).a[0];
   });
 }
 
 void row_write(void* row, DType dtype, int64_t v, float value) {
   rows::of(dtype, {0.0f, 1.0f}, [&](auto type, const auto&) {
     using Type = decltype(type);
-    lanes::store_first<Type>(static_cast<typename Type::Element*>(row) + v, lanes::fill(value), 1);
+    lanes::store_first<Type>(static_cast<typename Type::Element*>(row) + v, {lanes::fill(value), lanes::fill(value)},
+                             1);
   });
 }
 
@@ -178,9 +235,9 @@ int64_t row_argmax(const void* row, DType dtype, int64_t V) {
     const auto* z = static_cast<const typename Type::Element*>(row);
     const float m = rows::largest<Type>(z, V);
     int64_t v = 0;
-    while (v + lanes::COUNT < V && rows::largest<Type>(z + v, lanes::COUNT) != m) v += lanes::COUNT;
+    while (v + rows::WIDTH < V && rows::largest<Type>(z + v, rows::WIDTH) != m) v += rows::WIDTH;
     for (; v < V; ++v)
-      if (lanes::load_first<Type>(z + v, 1)[0] == m) return v;
+      if (lanes::load_first<Type>(z + v, 1).a[0] == m) return v;
     return -1;
   });
 }

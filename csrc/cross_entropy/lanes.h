@@ -22,9 +22,7 @@ constexpr int COUNT = 4;
 #endif
 
 typedef float Float __attribute__((vector_size(4 * COUNT)));
-typedef int32_t Int __attribute__((vector_size(4 * COUNT)));
 typedef uint32_t Bits __attribute__((vector_size(4 * COUNT)));
-typedef uint16_t Halves __attribute__((vector_size(2 * COUNT)));
 
 constexpr float INFINITE = __builtin_inff();
 constexpr float LOWEST = -87.33654f;  // log 2^-126: below, exp is no normal number
@@ -112,52 +110,59 @@ MRT_INLINE Tanh tanh(Float x) {
   return {floats(bits(-less / below) | sign), 4.0f * (1.0f + less) / (below * below)};
 }
 
-// How a type is held in memory: whole registers, or the first few lanes of one.
+// Two registers hold WIDTH neighbours, in an order of the type's own that load and store agree on.
+constexpr int WIDTH = 2 * COUNT;
+
+struct Two {
+  Float a, b;
+};
 
 struct Float32 {
   using Element = float;
-  static MRT_INLINE Float load(const float* p) {
-    Float v;
+  static MRT_INLINE Two load(const float* p) {
+    Two v;
     memcpy(&v, p, sizeof v);
     return v;
   }
-  static MRT_INLINE void store(float* p, Float v) { memcpy(p, &v, sizeof v); }
+  static MRT_INLINE void store(float* p, const Two& v) { memcpy(p, &v, sizeof v); }
 };
 
-// Round to nearest, half to even; beyond the largest infinity, NaN stays NaN.
+// Even elements in a, odd ones in b: a shift or a mask loads 16 of them, where widening in order takes a shuffle more.
+// Rounds to nearest, half to even; beyond the largest infinity. A NaN must end in 16 zero bits: it stays one.
 struct Bfloat16 {
   using Element = uint16_t;
-  static MRT_INLINE Float load(const uint16_t* p) {
-    Halves v;
+  static MRT_INLINE Two load(const uint16_t* p) {
+    Bits v;
     memcpy(&v, p, sizeof v);
-    return floats(__builtin_convertvector(v, Bits) << 16);
+    return {floats(v << 16), floats(v & 0xffff0000u)};
   }
-  static MRT_INLINE void store(uint16_t* p, Float v) {
-    const Bits rounded = (bits(v) + 0x7fffu + ((bits(v) >> 16) & 1u)) >> 16;
-    const Halves out = __builtin_convertvector(v == v ? rounded : Bits{} + 0x7fc0u, Halves);
+  static MRT_INLINE Bits rounded(Float v) { return bits(v) + (((bits(v) >> 16) & 1u) + 0x7fffu); }
+  static MRT_INLINE void store(uint16_t* p, const Two& v) {
+    const Bits out = (rounded(v.a) >> 16) | (rounded(v.b) & 0xffff0000u);
     memcpy(p, &out, sizeof out);
   }
 };
 
+// Rounds to nearest, half to even, subnormals included; beyond 65519 infinity, NaN stays NaN.
 struct Float16 {
   using Element = uint16_t;
 #if defined(MRT_AVX512)
-  static MRT_INLINE Float load(const uint16_t* p) {
+  static MRT_INLINE Float load_one(const uint16_t* p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   }
-  static MRT_INLINE void store(uint16_t* p, Float v) {
+  static MRT_INLINE void store_one(uint16_t* p, Float v) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
   }
 #elif defined(MRT_AVX2)
-  static MRT_INLINE Float load(const uint16_t* p) {
+  static MRT_INLINE Float load_one(const uint16_t* p) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }
-  static MRT_INLINE void store(uint16_t* p, Float v) {
+  static MRT_INLINE void store_one(uint16_t* p, Float v) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
   }
 #else
-  // Exact, subnormals included: the exponent is moved by a product with a power of two.
-  static MRT_INLINE Float load(const uint16_t* p) {
+  typedef uint16_t Halves __attribute__((vector_size(2 * COUNT)));
+  static MRT_INLINE Float load_one(const uint16_t* p) {  // the exponent is moved by a product with a power of two
     Halves v;
     memcpy(&v, p, sizeof v);
     const Bits wide = __builtin_convertvector(v, Bits);
@@ -165,10 +170,9 @@ struct Float16 {
     const Bits special = (wide & 0x7c00u) == 0x7c00u ? Bits{} + 0x7f800000u : Bits{};
     return floats(finite | special | ((wide & 0x8000u) << 16));
   }
-  // Round to nearest, half to even, subnormals included (a float32 addition rounds those at 2^-24).
-  static MRT_INLINE void store(uint16_t* p, Float v) {
+  static MRT_INLINE void store_one(uint16_t* p, Float v) {
     const Bits sign = (bits(v) >> 16) & 0x8000u, size = bits(v) & 0x7fffffffu;
-    const Bits small = bits(floats(size) + 0.5f) - 0x3f000000u;
+    const Bits small = bits(floats(size) + 0.5f) - 0x3f000000u;  // a float32 addition rounds subnormals at 2^-24
     const Bits normal = (size + 0xfffu + ((size >> 13) & 1u) - 0x38000000u) >> 13;
     Bits rounded = size < 0x38800000u ? small : normal;
     rounded = size >= 0x477ff000u ? Bits{} + 0x7c00u : rounded;
@@ -177,28 +181,35 @@ struct Float16 {
     memcpy(p, &out, sizeof out);
   }
 #endif
+  static MRT_INLINE Two load(const uint16_t* p) { return {load_one(p), load_one(p + COUNT)}; }
+  static MRT_INLINE void store(uint16_t* p, const Two& v) {
+    store_one(p, v.a);
+    store_one(p + COUNT, v.b);
+  }
 };
 
-// The first `count` of a register; the rest reads as zero.
+// The first `count` of WIDTH neighbours; the rest reads as zero.
 template <class Type>
-MRT_INLINE Float load_first(const typename Type::Element* p, int64_t count) {
-  typename Type::Element padded[COUNT] = {};
+MRT_INLINE Two load_first(const typename Type::Element* p, int64_t count) {
+  typename Type::Element padded[WIDTH] = {};
   memcpy(padded, p, count * sizeof *p);
   return Type::load(padded);
 }
 
 template <class Type>
-MRT_INLINE void store_first(typename Type::Element* p, Float v, int64_t count) {
-  typename Type::Element padded[COUNT];
+MRT_INLINE void store_first(typename Type::Element* p, const Two& v, int64_t count) {
+  typename Type::Element padded[WIDTH];
   Type::store(padded, v);
   memcpy(p, padded, count * sizeof *p);
 }
 
-// `inside` in the first `count` lanes, `outside` in the others.
-MRT_INLINE Float first(int64_t count, Float inside, Float outside) {
-  Int index = {};
-  for (int i = 0; i < COUNT; ++i) index[i] = i;
-  return index < static_cast<int32_t>(count) ? inside : outside;
+// v where the first `count` of WIDTH neighbours lie, `beyond` elsewhere.
+template <class Type>
+MRT_INLINE Two first(int64_t count, const Two& v, Float beyond) {
+  typename Type::Element is_inside[WIDTH] = {};
+  for (int64_t i = 0; i < count; ++i) is_inside[i] = 1;  // subnormal at the least, not zero
+  const Two mask = Type::load(is_inside);
+  return {mask.a > 0.0f ? v.a : beyond, mask.b > 0.0f ? v.b : beyond};
 }
 
 }  // namespace lanes

@@ -24,7 +24,7 @@ int64_t pack_floats(bool normalise, const Features& x, int64_t first, int64_t co
 constexpr Kernels table(const char* name) {
   return {name,           pack_lattice, pack_floats, similarities, pairs,     gains,       largest,
           gain,           take,         cover,       owners,       rank_keys, sort_by_key, sum_of_largest,
-          row_statistics, row_gradient, row_argmax,  row_read,     row_write};
+          row_statistics, row_gradient, row_scale,   row_argmax,   row_read,  row_write};
 }
 
 }  // namespace

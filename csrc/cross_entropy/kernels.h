@@ -56,6 +56,12 @@ MRT_INLINE float largest(const typename Type::Element* z, int64_t count) {
   return lanes::largest(lanes::larger(m.a, m.b));
 }
 
+// Memory works on the next block while this one is computed. Beyond the last row nothing is read.
+template <class Element>
+MRT_INLINE void prefetch(const Element* z) {
+  for (int64_t v = 0; v < WIDTH; v += static_cast<int64_t>(64 / sizeof(Element))) __builtin_prefetch(z + v);
+}
+
 // Float32 sums over one block, relative to `shift`. A finite d, because e d is 0 where e is, even if d is infinite.
 template <class Type, class Cap, bool HAS_MORE>
 struct Sums {
@@ -85,6 +91,7 @@ struct Sums {
   MRT_INLINE void add(const typename Type::Element* z, int64_t count, float* e) {
     int64_t v = 0;
     for (; v + WIDTH <= count; v += WIDTH) {
+      prefetch(z + v + BLOCK);
       const Two exponentials = add(Type::load(z + v));
       if (e) lanes::Float32::store(e + v, exponentials);
     }

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mrtkern import _check
+from mrtkern.ops.cross_entropy.problem import Rows
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,11 @@ def by_response(values: Tensor, offsets: Tensor) -> Tensor:
 
 
 def response_details(
-    loss: Tensor, nll: Tensor, weighted: Tensor, entropy: Tensor, argmax: Tensor, targets: Tensor,
-    target_offsets: Tensor | None, ignore_index: int, offsets: Tensor, prompt: Tensor | None,
+    found: Rows, targets: Tensor, target_offsets: Tensor | None, ignore_index: int, offsets: Tensor,
+    prompt: Tensor | None,
 ) -> LossDetails:  # fmt: skip
-    """Details from what the rows left: nll, weighted [one per target], entropy, argmax [one per row]."""
+    """Details from what the rows left."""
+    loss, nll, weighted, entropy, argmax = found
     if targets.device.type == "cpu":
         _check.offsets_values("return_details", offsets, targets.shape[0], "offsets", "targets")
     if target_offsets is not None:

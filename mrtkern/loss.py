@@ -129,8 +129,8 @@ def response_weights(
     num_tokens are P, R and the sum of T_r (ints or 0-d tensors). For responses [R] here: responses_per_prompt is K of
     its prompt, tokens_per_response its T_r, tokens_per_prompt its prompt's sum of v_r T_r (v_r 1 if not given).
 
-    Returns float32, the shape of targets; 0 where ignored. No gradient. Deterministic; sums in float64. On a GPU nothing
-    is read back, and offsets are not checked. Memory: about 40 bytes per token and 150 per response.
+    Returns float32, the shape of targets; 0 where ignored. No gradient. Deterministic; sums in float64. On a GPU
+    nothing is read back, and offsets are not checked. Memory: about 40 bytes per token and 150 per response.
     Raises ValueError for shapes, types and names that do not fit, and offsets that do not cover the targets.
     Source: `mrtkern.ops.cross_entropy`, which also says what lengths do to each of them.
     """
@@ -231,9 +231,11 @@ class MultiResponseCrossEntropyLoss(torch.nn.Module):
             options |= {"offsets": offsets, "prompt": prompt}
         if weight is None:
             return cross_entropy(x, targets, **options)
-        from mrtkern.ops.linear_cross_entropy.op import linear_cross_entropy
+        from mrtkern.ops.linear_cross_entropy.op import linear_cross_entropy  # type: ignore
 
-        return linear_cross_entropy(x, weight, targets, bias=bias, **options)
+        return linear_cross_entropy(  # type: ignore[no-any-return]
+            x, weight, targets, bias=bias, **options
+        )
 
     def extra_repr(self) -> str:
         """What `print` shows."""

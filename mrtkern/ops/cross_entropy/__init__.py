@@ -1,4 +1,4 @@
-"""Cross-entropy of logits, with one weight per target: every normalisation of a multi-response loss is a set of weights.
+"""Cross-entropy of logits, one weight per target: every normalisation of a multi-response loss is a set of weights.
 
 z [T, V] logits, y [T] targets, w [T] weights; u = c tanh(z / c) with a softcap c, otherwise u = z:
 
@@ -18,8 +18,8 @@ Entries whose target is ignore_index have w = 0. A row whose weights are all 0 i
 it holds. Without weights w = 1 / (number of entries that are not ignored). Nothing valid: L = 0, gradient 0.
 
 Weights (`mrtkern.response_weights`). Response r of prompt p has T_r tokens that are not ignored; R responses and K_p
-responses of p have any; P prompts have such a response. v_r is the response's weight as given; where none is given it is
-1, or 1 / K_p under `prompt` and `prompt_sum`, so that sum_r v_r = 1 in every prompt.
+responses of p have any; P prompts have such a response. v_r is the response's weight as given; where none is given it
+is 1, or 1 / K_p under `prompt` and `prompt_sum`, so that sum_r v_r = 1 in every prompt.
 
     normalize      w of a token           meaning
     token          v_r / sum_r' T_r'      mean over tokens
@@ -40,6 +40,6 @@ Sums: float32 within a block of a row, float64 across blocks and rows (float64 f
 rounded once to the type of the logits.
 
 Cost: the logits are read once and the gradient is written once; about 40 operations per logit.
-Source: arXiv 2606.00544 (prompt-level estimator); label smoothing as in torch.nn.functional.cross_entropy; z-loss: PaLM,
-arXiv 2204.02311, 5; softcap: Gemma 2, arXiv 2408.00118.
+Source: arXiv 2606.00544 (prompt-level estimator); label smoothing as in torch.nn.functional.cross_entropy; z-loss:
+PaLM, arXiv 2204.02311, 5; softcap: Gemma 2, arXiv 2408.00118.
 """

@@ -197,15 +197,16 @@ def cross_entropy(
     arguments = (targets, token_weight, target_offsets, *options, return_details, check, backend)
     inplace = inplace and not torch.compiler.is_compiling()
     if torch.is_grad_enabled() and logits.requires_grad:
-        loss, *details = _CrossEntropy.apply(logits, inplace, *arguments)  # type: ignore[no-untyped-call]
+        results = _CrossEntropy.apply(logits, inplace, *arguments)  # type: ignore[no-untyped-call]
     elif inplace:
-        loss, *details = torch.ops.mrtkern.cross_entropy_(logits, *arguments)
+        results = torch.ops.mrtkern.cross_entropy_(logits, *arguments)
         torch.autograd.graph.increment_version(logits)
     else:
-        loss, *details, _ = torch.ops.mrtkern.cross_entropy(logits, *arguments, False)
-    if not return_details:
-        return loss  # type: ignore[no-any-return]
-    return response_details(loss, *details, targets, target_offsets, ignore_index, offsets, prompt)
+        results = torch.ops.mrtkern.cross_entropy(logits, *arguments, False)
+    rows = Rows(*results[:5])
+    if not return_details or offsets is None:
+        return rows.loss
+    return response_details(rows, targets, target_offsets, ignore_index, offsets, prompt)
 
 
 def _check_arguments(

@@ -21,6 +21,9 @@ class Options(NamedTuple):
     softcap: float = 0.0
 
 
+NO_OPTIONS = Options()
+
+
 class Rows(NamedTuple):
     """What a backend leaves beside the gradient; the details are empty when nobody wants them."""
 
@@ -39,7 +42,7 @@ class Problem:
     V: int  # vocabulary
     dtype: torch.dtype
     device: str = "cpu"
-    options: Options = Options()
+    options: Options = NO_OPTIONS
     num_targets: int | None = None  # entries when rows have several targets; None: one each
     has_weight: bool = False
     wants_grad: bool = False

@@ -1,4 +1,4 @@
-"""cross_entropy in PyTorch: the definition that every other backend is tested against. Any device, any floating type."""
+"""cross_entropy in PyTorch: the definition that every backend is tested against. Any device, any floating type."""
 
 from __future__ import annotations
 

@@ -42,7 +42,26 @@ def response_details(
     prompt: Tensor | None,
 ) -> LossDetails:  # fmt: skip
     """Details from what the rows left."""
-    loss, nll, weighted, entropy, argmax = found
+    loss, *rows = found
+    return LossDetails(
+        loss, *torch.ops.mrtkern.response_details(*rows, targets, target_offsets, ignore_index, offsets, prompt)
+    )
+
+
+torch.library.define(
+    "mrtkern::response_details",
+    "(Tensor nll, Tensor weighted, Tensor entropy, Tensor argmax, Tensor targets, Tensor? target_offsets, "
+    "int ignore_index, Tensor offsets, Tensor? prompt) -> (Tensor response_nll, Tensor response_tokens, "
+    "Tensor prompt_loss, Tensor within_variance, Tensor between_variance, Tensor accuracy, Tensor entropy)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def _details(
+    nll: Tensor, weighted: Tensor, entropy: Tensor, argmax: Tensor, targets: Tensor, target_offsets: Tensor | None,
+    ignore_index: int, offsets: Tensor, prompt: Tensor | None,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """nll, weighted: one per target; entropy, argmax: one per row."""
     if targets.device.type == "cpu":
         _check.offsets_values("return_details", offsets, targets.shape[0], "offsets", "targets")
     if target_offsets is not None:
@@ -50,19 +69,27 @@ def response_details(
         entropy, argmax = entropy[rows], argmax[rows]
     is_valid, tokens = response_tokens(targets, offsets, ignore_index)
     nlls = by_response(nll, offsets)
-    losses, within, between = _prompts(nlls, tokens, by_response(weighted, offsets), prompt)
+    prompts = _prompts(nlls, tokens, by_response(weighted, offsets), prompt)
     count = is_valid.sum().clamp(min=1)
-    dtype = loss.dtype
-    return LossDetails(
-        loss,
-        nlls.to(dtype),
-        tokens,
-        losses.to(dtype),
-        within.to(dtype),
-        between.to(dtype),
-        ((argmax == targets) & is_valid).sum().to(dtype) / count,
-        (torch.where(is_valid, entropy, 0).double().sum() / count).to(dtype),
+    accuracy = ((argmax == targets) & is_valid).sum() / count
+    mean_entropy = torch.where(is_valid, entropy, 0).double().sum() / count
+    losses, within, between, accuracy, mean_entropy = (
+        value.to(nll.dtype) for value in (*prompts, accuracy, mean_entropy)
     )
+    return nlls.to(nll.dtype), tokens, losses, within, between, accuracy, mean_entropy
+
+
+def _fake_details(nll: Tensor, *arguments: object) -> tuple[Tensor, ...]:
+    *_, offsets, prompt = arguments
+    assert isinstance(offsets, Tensor)
+    R = offsets.shape[0] - 1
+    P = R if prompt is None else torch.library.get_ctx().new_dynamic_size()
+    numbers = (nll.new_empty(()) for _ in range(4))
+    return nll.new_empty(R), offsets.new_empty(R), nll.new_empty(P), *numbers
+
+
+torch.library.impl("mrtkern::response_details", ("cpu", "cuda"), _details)
+torch.library.register_fake("mrtkern::response_details", _fake_details)
 
 
 def _prompts(nlls: Tensor, tokens: Tensor, losses: Tensor, prompt: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

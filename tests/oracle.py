@@ -172,14 +172,13 @@ def peak_bytes(call: Callable[[], Any]) -> tuple[int, Any]:
 
 # Of one exponential in units of 2**-24, as csrc/cross_entropy/lanes.h derives it; one more where a product follows.
 EXPONENTIAL = 4
-# Additions that one float32 lane of the narrowest path makes of a block of 2,048 columns, and the lanes themselves.
-BLOCK_SUM = 2048 // 8 + 3
+LANE_SUM = 32 + 5  # additions in float32: 32 numbers per lane, two registers of up to 16 lanes
 LOSS = 1e-5  # relative, what the loss of realistic logits promises in every type
 
 
 def cross_entropy_steps() -> int:
     """Roundings on the way to one loss in units of max(1, |u|): difference, exponential, sum, logarithm."""
-    return EXPONENTIAL + BLOCK_SUM + 2
+    return EXPONENTIAL + LANE_SUM + 2
 
 
 @dataclass(frozen=True)

@@ -127,9 +127,9 @@ def test_kernel_of_realistic_rows_keeps_five_digits(dtype: torch.dtype) -> None:
 
 @needs_cpu_backend
 def test_kernel_exponential_is_right_over_its_whole_range() -> None:
-    """Every 67th float32 from -0 to -90, in rows that also hold 0 twice: the gradient over that of 0 is exp."""
+    """Every 257th float32 from -0 to -90, in rows that also hold 0 twice: the gradient over that of 0 is exp."""
     last = int(torch.tensor(90.0).view(torch.int32))
-    x = -torch.arange(0, last, 67, dtype=torch.int32).view(torch.float32)
+    x = -torch.arange(0, last, 257, dtype=torch.int32).view(torch.float32)
     for part in x.split(2**20):
         z = torch.cat([torch.zeros(2), part])[None]
         _, gradient = with_gradient(
@@ -387,8 +387,9 @@ def test_strides_do_not_matter(backend: str) -> None:
         logits = view.detach().requires_grad_()
         loss = cross_entropy(logits, targets, backend=backend)
         (gradient,) = torch.autograd.grad(loss, logits)
-        assert torch.equal(loss, expected[0])
-        assert torch.equal(gradient, expected[1])
+        steps = 0 if backend == "cpu" else oracle.cross_entropy_steps()  # torch may sum columns in another order
+        oracle.assert_summed(loss, expected[0].double(), steps, 10.0)
+        oracle.assert_summed(gradient, expected[1].double(), steps, 1.0)
 
 
 @needs_cpu_backend
@@ -658,14 +659,15 @@ T, V, dtype = 512, 128256, torch.{dtype}
 torch.set_num_threads(2)
 cross_entropy(torch.randn(64, V).to(dtype).requires_grad_(), torch.zeros(64, dtype=torch.int64)).backward()
 z, y = torch.randn(T, V).to(dtype).requires_grad_(), torch.randint(0, V, (T,))
-logits = z.view(T, V) if {inplace} else z
 with open("/proc/self/clear_refs", "w") as file:
     file.write("5")
 def high():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024
 before = high()
-loss = cross_entropy(logits, y, inplace={inplace})
-gradient, = torch.autograd.grad(loss, logits)
+if {inplace}:
+    cross_entropy(z.detach(), y, inplace=True)
+else:
+    gradient, = torch.autograd.grad(cross_entropy(z, y), z)
 print((high() - before) / (1 if {inplace} else z.nbytes))
 """
 

@@ -59,9 +59,10 @@ struct RowStatistics {
   double plain;     // sum_v u_v, when asked for
 };
 
-// Between the two passes over a row: exp(u_v - shifts[v / BLOCK_COLUMNS]) of whole registers, or null.
+// Between the two passes over a row: exp(u_v - shifts[v / BLOCK_COLUMNS]) of whole registers, or null. A shift of
+// -infinity: nothing but zeros.
 // e may be the float32 row of the gradient itself.
-constexpr int64_t BLOCK_COLUMNS = 2048;  // 8 KiB of float32: in cache twice over; 128 additions per lane of AVX-512
+constexpr int64_t BLOCK_COLUMNS = 2048;  // 8 KiB of float32: this block and the next fit the innermost cache
 struct Exponentials {
   float *e, *shifts;
 };

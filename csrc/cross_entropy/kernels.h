@@ -3,7 +3,7 @@
 // Idea: a block of the row is read from memory once; its exponentials are summed and stored while it is in the innermost
 // cache. The second pass finds them in the L2 cache and writes the gradient, weight folded in. With a cap or an entropy it
 // computes them again from the logits.
-// Sums: float32 in a block of 2,048 columns, lane by lane, float64 from block to block.
+// Sums: float32 over 32 numbers per lane and the lanes, float64 beyond.
 #pragma once
 
 #include "cross_entropy/cross_entropy.h"
@@ -20,6 +20,8 @@ using lanes::Two;
 using lanes::WIDTH;
 
 constexpr int64_t BLOCK = BLOCK_COLUMNS;
+constexpr int64_t PIECE = 32 * WIDTH;  // what float32 lanes add up before float64 takes over: 32 numbers each
+static_assert(BLOCK % PIECE == 0, "pieces fill blocks");
 
 struct Plain {
   MRT_INLINE Float value(Float z) const { return z; }
@@ -62,7 +64,7 @@ MRT_INLINE void prefetch(const Element* z) {
   for (int64_t v = 0; v < WIDTH; v += static_cast<int64_t>(64 / sizeof(Element))) __builtin_prefetch(z + v);
 }
 
-// Float32 sums over one block, relative to `shift`. A finite d, because e d is 0 where e is, even if d is infinite.
+// Float32 sums over one piece, relative to `shift`. A finite d, because e d is 0 where e is, even if d is infinite.
 template <class Type, class Cap, bool HAS_MORE>
 struct Sums {
   const Cap& cap;
@@ -116,16 +118,14 @@ MRT_INLINE RowStatistics statistics(const typename Type::Element* z, int64_t V, 
     }
     // -infinity - -infinity is NaN: while nothing is larger, exp(-infinity - 0) = 0 is right.
     const float shift = row.largest == -lanes::INFINITE ? 0.0f : static_cast<float>(row.largest);
-    Sums<Type, Cap, HAS_MORE> block{cap, lanes::fill(shift)};
-    if (out.e) out.shifts[begin / BLOCK] = shift;
-    if (out.e) {
-      block.add(z + begin, count, out.e + begin);
-    } else {
-      block.add(z + begin, count, nullptr);
+    if (out.e) out.shifts[begin / BLOCK] = static_cast<float>(row.largest);
+    for (int64_t v = 0; v < count; v += PIECE) {
+      Sums<Type, Cap, HAS_MORE> piece{cap, lanes::fill(shift)};
+      piece.add(z + begin + v, count - v < PIECE ? count - v : PIECE, out.e ? out.e + begin + v : nullptr);
+      row.sum += lanes::sum(piece.sum.a + piece.sum.b);
+      row.weighted += lanes::sum(piece.weighted.a + piece.weighted.b);
+      row.plain += lanes::sum(piece.plain.a + piece.plain.b);
     }
-    row.sum += lanes::sum(block.sum.a + block.sum.b);
-    row.weighted += lanes::sum(block.weighted.a + block.weighted.b);
-    row.plain += lanes::sum(block.plain.a + block.plain.b);
   }
   return row;
 }

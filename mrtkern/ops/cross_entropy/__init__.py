@@ -36,7 +36,7 @@ responses of 10 and 100 tokens, each drawn half of the time, are learnt as 0.909
 `prompt_sum` they are learnt as 0.500 and 0.500. `prompt_token` divides all responses of a prompt alike: no tilt within
 it, but a prompt with long responses counts less.
 
-Sums: float32 within a block of a row, float64 across blocks and rows (float64 for float64 logits). The gradient is
+Sums: float32 over at most 32 numbers per vector lane, float64 beyond (float64 for float64 logits). The gradient is
 rounded once to the type of the logits.
 
 Cost: the logits are read once and the gradient is written once; about 40 operations per logit.

@@ -4,7 +4,7 @@
 
 Reads  logits [T, V] float32, bfloat16 or float16, targets, weights.   Writes gradient [T, V], which may be the logits.
 Idea   a row is read from memory once; its exponentials wait in the L2 cache until their sum is known.
-Sums   float32 in a block of 2,048 columns, float64 beyond: the same bits for every number of threads.
+Sums   float32 over 32 numbers per lane, float64 beyond: the same bits for every number of threads.
 """
 
 from __future__ import annotations

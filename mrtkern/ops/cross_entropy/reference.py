@@ -32,8 +32,11 @@ def forward(
     (T, V), device = logits.shape, logits.device
     z = wide(logits)
     u = softcap * torch.tanh(z / softcap) if softcap else z  # [T, V]
-    lse = torch.logsumexp(u, 1)  # [T]
-    p = torch.exp(u - lse[:, None])  # [T, V]
+    largest = u.amax(1)
+    d = u - largest[:, None]  # [T, V], so that digits of large logits are kept
+    log_sum = d.exp().sum(1).log()
+    lse = largest + log_sum  # [T]
+    p = torch.exp(d - log_sum[:, None])  # [T, V]
 
     rows = torch.arange(T, device=device)
     if target_offsets is not None:  # the row of each entry
@@ -44,10 +47,10 @@ def forward(
     w = z.new_ones(targets.shape) / is_valid.sum().clamp(min=1) if token_weight is None else token_weight.to(z.dtype)
     w = torch.where(is_valid, w, 0)  # one per entry, like all that follow
 
-    nll = lse[rows] - u[rows, y]
+    nll = log_sum[rows] - d[rows, y]
     each = (1 - smoothing) * nll + z_loss * lse[rows].square()
     if smoothing:
-        each = each + smoothing * (lse - u.mean(1))[rows]
+        each = each + smoothing * (log_sum - d.mean(1))[rows]
     weighted = torch.where(w == 0, 0, w.double() * each)
     loss = torch.where(is_bad.any(), torch.nan, weighted.sum()).to(z.dtype)
 
@@ -66,7 +69,7 @@ def forward(
     if not wants_details:
         return Rows(loss, none, none, none, none.long())
     counts = torch.zeros(T, dtype=torch.bool, device=device).index_fill_(0, rows[is_valid], True)
-    entropy = lse - torch.where(p > 0, p * u, 0).sum(1)
+    entropy = log_sum - torch.where(p > 0, p * d, 0).sum(1)
     return Rows(
         loss,
         torch.where(is_valid, nll, 0),

@@ -217,3 +217,6 @@ def cross_entropy(
     assert z.grad is not None
     entropy = -(log_p.exp() * log_p).sum(1).detach()
     return Losses(loss.detach(), nll, entropy, z.grad, magnitude)
+
+
+SPLIT = 1e-6  # largest relative difference of a gradient made in parts, by accumulation and over ranks

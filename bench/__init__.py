@@ -6,4 +6,4 @@ report      the table, RESULTS.md                 peers     the programs a good 
 <op>        cases, competitors, the check that refuses wrong answers, targets and why one is missed
 """
 
-OPS = ("facility_location", "similarity")  # bench/<op>.py exists for each
+OPS = ("facility_location", "similarity", "cross_entropy")  # bench/<op>.py exists for each

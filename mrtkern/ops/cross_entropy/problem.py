@@ -115,10 +115,16 @@ def _case(name: str, tag: str, problem: Problem) -> Case:
 _ALL = Options(label_smoothing=0.1, z_loss=1e-3, softcap=5.0)
 
 CASES = (
-    _case("2,048 x 32,000 float32", "bench", Problem(2048, 32000, torch.float32, wants_grad=True)),
-    _case("2,048 x 32,000 bfloat16", "bench", Problem(2048, 32000, torch.bfloat16, wants_grad=True)),
-    _case("512 x 128,256 float32", "bench", Problem(512, 128256, torch.float32, wants_grad=True)),
-    _case("512 x 128,256 bfloat16", "bench", Problem(512, 128256, torch.bfloat16, wants_grad=True)),
+    *(
+        _case(
+            f"{T:,} x {V:,} {str(dtype).removeprefix('torch.')}, {'in place' if inplace else 'new gradient'}",
+            "bench",
+            Problem(T, V, dtype, wants_grad=True, inplace=inplace),
+        )
+        for T, V in ((2048, 32000), (512, 128256))
+        for dtype in (torch.float32, torch.bfloat16)
+        for inplace in (False, True)
+    ),
     _case("mean", "test", Problem(15, 33, torch.float32)),
     _case("weighted", "test", Problem(16, 64, torch.float32, has_weight=True)),
     _case("one class", "test", Problem(8, 1, torch.float32, has_weight=True)),

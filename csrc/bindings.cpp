@@ -46,9 +46,11 @@ T named(const char* what, const std::string& name, const std::map<std::string, T
 }
 
 mrt::DType dtype_of(const std::string& name) {
-  return named<mrt::DType>(
-      "dtype", name,
-      {{"float32", mrt::DType::float32}, {"bfloat16", mrt::DType::bfloat16}, {"float16", mrt::DType::float16}});
+  return named<mrt::DType>("dtype", name,
+                           {{"float32", mrt::DType::float32},
+                            {"float64", mrt::DType::float64},
+                            {"bfloat16", mrt::DType::bfloat16},
+                            {"float16", mrt::DType::float16}});
 }
 
 mrt::Metric metric_of(const std::string& name) {

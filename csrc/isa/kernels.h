@@ -9,7 +9,7 @@ namespace mrt {
 struct Kernels {
   const char* name;
   // packing: see tile/pack.h
-  int64_t (*pack_lattice)(double radius, const Features& x, int64_t first, int64_t count, float* converted,
+  int64_t (*pack_lattice)(const Lattice& lattice, const Features& x, int64_t first, int64_t count, float* converted,
                           Unit* staged, Unit* panels);
   int64_t (*pack_floats)(bool normalise, const Features& x, int64_t first, int64_t count, float* converted,
                          Unit* staged, Unit* panels);

@@ -10,9 +10,9 @@
 namespace mrt {
 namespace {
 
-int64_t pack_lattice(double radius, const Features& x, int64_t first, int64_t count, float* converted, Unit* staged,
-                     Unit* panels) {
-  return pack(LatticeRows{radius}, x, first, count, converted, staged, panels);
+int64_t pack_lattice(const Lattice& lattice, const Features& x, int64_t first, int64_t count, float* converted,
+                     Unit* staged, Unit* panels) {
+  return pack(LatticeRows{lattice}, x, first, count, converted, staged, panels);
 }
 
 int64_t pack_floats(bool normalise, const Features& x, int64_t first, int64_t count, float* converted, Unit* staged,

@@ -2,9 +2,11 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -13,6 +15,7 @@
 #include "common/memory.h"
 #include "facility_location/facility_location.h"
 #include "isa/kernels.h"
+#include "neighbors/neighbors.h"
 #include "similarity/similarity.h"
 
 namespace py = pybind11;
@@ -122,6 +125,46 @@ int64_t facility_location_grouped(Address x, const std::string& dtype, int64_t r
   return released([&] { return mrt::select_groups(problem, result, threads); });
 }
 
+mrt::Precision precision_of(const std::string& name) {
+  return named<mrt::Precision>(
+      "precision", name,
+      {{"exact", mrt::Precision::exact}, {"int16", mrt::Precision::int16}, {"float32", mrt::Precision::float32}});
+}
+
+// x and y are (address, row stride, column stride, rows); y 0: x itself.
+using Rows = std::array<int64_t, 4>;
+
+mrt::Features features(const Rows& rows, const std::string& dtype, int64_t D) {
+  return features(static_cast<Address>(rows[0]), dtype, rows[1], rows[2], D);
+}
+
+py::tuple neighbors(const Rows& x, const std::optional<Rows>& y, const std::string& dtype, int64_t D, int64_t k,
+                    const std::string& metric, const std::string& precision, double radius, bool exclude_self,
+                    Address group_x, Address group_y, Address ids, Address scores, int threads) {
+  const Rows& other = y ? *y : x;
+  const mrt::NeighborsProblem problem{features(x, dtype, D),
+                                      features(other, dtype, D),
+                                      x[3],
+                                      other[3],
+                                      !y,
+                                      k,
+                                      metric_of(metric),
+                                      precision_of(precision),
+                                      radius,
+                                      exclude_self,
+                                      at<const int64_t>(group_x),
+                                      at<const int64_t>(group_y)};
+  const mrt::NeighborsResult result{at<int64_t>(ids), at<float>(scores)};
+  const mrt::BadRows bad = released([&] { return mrt::neighbors(problem, result, threads); });
+  return py::make_tuple(bad.x, bad.y);
+}
+
+int64_t components(const Rows& x, const std::string& dtype, int64_t D, double threshold, double radius, Address labels,
+                   int threads) {
+  const mrt::Features rows = features(x, dtype, D);
+  return released([&] { return mrt::components(rows, x[3], threshold, radius, at<int64_t>(labels), threads); });
+}
+
 py::list isas() {
   const mrt::Kernels* all[4];
   mrt::available_kernels(all);
@@ -141,5 +184,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("built_with", [] { return std::string(COMPILER) + __VERSION__; }, "Version of the compiler.");
   m.attr("LARGEST_GROUP") = mrt::LARGEST_GROUP;
   m.def("similarity_ragged", &similarity_ragged);
+  m.def("neighbors", &neighbors);
+  m.def("components", &components);
   m.def("facility_location_grouped", &facility_location_grouped);
 }

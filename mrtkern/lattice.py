@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,6 +45,12 @@ def to_float32(x: Tensor) -> Tensor:
     return torch.ldexp(torch.ldexp(x, -half), half - exponent).float()
 
 
+def square_root(x: Tensor) -> Tensor:
+    """Correctly rounded float64 square roots of x. On CPUs torch 2.13 takes MKL's, which are off by one unit for half
+    of all numbers; numpy takes the processor's."""
+    return torch.from_numpy(np.asarray(np.sqrt(x.numpy()))) if x.device.type == "cpu" else x.sqrt()
+
+
 def squared_norms(x: Tensor) -> Tensor:
     """|x|**2 of each row of x [T, D], float64 [T]: 16 interleaved lanes ascending, then lanes by halves."""
     lanes = torch.zeros((x.shape[0], LANES), dtype=torch.float64, device=x.device)
@@ -58,7 +65,7 @@ def squared_norms(x: Tensor) -> Tensor:
 
 def quantise(x: Tensor) -> Tensor:
     """Rows x [T, D] (float32, bfloat16, float16) on the lattice, int16 [T, D]. A zero row stays zero."""
-    norms = squared_norms(x).sqrt()
+    norms = square_root(squared_norms(x))
     scale = torch.where(norms > 0, radius(x.shape[1]) / norms, 0.0)
     v = x.double() * scale[:, None]
     return torch.where(v.abs() > 2048, 2 * torch.round(v / 2), torch.round(v)).to(torch.int16)

@@ -2,9 +2,21 @@
 #pragma once
 
 #include "facility_location/facility_location.h"
+#include "neighbors/neighbors.h"
 #include "similarity/similarity.h"
+#include "tile/panels.h"
 
 namespace mrt {
+
+// neighbors by one kind of score; see neighbors/kernels.h.
+template <class Score>
+struct ScanKernels {
+  void (*scan)(const Panels& rows, const Panels& columns, int64_t U, Lists<Score>& lists, const Exclusion& exclusion,
+               int64_t N);
+  void (*scan_both)(const Panels& rows, const Panels& columns, int64_t U, Lists<Score>& row_lists,
+                    Lists<Score>& column_lists, const Exclusion& exclusion, int64_t N);
+  void (*cut)(Lists<Score>& lists, int64_t r, int64_t k, int64_t slack, Score margin);
+};
 
 struct Kernels {
   const char* name;
@@ -15,6 +27,15 @@ struct Kernels {
                          Unit* staged, Unit* panels);
   // similarity: see similarity/kernels.h
   void (*similarities)(const Unit* panels, int64_t N, int64_t D, int64_t p, Metric metric, DType dtype, void* out);
+  // neighbors: see neighbors/kernels.h
+  ScanKernels<int32_t> pairs_scan;
+  ScanKernels<float> floats_scan;
+  void (*connect)(const Panels& rows, const Panels& columns, int64_t U, int64_t N, int32_t threshold, PairFound found,
+                  void* context);
+  void (*exact_dots)(const double* x, const Features& y, const int32_t* ids, int64_t n, float* scratch, double* wide,
+                     double* dots);
+  void (*wide_row)(const Features& x, int64_t row, float* scratch, double* out);
+  void (*lengths)(const Features& x, int64_t first, int64_t count, float* scratch, double* wide, double* out);
   // facility_location: see facility_location/kernels.h
   void (*pairs)(const Unit* panels, int64_t U, int64_t p, int32_t base, const float* unit, const float* quality,
                 const PairTable& table);

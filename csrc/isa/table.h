@@ -4,6 +4,7 @@
 
 #include "facility_location/kernels.h"
 #include "isa/kernels.h"
+#include "neighbors/kernels.h"
 #include "similarity/kernels.h"
 #include "tile/pack.h"
 
@@ -21,8 +22,26 @@ int64_t pack_floats(bool normalise, const Features& x, int64_t first, int64_t co
 }
 
 constexpr Kernels table(const char* name) {
-  return {name, pack_lattice, pack_floats, similarities, pairs,     gains,       largest,
-          gain, take,         cover,       owners,       rank_keys, sort_by_key, sum_of_largest};
+  return {name,
+          pack_lattice,
+          pack_floats,
+          similarities,
+          {scan<Pairs>, scan_both<Pairs>, cut<int32_t>},
+          {scan<Floats>, scan_both<Floats>, cut<float>},
+          connect,
+          exact_dots,
+          wide_row,
+          lengths,
+          pairs,
+          gains,
+          largest,
+          gain,
+          take,
+          cover,
+          owners,
+          rank_keys,
+          sort_by_key,
+          sum_of_largest};
 }
 
 }  // namespace

@@ -37,8 +37,9 @@ MRT_INLINE float from_float16(uint16_t bits) {
   return value;
 }
 
-// A float64 row times a power of two, its largest component about 1, rounded to float32: directions only.
-MRT_INLINE void load_float64(const double* in, int64_t D, int64_t step, float* __restrict out) {
+// A float64 row times the power of two that brings its largest component to about 1: directions only.
+template <class T>
+MRT_INLINE void scale_to_one(const double* in, int64_t D, int64_t step, T* __restrict out) {
   double largest = 0.0;
   for (int64_t d = 0; d < D; ++d) {
     const double magnitude = in[d * step] < 0 ? -in[d * step] : in[d * step];
@@ -48,7 +49,7 @@ MRT_INLINE void load_float64(const double* in, int64_t D, int64_t step, float* _
   std::frexp(largest, &exponent);
   const int half = exponent >> 1;  // in two steps: 2^-exponent alone can overflow
   const double first = std::ldexp(1.0, -half), second = std::ldexp(1.0, half - exponent);
-  for (int64_t d = 0; d < D; ++d) out[d] = static_cast<float>(in[d * step] * first * second);
+  for (int64_t d = 0; d < D; ++d) out[d] = static_cast<T>(in[d * step] * first * second);
 }
 
 // Row of x as float32: where it lies if it is contiguous float32, else converted into `scratch`.
@@ -61,7 +62,7 @@ MRT_INLINE const float* load_row(const Features& x, int64_t row, float* __restri
     return scratch;
   }
   if (x.dtype == DType::float64) {
-    load_float64(static_cast<const double*>(x.data) + row * x.row_stride, D, step, scratch);
+    scale_to_one(static_cast<const double*>(x.data) + row * x.row_stride, D, step, scratch);
     return scratch;
   }
   const uint16_t* in = static_cast<const uint16_t*>(x.data) + row * x.row_stride;

@@ -8,7 +8,7 @@
 // column … column + 15, row-major; rows and columns beyond the data are products with zeros.
 #pragma once
 
-#include "tile/features.h"
+#include "tile/panels.h"
 #include "tile/vector.h"
 
 namespace mrt {
@@ -47,12 +47,6 @@ MRT_INLINE void multiply(const Unit* __restrict a, const Unit* __restrict b, int
         Kind::store(tiles + v / VECTORS * TILE + (first + r) * PANEL + v % VECTORS * Kind::WIDTH, sum[r][v]);
   }
 }
-
-// Panels first … last - 1 of a packed matrix.
-struct Panels {
-  const Unit* units;
-  int64_t first, last;
-};
 
 // Every panel of `rows` with every panel of `columns`. With is_upper the two are the same matrix and only tiles on and
 // above its diagonal (q >= p) are computed and handed over.

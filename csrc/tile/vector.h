@@ -73,6 +73,24 @@ struct Squares {
   }
 };
 
+MRT_INLINE __m512d load_wide(const float* x) {
+  return _mm512_cvtps_pd(_mm256_loadu_ps(x));
+}
+MRT_INLINE __m512d load_wide(const double* x) {
+  return _mm512_loadu_pd(x);
+}
+
+// Sixteen interleaved float64 sums of products, each rounded before it is added.
+struct Products {
+  Squares sums;
+  template <class T>
+  MRT_INLINE void add(const double* x, const T* y) {
+    sums.low = _mm512_add_pd(sums.low, _mm512_mul_pd(load_wide(x), load_wide(y)));
+    sums.high = _mm512_add_pd(sums.high, _mm512_mul_pd(load_wide(x + 8), load_wide(y + 8)));
+  }
+  MRT_INLINE double total() const { return sums.total(); }
+};
+
 // q = rint(x * scale) for 16 features, half to even, in float64; remembers the largest |q|.
 struct Rounder {
   __m512d scale;
@@ -242,6 +260,15 @@ struct Squares {
       for (int i = 0; i < width; ++i) sums[i] += sums[i + width];
     return sums[0];
   }
+};
+
+struct Products {
+  Squares squares;
+  template <class T>
+  MRT_INLINE void add(const double* x, const T* y) {
+    for (int i = 0; i < 16; ++i) squares.sums[i] += x[i] * static_cast<double>(y[i]);
+  }
+  MRT_INLINE double total() { return squares.total(); }
 };
 
 struct Rounder {

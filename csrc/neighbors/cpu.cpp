@@ -147,7 +147,7 @@ class Search {
   // proposals cannot tell apart is decided.
   void make_room(Lists<Score>& lists, int64_t r, Workspace& w) {
     const int64_t spare = lists.capacity - p_.k;
-    scan_.cut(lists, r, p_.k, spare / 4, margin_);
+    scan_.cut(lists, r, p_.k, p_.k / 8, margin_);
     if (lists.count[r] <= p_.k + spare / 2) return;
     const int64_t row = lists.first + r, n = decide(lists, r, w);
     const Candidate<Score>* const best = w.candidates.data();
@@ -176,7 +176,8 @@ class Search {
       w.candidates[i] = {value, ids[i], scores[i]};
     }
     const auto begin = w.candidates.begin();
-    std::partial_sort(begin, begin + kept, begin + n);
+    if (kept < n) std::nth_element(begin, begin + kept - 1, begin + n);
+    std::sort(begin, begin + kept);
     return kept;
   }
 

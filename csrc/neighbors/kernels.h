@@ -38,31 +38,32 @@ struct Scan {
   MRT_INLINE void operator()(int64_t row, int64_t column, const Score* tile) const {
     const int64_t r0 = row - rows.first;
     const bool is_diagonal = BOTH && row == column;
-    uint32_t hits[PANEL], any = 0;
+    alignas(32) uint16_t hits[PANEL];
     for (int r = 0; r < PANEL; ++r) {
       const Score threshold = rows.threshold[r0 + r];
-      hits[r] = BOTH && !is_diagonal
-                    ? at_least_either(tile + r * PANEL, threshold, columns.threshold + column - columns.first)
-                    : at_least(tile + r * PANEL, threshold);
-      any |= hits[r];
+      hits[r] = static_cast<uint16_t>(BOTH && !is_diagonal ? at_least_either(tile + r * PANEL, threshold,
+                                                                             columns.threshold + column - columns.first)
+                                                           : at_least(tile + r * PANEL, threshold));
     }
-    if (any != 0) take(row, column, tile, hits, is_diagonal);
+    const uint32_t hit_rows = not_zero(hits);
+    if (hit_rows != 0) take(row, column, tile, hits, hit_rows, is_diagonal);
   }
 
-  // Out of the hot path; ids of columns are made here.
-  __attribute__((noinline)) void take(int64_t row, int64_t column, const Score* tile, const uint32_t* hits,
-                                      bool is_diagonal) const {
+  // Out of the hot path. Row by row, without a look at the rows in between.
+  __attribute__((noinline)) void take(int64_t row, int64_t column, const Score* tile, const uint16_t* hits,
+                                      uint32_t hit_rows, bool is_diagonal) const {
     alignas(64) int32_t ids[PANEL];
     for (int c = 0; c < PANEL; ++c) ids[c] = static_cast<int32_t>(column + c);
     const uint32_t inside = N - column < PANEL ? (1u << (N - column)) - 1 : 0xffff;
-    for (int r = 0; r < PANEL && row + r < rows.last; ++r) {
-      uint32_t mask = hits[r] & inside;
-      if (mask != 0) mask = allowed(row + r, column, mask);
-      if (mask == 0) continue;
+    const int64_t end = rows.last - row;
+    if (end < PANEL) hit_rows &= (1u << end) - 1;
+    for (; hit_rows != 0; hit_rows &= hit_rows - 1) {
+      const int r = __builtin_ctz(hit_rows);
       const Score* scores = tile + r * PANEL;
       const int64_t slot = row + r - rows.first;
-      const uint32_t mine = mask & at_least(scores, rows.threshold[slot]);
-      if (mine != 0) append(rows, slot, scores, ids, mine);
+      uint32_t mask = hits[r] & inside;
+      if (exclusion.any()) mask = allowed(row + r, column, mask);
+      append(rows, slot, scores, ids, mask & at_least(scores, rows.threshold[slot]));
       if (!BOTH || is_diagonal) continue;
       const int32_t id = static_cast<int32_t>(row + r);
       for (; mask != 0; mask &= mask - 1) {
@@ -187,10 +188,12 @@ void cut(Lists<Score>& lists, int64_t r, int64_t k, int64_t slack, Score margin)
   const Score implied = reached_by(scores, n, k, slack) - margin;
   lists.threshold[r] = implied > lists.threshold[r] ? implied : lists.threshold[r];
   int32_t kept = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    scores[kept] = scores[i];
-    ids[kept] = ids[i];
-    kept += scores[i] >= lists.threshold[r];
+  for (int64_t i = 0; i < n; i += PANEL) {
+    const uint32_t inside = n - i < PANEL ? (1u << (n - i)) - 1 : 0xffff;
+    const uint32_t mask = at_least(scores + i, lists.threshold[r]) & inside;
+    compress(scores + i, mask, scores + kept);
+    compress(ids + i, mask, ids + kept);
+    kept += __builtin_popcount(mask);
   }
   lists.count[r] = kept;
 }

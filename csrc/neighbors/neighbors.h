@@ -60,6 +60,7 @@ using PairFound = void (*)(void* context, int64_t i, int64_t j, int32_t product)
 struct Exclusion {
   bool self;
   const int64_t *group_x, *group_y;
+  bool any() const { return self || group_x != nullptr; }
 };
 
 }  // namespace mrt

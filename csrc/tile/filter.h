@@ -24,6 +24,12 @@ MRT_INLINE uint32_t at_least_either(const float* scores, float threshold, const 
   return _mm512_cmp_ps_mask(_mm512_load_ps(scores), lower, _CMP_GE_OQ);
 }
 
+// Bit r of the result: masks[r] is not 0.
+MRT_INLINE uint32_t not_zero(const uint16_t* masks) {
+  const __m256i all = _mm256_load_si256(reinterpret_cast<const __m256i*>(masks));
+  return _mm256_cmpneq_epi16_mask(all, _mm256_setzero_si256());
+}
+
 // Writes the entries that `mask` names to out, in order; up to 16 entries of `out` are overwritten.
 template <class T>
 MRT_INLINE void compress(const T* values, uint32_t mask, T* out) {
@@ -73,6 +79,12 @@ MRT_INLINE uint32_t at_least_either(const T* scores, T threshold, const T* thres
     mask |= static_cast<uint32_t>(scores[c] >= lower) << c;
   }
   return mask;
+}
+
+MRT_INLINE uint32_t not_zero(const uint16_t* masks) {
+  uint32_t rows = 0;
+  for (int r = 0; r < PANEL; ++r) rows |= static_cast<uint32_t>(masks[r] != 0) << r;
+  return rows;
 }
 
 template <class T>

@@ -48,6 +48,12 @@ MRT_INLINE void multiply(const Unit* __restrict a, const Unit* __restrict b, int
   }
 }
 
+// Asks for one part in `parts` of the columns that come next, so that they are in the cache when their turn comes.
+MRT_INLINE void prefetch_part(const Unit* next, int64_t units, int64_t part, int64_t parts) {
+  for (int64_t u = units * part / parts; u < units * (part + 1) / parts; ++u)
+    __builtin_prefetch(next + u * PANEL, 0, 2);
+}
+
 // Every panel of `rows` with every panel of `columns`. With is_upper the two are the same matrix and only tiles on and
 // above its diagonal (q >= p) are computed and handed over.
 template <class Kind, class Epilogue>
@@ -57,6 +63,9 @@ MRT_INLINE void tiles(const Panels& rows, const Panels& columns, int64_t U, bool
     const bool is_whole = q + Kind::PANELS <= columns.last;
     const int64_t last = is_upper && q + Kind::PANELS < rows.last ? q + Kind::PANELS : rows.last;
     for (int64_t p = rows.first; p < last; ++p) {
+      if (q + Kind::PANELS < columns.last)
+        prefetch_part(columns.units + (q + Kind::PANELS) * U * PANEL,
+                      U * (q + 2 * Kind::PANELS <= columns.last ? Kind::PANELS : 1), p - rows.first, last - rows.first);
       const Unit *a = rows.units + p * U * PANEL, *b = columns.units + q * U * PANEL;
       if (is_whole) {
         multiply<Kind, Kind::PANELS>(a, b, U, products[0]);

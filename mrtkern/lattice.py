@@ -73,17 +73,22 @@ def squared_norms(x: Tensor) -> Tensor:
     return lanes[:, 0]
 
 
+def quotients(r: float, lengths: Tensor) -> Tensor:
+    """r / lengths, rounded once; 0 for length 0. (torch makes a float over a tensor a product with reciprocals.)"""
+    return torch.where(lengths > 0, torch.tensor(r, dtype=torch.float64) / lengths, 0.0)
+
+
 def quantise(x: Tensor) -> Tensor:
     """Rows x [T, D] (float32, bfloat16, float16) on the lattice, int16 [T, D]. A zero row stays zero."""
     norms = square_root(squared_norms(x))
-    scale = torch.where(norms > 0, radius(x.shape[1]) / norms, 0.0)
+    scale = quotients(radius(x.shape[1]), norms)
     v = x.double() * scale[:, None]
     return torch.where(v.abs() > 2048, 2 * torch.round(v / 2), torch.round(v)).to(torch.int16)
 
 
 def quantise_fine(x: Tensor, lengths: Tensor) -> Tensor:
     """Rows x [T, D] times fine_radius / lengths [T], rounded, int16 [T, D]. A row of length 0 becomes zero."""
-    scale = torch.where(lengths > 0, fine_radius(x.shape[1]) / lengths, 0.0)
+    scale = quotients(fine_radius(x.shape[1]), lengths)
     return torch.round(x.double() * scale[:, None]).to(torch.int16)
 
 

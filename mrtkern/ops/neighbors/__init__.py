@@ -19,14 +19,14 @@ row of its own group where groups are given, and where fewer than K are left the
 
     precision    what decides                                                what the score is
     exact        the float64 score                                           that score
-    int16        the integer product p of rows on the fine lattice           the metric of p / r^2, clamped to [-1, 1]
-    float32      float32 sums of rows of length 1, in the backend's order    likewise with r = 1
+    int16        the integer product p of rows on the fine lattice           the metric of p (1 / r^2), within [-1, 1]
+    float32      float32 sums of rows of length 1, in the backend's order    within a few roundings of the exact one
 
 The fine lattice has r = 32767 - sqrt(D) / 2 and q = rint(x_d (r / length)), half to even: |q| <= 32767, so p is exact
 in int32. length is |x| for cosines. For dot, rows of x take their own length and all rows of y the largest |y|; without
-y all rows take the largest |x|; the score is p / r^2 times both lengths. rbf has precision exact only. float64 rows are
-rounded to float32 first (scaled as above; dot of float64 has precision exact only). Scores are rounded once to float32
-at the end.
+y all rows take the largest |x|; the score is p (a b / r^2), a and b those lengths. float64 rows are rounded to float32
+first, scaled as above. rbf, and dot of float64, have precision exact only. Scores are rounded once to float32 at the
+end.
 
 Links: rows are linked when cos >= threshold; components of that graph are what `deduplicate` keeps one row of.
 

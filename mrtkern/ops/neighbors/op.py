@@ -151,7 +151,7 @@ def _groups(x: Tensor, y: Tensor | None, given: Any) -> tuple[Tensor | None, Ten
         _check.int64(OP, "exclude_group", given)
         _check.vector(OP, "exclude_group", given, x.shape[0], "row of x")
         _check.same_device(OP, x=x, exclude_group=given)
-        return given, None
+        return given, given
     if not isinstance(given, (tuple, list)) or len(given) != 2:
         raise TypeError(f"{OP}: exclude_group must be a pair of tensors with y, got {type(given).__name__}")
     for labels, rows, name in ((given[0], x, "x"), (given[1], y, "y")):

@@ -24,7 +24,7 @@ class Inputs(NamedTuple):
     precision: str
     exclude_self: bool  # only without y
     group_x: Tensor | None  # [M] int64: rows of equal groups are no neighbours
-    group_y: Tensor | None  # [N] int64; without y it is group_x
+    group_y: Tensor | None  # [N] int64, without y the same; both or neither
 
 
 @dataclass(frozen=True)

@@ -56,13 +56,13 @@ class Scorer:
         self.is_own = inputs.y is not None
         if inputs.metric == "dot" and inputs.precision != "exact":
             y = inputs.x if inputs.y is None else inputs.y
-            self.common = float(lattice.squared_norms(y).max().sqrt()) if y.shape[0] else 0.0
+            self.common = float(lattice.square_root(lattice.squared_norms(y)).max()) if y.shape[0] else 0.0
 
     def prepared(self, x: Tensor, is_x: bool) -> tuple[Tensor, Tensor]:
         """Rows whose products are summed, and the lengths [M] that scores need."""
         if self.is_cosine and x.dtype == torch.float64:
             x = lattice.scaled(x) if self.precision == "exact" else lattice.to_float32(x)
-        lengths = lattice.squared_norms(x).sqrt()
+        lengths = lattice.square_root(lattice.squared_norms(x))
         if self.precision == "exact":
             return x.double(), lengths
         if self.common is not None and not (is_x and self.is_own):
@@ -92,8 +92,8 @@ class Scorer:
         if self.precision == "exact":
             return keys
         if self.common is not None:
-            return keys / self.square * (lengths * self.common)[:, None]
-        return self.measured((keys / self.square).clamp(-1, 1))
+            return keys * (lengths * self.common / self.square)[:, None]
+        return self.measured((keys * (1 / self.square)).clamp(-1, 1))
 
 
 def cosines(dots: Tensor, x: Tensor, y: Tensor) -> Tensor:
@@ -154,9 +154,8 @@ def exclusions(inputs: Inputs, rows: slice, columns: slice) -> Tensor:
     """Which pairs of a block are no neighbours, bool [M, N]."""
     i, j = (torch.arange(part.start, part.stop, device=inputs.x.device) for part in (rows, columns))
     excluded = (i[:, None] == j) if inputs.exclude_self else torch.zeros_like(i[:, None] == j)
-    if inputs.group_x is not None:
-        group_y = inputs.group_x if inputs.group_y is None else inputs.group_y
-        excluded |= inputs.group_x[rows, None] == group_y[columns]
+    if inputs.group_x is not None and inputs.group_y is not None:
+        excluded |= inputs.group_x[rows, None] == inputs.group_y[columns]
     return excluded
 
 

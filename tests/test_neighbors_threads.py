@@ -212,7 +212,6 @@ def test_memory_is_what_the_formula_says(call: str, problem: Problem) -> None:
 # Size
 
 
-@pytest.mark.full
 def test_more_pairs_than_32_bits_count() -> None:
     x, y = lists.normal(50_000, 8), lists.normal(60_000, 8, 1)
     got = neighbors(x, 5, y=y, backend="cpu")

@@ -167,7 +167,9 @@ def embeddings() -> np.ndarray:
     """All 117,791 glosses as unit rows of 384 features, float32, in the order of wordnet-all."""
     path = cached()
     if not path.exists():
-        raise RuntimeError(f"bench: {path} must hold embeddings, made once by `python -m bench.data {EMBEDDINGS}`")
+        raise RuntimeError(
+            f"bench: {path} must hold embeddings, made once by `python -m bench.data {EMBEDDINGS}`, extra data"
+        )
     found: np.ndarray = np.load(path)
     if found.shape != EMBEDDED or found.dtype != np.float32:
         raise RuntimeError(f"bench: {path} must be float32 {list(EMBEDDED)}, got {found.dtype} {list(found.shape)}")

@@ -7,6 +7,7 @@ Who calls whom, top to bottom:
     ops/<op>/op.py     public function, checks that need no data, torch.library registration, gradient
     _dispatch.py       chooses the backend (the only place)
     ops/<op>/          reference.py (the definition) · cpu.py (csrc/ through mrtkern._C)
+    _progress.py       who wants to know how far a long call is
     lattice.py         the int16 quantiser, _random.py the counting hash: definitions that every backend repeats
     csrc/              bindings.cpp → <op>/cpu.cpp → isa/ (three instruction sets) → tile/ and <op>/kernels.h
 """
@@ -14,16 +15,22 @@ Who calls whom, top to bottom:
 from mrtkern.budget import allocate_k, optimal_k, variance_components
 from mrtkern.ops.facility_location.op import facility_location
 from mrtkern.ops.facility_location.selection import Selection
+from mrtkern.ops.neighbors.deduplicate import deduplicate
+from mrtkern.ops.neighbors.lists import Neighbors
+from mrtkern.ops.neighbors.op import neighbors
 from mrtkern.ops.similarity.op import similarity
 from mrtkern.select import select_responses
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Neighbors",
     "Selection",
     "__version__",
     "allocate_k",
+    "deduplicate",
     "facility_location",
+    "neighbors",
     "optimal_k",
     "select_responses",
     "similarity",

@@ -30,19 +30,29 @@ def unit_square(D: int) -> int:
     return round(radius(D) ** 2)
 
 
+def fine_radius(D: int) -> float:
+    """Length of rows on the finer lattice of `neighbors`: |q| <= 32767, so dot products are exact in int32 only."""
+    return 32767.0 - math.sqrt(D) / 2.0
+
+
 def cosine_error(D: int) -> float:
     """Largest |dot / r**2 - cosine| over all pairs of rows: both were moved by at most sqrt(D + 9) / 2."""
     moved = math.sqrt(D + 9.0) / (2.0 * radius(D))
     return 2.0 * moved + moved**2 + 1.0 / unit_square(D)
 
 
-def to_float32(x: Tensor) -> Tensor:
-    """float64 rows scaled by a power of two, the largest component to about 1, then rounded; others as they are."""
-    if x.dtype != torch.float64 or not x.numel():
-        return x.float() if x.dtype == torch.float64 else x
+def scaled(x: Tensor) -> Tensor:
+    """float64 rows times powers of two that bring the largest component to about 1: squares can no longer overflow."""
+    if not x.numel():
+        return x
     exponent = torch.frexp(x.abs().amax(dim=1, keepdim=True)).exponent
     half = exponent // 2  # in two steps: 2.0**-exponent alone can overflow
-    return torch.ldexp(torch.ldexp(x, -half), half - exponent).float()
+    return torch.ldexp(torch.ldexp(x, -half), half - exponent)
+
+
+def to_float32(x: Tensor) -> Tensor:
+    """float64 rows scaled, then rounded; others as they are."""
+    return scaled(x).float() if x.dtype == torch.float64 else x
 
 
 def square_root(x: Tensor) -> Tensor:
@@ -63,12 +73,23 @@ def squared_norms(x: Tensor) -> Tensor:
     return lanes[:, 0]
 
 
+def quotients(r: float, lengths: Tensor) -> Tensor:
+    """r / lengths, rounded once; 0 for length 0. (torch makes a float over a tensor a product with reciprocals.)"""
+    return torch.where(lengths > 0, torch.tensor(r, dtype=torch.float64) / lengths, 0.0)
+
+
 def quantise(x: Tensor) -> Tensor:
     """Rows x [T, D] (float32, bfloat16, float16) on the lattice, int16 [T, D]. A zero row stays zero."""
     norms = square_root(squared_norms(x))
-    scale = torch.where(norms > 0, radius(x.shape[1]) / norms, 0.0)
+    scale = quotients(radius(x.shape[1]), norms)
     v = x.double() * scale[:, None]
     return torch.where(v.abs() > 2048, 2 * torch.round(v / 2), torch.round(v)).to(torch.int16)
+
+
+def quantise_fine(x: Tensor, lengths: Tensor) -> Tensor:
+    """Rows x [T, D] times fine_radius / lengths [T], rounded, int16 [T, D]. A row of length 0 becomes zero."""
+    scale = quotients(fine_radius(x.shape[1]), lengths)
+    return torch.round(x.double() * scale[:, None]).to(torch.int16)
 
 
 def dots(q: Tensor, p: Tensor) -> Tensor:

@@ -90,6 +90,26 @@ auto released(const Body& body) {
   }
 }
 
+// `callback` (None: nobody) hears how far the call is: now and then, and at its end.
+class Listening {
+ public:
+  explicit Listening(const py::object& callback) {
+    if (callback.is_none()) return;
+    progress_ = [callback](double fraction) {
+      const py::gil_scoped_acquire gil;
+      callback(fraction);
+    };
+    mrt::set_progress(&progress_);
+  }
+  ~Listening() { mrt::set_progress(nullptr); }
+  void finish() const {
+    if (progress_) progress_(1.0);
+  }
+
+ private:
+  mrt::Progress progress_;
+};
+
 int64_t similarity_ragged(Address x, const std::string& dtype, int64_t row_stride, int64_t column_stride,
                           Address offsets, int64_t num_groups, int64_t D, const std::string& metric, Address out,
                           int threads) {
@@ -140,7 +160,8 @@ mrt::Features features(const Rows& rows, const std::string& dtype, int64_t D) {
 
 py::tuple neighbors(const Rows& x, const std::optional<Rows>& y, const std::string& dtype, int64_t D, int64_t k,
                     const std::string& metric, const std::string& precision, double radius, bool exclude_self,
-                    Address group_x, Address group_y, Address ids, Address scores, int threads) {
+                    Address group_x, Address group_y, Address ids, Address scores, const py::object& progress,
+                    int threads) {
   const Rows& other = y ? *y : x;
   const mrt::NeighborsProblem problem{features(x, dtype, D),
                                       features(other, dtype, D),
@@ -155,14 +176,20 @@ py::tuple neighbors(const Rows& x, const std::optional<Rows>& y, const std::stri
                                       at<const int64_t>(group_x),
                                       at<const int64_t>(group_y)};
   const mrt::NeighborsResult result{at<int64_t>(ids), at<float>(scores)};
+  const Listening listening(progress);
   const mrt::BadRows bad = released([&] { return mrt::neighbors(problem, result, threads); });
+  listening.finish();
   return py::make_tuple(bad.x, bad.y);
 }
 
 int64_t components(const Rows& x, const std::string& dtype, int64_t D, double threshold, double radius, Address labels,
-                   int threads) {
+                   const py::object& progress, int threads) {
   const mrt::Features rows = features(x, dtype, D);
-  return released([&] { return mrt::components(rows, x[3], threshold, radius, at<int64_t>(labels), threads); });
+  const Listening listening(progress);
+  const int64_t bad =
+      released([&] { return mrt::components(rows, x[3], threshold, radius, at<int64_t>(labels), threads); });
+  listening.finish();
+  return bad;
 }
 
 py::list isas() {

@@ -1,3 +1,6 @@
+from collections.abc import Callable
+from typing import Any
+
 LARGEST_GROUP: int
 
 def isa() -> str: ...
@@ -14,6 +17,33 @@ def similarity_ragged(
     D: int,
     metric: str,
     out: int,
+    threads: int,
+) -> int: ...
+def neighbors(
+    x: tuple[int, int, int, int],
+    y: tuple[int, int, int, int] | None,
+    dtype: str,
+    D: int,
+    k: int,
+    metric: str,
+    precision: str,
+    radius: float,
+    exclude_self: bool,
+    group_x: int,
+    group_y: int,
+    ids: int,
+    scores: int,
+    progress: Callable[[float], Any] | None,
+    threads: int,
+) -> tuple[int, int]: ...
+def components(
+    x: tuple[int, int, int, int],
+    dtype: str,
+    D: int,
+    threshold: float,
+    radius: float,
+    labels: int,
+    progress: Callable[[float], Any] | None,
     threads: int,
 ) -> int: ...
 def facility_location_grouped(

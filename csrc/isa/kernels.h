@@ -23,7 +23,7 @@ struct Kernels {
   // packing: see tile/pack.h
   int64_t (*pack_lattice)(const Lattice& lattice, const Features& x, int64_t first, int64_t count, float* converted,
                           Unit* staged, Unit* panels);
-  int64_t (*pack_floats)(bool normalise, const Features& x, int64_t first, int64_t count, float* converted,
+  int64_t (*pack_floats)(const Scaling& scaling, const Features& x, int64_t first, int64_t count, float* converted,
                          Unit* staged, Unit* panels);
   // similarity: see similarity/kernels.h
   void (*similarities)(const Unit* panels, int64_t N, int64_t D, int64_t p, Metric metric, DType dtype, void* out);

@@ -16,9 +16,9 @@ int64_t pack_lattice(const Lattice& lattice, const Features& x, int64_t first, i
   return pack(LatticeRows{lattice}, x, first, count, converted, staged, panels);
 }
 
-int64_t pack_floats(bool normalise, const Features& x, int64_t first, int64_t count, float* converted, Unit* staged,
-                    Unit* panels) {
-  return pack(FloatRows{normalise}, x, first, count, converted, staged, panels);
+int64_t pack_floats(const Scaling& scaling, const Features& x, int64_t first, int64_t count, float* converted,
+                    Unit* staged, Unit* panels) {
+  return pack(FloatRows{scaling}, x, first, count, converted, staged, panels);
 }
 
 constexpr Kernels table(const char* name) {

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <vector>
 
+#include "common/interrupt.h"
 #include "common/parallel.h"
 #include "isa/kernels.h"
 #include "neighbors/blocks.h"
@@ -79,7 +80,7 @@ struct Judge {
 
 int64_t components(const Features& x, int64_t N, double threshold, double radius, int64_t* labels, int threads) {
   const Kernels& kernel = kernels();
-  const PackedRows rows(x, N, {{radius, false}, true}, threads);
+  const PackedRows rows(x, N, {{radius, false}, {}}, threads);
   if (rows.bad_row() >= 0) return rows.bad_row();
   const std::vector<double> lengths = row_lengths(x, N, threads);
   const double square = radius * radius, error = product_error(radius, x.columns);
@@ -88,6 +89,7 @@ int64_t components(const Features& x, int64_t N, double threshold, double radius
   Forest forest(N);
   std::vector<Judge> judges(std::max(threads, 1), Judge{x, lengths, kernel, threshold, certain, forest, {}, {}, {}});
   const int64_t P = num_panels(N), block = block_panels(N, rows.U(), threads), B = (P + block - 1) / block;
+  const ProgressRange whole(0.0, 1.0);
   parallel_for(B * (B + 1) / 2, 1, threads, [&](Worker& worker, int64_t item) {
     Judge& judge = judges[worker.index()];
     for (std::vector<double>* array : {&judge.row, &judge.wide}) array->resize(x.columns);

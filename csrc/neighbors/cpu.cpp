@@ -14,6 +14,7 @@
 #include <optional>
 #include <vector>
 
+#include "common/interrupt.h"
 #include "common/parallel.h"
 #include "neighbors/blocks.h"
 #include "neighbors/lists.h"
@@ -45,7 +46,7 @@ class Search {
     const std::vector<double>& columns = p_.is_self ? lengths_x_ : lengths_y_;
     longest_ = columns.empty() ? 0.0 : *std::max_element(columns.begin(), columns.end());
     const bool is_dot = p_.metric == Metric::dot, is_symmetric = p_.is_self && !is_dot;
-    x_.emplace(p_.x, p_.M, packing(is_dot && p_.precision == Precision::int16 && p_.is_self), threads_);
+    x_.emplace(p_.x, p_.M, packing(is_common()), threads_);
     if (!is_symmetric) y_.emplace(p_.y, p_.N, packing(is_dot), threads_);
     const BadRows bad{x_->bad_row(), is_symmetric ? -1 : y_->bad_row()};
     if (bad.x >= 0 || bad.y >= 0 || p_.k == 0) return bad;
@@ -66,8 +67,9 @@ class Search {
   };
 
   Packing packing(bool by_longest) const {
-    if (p_.precision == Precision::float32) return {{0.0}, p_.metric != Metric::dot};
-    return {{p_.radius, false, by_longest ? longest_ : 0.0}, true};
+    const double length = by_longest ? longest_ : 0.0;
+    if (p_.precision == Precision::float32) return {{}, {true, length}};
+    return {{p_.radius, false, length}, {}};
   }
 
   Workspace& workspace(Worker& worker) {
@@ -104,6 +106,7 @@ class Search {
   void rectangular() {
     constexpr int64_t STEP = 64;  // panels of columns between two looks at the clock
     const int64_t P = num_panels(p_.M), Q = num_panels(p_.N), block = block_panels(p_.M, x_->U(), threads_);
+    const ProgressRange whole(0.0, 1.0);
     parallel_for((P + block - 1) / block, 1, threads_, [&](Worker& worker, int64_t item) {
       Workspace& w = workspace(worker);
       if (w.memory.capacity() == 0) w.memory = ListMemory<Score>(block * PANEL, p_.k);
@@ -127,6 +130,8 @@ class Search {
       std::vector<int64_t> firsts;
       for (int64_t i = 0; i < B; ++i)
         if (i <= (round - i + B) % B) firsts.push_back(i);
+      const ProgressRange part(static_cast<double>(round) / static_cast<double>(B),
+                               static_cast<double>(round + 1) / static_cast<double>(B));
       parallel_for(static_cast<int64_t>(firsts.size()), 1, threads_, [&](Worker& worker, int64_t item) {
         Workspace& w = workspace(worker);
         Lists<Score> lists = all;
@@ -196,16 +201,19 @@ class Search {
     return static_cast<Score>(std::floor(cosine / unit(row) - error_));
   }
 
-  // The score that one step of the integers stands for.
+  // Whether rows of x, too, are divided by the longest row: by definition where the products decide, and x meets itself.
+  bool is_common() const { return p_.metric == Metric::dot && p_.is_self && p_.precision != Precision::exact; }
+
+  // The score that one step of the products stands for.
   double unit(int64_t row) const {
-    const double square = p_.radius * p_.radius;
+    const double square = p_.precision == Precision::float32 ? 1.0 : p_.radius * p_.radius;
     if (p_.metric != Metric::dot) return 1.0 / square;
-    return (p_.is_self && p_.precision == Precision::int16 ? longest_ : lengths_x_[row]) * longest_ / square;
+    return (is_common() ? longest_ : lengths_x_[row]) * longest_ / square;
   }
 
   // A value in the units of the user.
   float report(int64_t row, double value) const {
-    if (p_.precision == Precision::int16) value *= unit(row);
+    if (p_.precision != Precision::exact) value *= unit(row);
     if (p_.metric == Metric::dot) return static_cast<float>(value);
     const bool is_final = p_.precision == Precision::exact;
     if (!is_final) value = std::clamp(value, -1.0, 1.0);

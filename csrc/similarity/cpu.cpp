@@ -47,7 +47,7 @@ int64_t similarity_ragged(const Features& x, int64_t num_groups, const int64_t* 
     }
     const int64_t N = offsets[b + 1] - offsets[b];
     const bool normalise = metric != Metric::dot;
-    if (bad.report(kernel.pack_floats(normalise, x, offsets[b], N, w.converted, w.staged, w.panels))) return;
+    if (bad.report(kernel.pack_floats({normalise}, x, offsets[b], N, w.converted, w.staged, w.panels))) return;
     for (int64_t p = 0; p < num_panels(N); ++p) {
       kernel.similarities(w.panels, N, D, p, metric, x.dtype, static_cast<char*>(out) + starts[b] * element);
       worker.checkpoint();

@@ -23,8 +23,14 @@ typedef uint32_t Unit __attribute__((may_alias));
 // How rows become integers: scaled to `radius` by their own length, or all of them by `length` where it is not zero.
 // Only the coarse lattice of mrtkern/lattice.py has even components beyond 2048.
 struct Lattice {
-  double radius;
+  double radius = 0.0;
   bool is_coarse = true;
+  double length = 0.0;
+};
+
+// How rows become float32: as they are, or divided by their own length, or all of them by `length` where it is not zero.
+struct Scaling {
+  bool normalise = false;
   double length = 0.0;
 };
 

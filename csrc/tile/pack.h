@@ -125,10 +125,11 @@ struct LatticeRows {
 };
 
 struct FloatRows {
-  bool normalise;
+  Scaling scaling;
   MRT_INLINE int64_t units(int64_t D) const { return D; }
   MRT_INLINE void write(const float* x, int64_t D, double norm, Unit* out) const {
-    const double scale = !normalise ? 1.0 : norm > 0 ? 1.0 / norm : 0.0;
+    const double length = scaling.length > 0 ? scaling.length : norm;
+    const double scale = !scaling.normalise ? 1.0 : norm > 0 ? 1.0 / length : 0.0;
     scale_row(x, D, scale, reinterpret_cast<float*>(out));
   }
 };

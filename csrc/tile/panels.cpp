@@ -30,7 +30,7 @@ PackedRows::PackedRows(const Features& x, int64_t rows, const Packing& packing, 
     Unit* const out = reinterpret_cast<Unit*>(buffer_.data()) + first * U_;
     bad.report(packing.lattice.radius > 0
                    ? kernel.pack_lattice(packing.lattice, x, first, count, converted, staged, out)
-                   : kernel.pack_floats(packing.normalise, x, first, count, converted, staged, out));
+                   : kernel.pack_floats(packing.scaling, x, first, count, converted, staged, out));
   });
   bad_row_ = bad.row();
 }

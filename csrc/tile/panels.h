@@ -12,16 +12,16 @@ struct Panels {
   int64_t first, last;
 };
 
-// Rows as integers of a lattice, or (radius 0) as float32, normalised or as they are.
+// Rows as integers of a lattice, or (radius 0) as float32.
 struct Packing {
   Lattice lattice;
-  bool normalise;
+  Scaling scaling;
 };
 
 class PackedRows {
  public:
   PackedRows(const Features& x, int64_t rows, const Packing& packing, int threads);
-  // Of the lengths to one unit: features per unit are two integers or one float32.
+  // A unit is two integers or one float32.
   static int64_t units_per_row(const Packing& packing, int64_t D) {
     return packing.lattice.radius > 0 ? (D + 1) / 2 : D;
   }

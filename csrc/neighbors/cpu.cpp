@@ -35,10 +35,7 @@ template <class Score>
 class Search {
  public:
   Search(const NeighborsProblem& problem, const NeighborsResult& result, int threads)
-      : p_(problem), r_(result), threads_(threads), kernel_(kernels()), scan_(scans(kernel_, Score())) {
-    error_ = product_error(p_.radius, p_.x.columns);
-    margin_ = p_.precision == Precision::exact ? static_cast<Score>(2 * error_) : Score();
-  }
+      : p_(problem), r_(result), threads_(threads) {}
 
   BadRows run() {
     lengths_x_ = row_lengths(p_.x, p_.M, threads_);
@@ -254,10 +251,11 @@ class Search {
   const NeighborsProblem& p_;
   const NeighborsResult& r_;
   const int threads_;
-  const Kernels& kernel_;
-  const ScanKernels<Score>& scan_;
-  double error_, longest_ = 0.0;
-  Score margin_;
+  const Kernels& kernel_ = kernels();
+  const ScanKernels<Score>& scan_ = scans(kernel_, Score());
+  const double error_ = product_error(p_.radius, p_.x.columns);
+  const Score margin_ = p_.precision == Precision::exact ? static_cast<Score>(2 * error_) : Score();
+  double longest_ = 0.0;
   std::vector<double> lengths_x_, lengths_y_;
   std::optional<PackedRows> x_, y_;
   std::vector<Workspace> workspaces_;

@@ -1,8 +1,9 @@
 // The tile loop: products of packed rows, 16 x 16 at a time, each tile handed to an epilogue. There is one such loop.
 //
-// A tile is panel p of the rows times panel q of the columns; its sums stay in registers over all units. The columns of
-// PANELS panels stay in the first-level cache while the rows stream past them from the second: the caller passes
-// ranges of rows that fit there. Sums: units ascending; Pairs exact in int32, Floats one float32.
+// A tile is panel p of the rows times panel q of the columns; its sums stay in registers over CHUNK units. The columns
+// of PANELS panels stay in the first-level cache, CHUNK units at a time, while the rows stream past them from the
+// second: the caller passes ranges of rows that fit there. Sums: units ascending; Pairs exact in int32, Floats one
+// float32.
 //
 // An epilogue has operator()(row, column, tile): tile[16][16] are the products of rows row … row + 15 and columns
 // column … column + 15, row-major; rows and columns beyond the data are products with zeros.
@@ -15,10 +16,13 @@ namespace mrt {
 namespace {
 
 constexpr int TILE = PANEL * PANEL;
+constexpr int64_t CHUNK = 192;     // units: two panels of them are 24 KiB, which a first-level cache holds
+constexpr int64_t MOST_ROWS = 64;  // panels of rows whose unfinished tiles wait between chunks
 
-// tiles[part][r][c] = sum over u of a[u][r] * b[part][u][c], for PARTS panels of columns that lie one after the other
+// tiles[part][r][c] += sum over units first … last - 1 of a[u][r] * b[part][u][c], for PARTS panels of columns that lie
+// one after the other, U units apart; sums begin at zero with unit 0.
 template <class Kind, int PARTS>
-MRT_INLINE void multiply(const Unit* __restrict a, const Unit* __restrict b, int64_t U,
+MRT_INLINE void multiply(const Unit* __restrict a, const Unit* __restrict b, int64_t U, int64_t begin, int64_t end,
                          typename Kind::Sum* __restrict tiles) {
   constexpr int ROWS = Kind::ROWS * Kind::PANELS / PARTS, VECTORS = PANEL / Kind::WIDTH, WIDE = PARTS * VECTORS;
   for (int first = 0; first < PANEL; first += ROWS) {
@@ -27,8 +31,15 @@ MRT_INLINE void multiply(const Unit* __restrict a, const Unit* __restrict b, int
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
       for (int v = 0; v < WIDE; ++v) sum[r][v] = Kind::zero();
+    if (begin > 0) {
+#pragma GCC unroll 16
+      for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < WIDE; ++v)
+          sum[r][v] = Kind::restore(tiles + v / VECTORS * TILE + (first + r) * PANEL + v % VECTORS * Kind::WIDTH);
+    }
 #pragma GCC unroll 1
-    for (int64_t u = 0; u < U; ++u) {
+    for (int64_t u = begin; u < end; ++u) {
       typename Kind::Register right[WIDE];
 #pragma GCC unroll 4
       for (int v = 0; v < WIDE; ++v)
@@ -54,26 +65,30 @@ MRT_INLINE void prefetch_part(const Unit* next, int64_t units, int64_t part, int
     __builtin_prefetch(next + u * PANEL, 0, 2);
 }
 
-// Every panel of `rows` with every panel of `columns`. With is_upper the two are the same matrix and only tiles on and
-// above its diagonal (q >= p) are computed and handed over.
+// Every panel of `rows` (at most MOST_ROWS) with every panel of `columns`. With is_upper the two are the same matrix and
+// only tiles on and above its diagonal (q >= p) are computed and handed over.
 template <class Kind, class Epilogue>
 MRT_INLINE void tiles(const Panels& rows, const Panels& columns, int64_t U, bool is_upper, const Epilogue& epilogue) {
-  alignas(64) typename Kind::Sum products[Kind::PANELS][TILE];
+  alignas(64) typename Kind::Sum waiting[MOST_ROWS][Kind::PANELS][TILE];
   for (int64_t q = columns.first; q < columns.last; q += Kind::PANELS) {
-    const bool is_whole = q + Kind::PANELS <= columns.last;
-    const int64_t last = is_upper && q + Kind::PANELS < rows.last ? q + Kind::PANELS : rows.last;
-    for (int64_t p = rows.first; p < last; ++p) {
-      if (q + Kind::PANELS < columns.last)
-        prefetch_part(columns.units + (q + Kind::PANELS) * U * PANEL,
-                      U * (q + 2 * Kind::PANELS <= columns.last ? Kind::PANELS : 1), p - rows.first, last - rows.first);
-      const Unit *a = rows.units + p * U * PANEL, *b = columns.units + q * U * PANEL;
-      if (is_whole) {
-        multiply<Kind, Kind::PANELS>(a, b, U, products[0]);
-      } else {
-        multiply<Kind, 1>(a, b, U, products[0]);
+    const int parts = q + Kind::PANELS <= columns.last ? Kind::PANELS : 1;
+    const int64_t last = is_upper && q + parts < rows.last ? q + parts : rows.last, left = columns.last - q - parts;
+    const Unit* const b = columns.units + q * U * PANEL;
+    for (int64_t begin = 0; begin == 0 || begin < U; begin += CHUNK) {
+      const int64_t end = U - begin < CHUNK ? U : begin + CHUNK;
+      for (int64_t p = rows.first; p < last; ++p) {
+        const Unit* const a = rows.units + p * U * PANEL;
+        auto* const products = end < U || begin > 0 ? waiting[p - rows.first] : waiting[0];
+        if (begin == 0 && left > 0)
+          prefetch_part(b + parts * U * PANEL, (left < parts ? left : parts) * U, p - rows.first, last - rows.first);
+        if (parts == Kind::PANELS) {
+          multiply<Kind, Kind::PANELS>(a, b, U, begin, end, products[0]);
+        } else {
+          multiply<Kind, 1>(a, b, U, begin, end, products[0]);
+        }
+        for (int part = 0; part < parts && end == U; ++part)
+          if (!is_upper || q + part >= p) epilogue(p * PANEL, (q + part) * PANEL, products[part]);
       }
-      for (int part = 0; part < (is_whole ? Kind::PANELS : 1); ++part)
-        if (!is_upper || q + part >= p) epilogue(p * PANEL, (q + part) * PANEL, products[part]);
     }
   }
 }

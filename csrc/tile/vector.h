@@ -42,6 +42,7 @@ struct Pairs {
     asm("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(b), "v"(a));
   }
   static MRT_INLINE void store(Sum* p, Register v) { _mm512_store_si512(p, v); }
+  static MRT_INLINE Register restore(const Sum* p) { return _mm512_load_si512(p); }
 };
 
 struct Floats {
@@ -53,6 +54,7 @@ struct Floats {
   static MRT_INLINE Register broadcast(const Unit* p) { return _mm512_castsi512_ps(Pairs::broadcast(p)); }
   static MRT_INLINE void multiply_add(Register a, Register b, Register& sum) { sum = _mm512_fmadd_ps(a, b, sum); }
   static MRT_INLINE void store(Sum* p, Register v) { _mm512_store_ps(p, v); }
+  static MRT_INLINE Register restore(const Sum* p) { return _mm512_load_ps(p); }
 };
 
 // Sixteen interleaved float64 sums of squares. A float32's square is exact in float64, so fusing it with
@@ -171,6 +173,7 @@ struct Pairs {
     sum = _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
   }
   static MRT_INLINE void store(Sum* p, Register v) { _mm256_store_si256(reinterpret_cast<__m256i*>(p), v); }
+  static MRT_INLINE Register restore(const Sum* p) { return load(reinterpret_cast<const Unit*>(p)); }
 };
 
 struct Floats {
@@ -182,6 +185,7 @@ struct Floats {
   static MRT_INLINE Register broadcast(const Unit* p) { return _mm256_castsi256_ps(Pairs::broadcast(p)); }
   static MRT_INLINE void multiply_add(Register a, Register b, Register& sum) { sum = _mm256_fmadd_ps(a, b, sum); }
   static MRT_INLINE void store(Sum* p, Register v) { _mm256_store_ps(p, v); }
+  static MRT_INLINE Register restore(const Sum* p) { return _mm256_load_ps(p); }
 };
 
 MRT_INLINE int32_t excess(const uint16_t* t, const uint16_t* best, int64_t count) {
@@ -220,6 +224,7 @@ struct Pairs {
     sum += ((b << 16) >> 16) * ((a << 16) >> 16) + (b >> 16) * (a >> 16);
   }
   static MRT_INLINE void store(Sum* p, Register v) { memcpy(p, &v, sizeof v); }
+  static MRT_INLINE Register restore(const Sum* p) { return load(reinterpret_cast<const Unit*>(p)); }
 };
 
 struct Floats {
@@ -239,6 +244,7 @@ struct Floats {
   }
   static MRT_INLINE void multiply_add(Register a, Register b, Register& sum) { sum += a * b; }
   static MRT_INLINE void store(Sum* p, Register v) { memcpy(p, &v, sizeof v); }
+  static MRT_INLINE Register restore(const Sum* p) { return load(reinterpret_cast<const Unit*>(p)); }
 };
 
 MRT_INLINE int32_t excess(const uint16_t* t, const uint16_t* best, int64_t count) {

@@ -19,8 +19,20 @@ def similarity(
     gamma: float,
     s: int,
     threads: int,
-<<<<<<< HEAD
-) -> int: ...
+) -> tuple[int, int]: ...
+def similarity_gradient(
+    x: _Rows,
+    y: _Rows | None,
+    offsets: int,
+    B: int,
+    D: int,
+    metric: str,
+    gamma: float,
+    grad: int,
+    dx: int,
+    dy: int,
+    threads: int,
+) -> None: ...
 def neighbors(
     x: tuple[int, int, int, int],
     y: tuple[int, int, int, int] | None,
@@ -48,22 +60,6 @@ def components(
     progress: Callable[[float], Any] | None,
     threads: int,
 ) -> int: ...
-=======
-) -> tuple[int, int]: ...
-def similarity_gradient(
-    x: _Rows,
-    y: _Rows | None,
-    offsets: int,
-    B: int,
-    D: int,
-    metric: str,
-    gamma: float,
-    grad: int,
-    dx: int,
-    dy: int,
-    threads: int,
-) -> None: ...
->>>>>>> 7c66e2b (similarity on the compiled kernels: dense, batched and packed, five metrics, gradients)
 def facility_location_grouped(
     x: int,
     dtype: str,

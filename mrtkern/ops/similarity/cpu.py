@@ -37,7 +37,7 @@ def why_not(problem: Problem) -> str | None:
 def memory(problem: Problem, pairs: int, largest: int) -> int:
     """Bytes beyond inputs and results, at most: packed rows of the largest group, in every thread or once for all."""
     threads, D = torch.get_num_threads(), problem.D + 16
-    rows = 2 * largest + 32 if problem.N is None else problem.M + problem.N + 64
+    rows = 2 * largest + 32 if problem.N is None else 3 * max(problem.M, problem.N) + 64
     packed = 4 * D * rows
     per_thread = 800 * D + 140_000 + packed
     return packed + threads * per_thread + (pairs * problem.dtype.itemsize if problem.wants_grad else 0)

@@ -127,9 +127,9 @@ def similarity(
     Gradient: x and y, once; 0 for a zero row. torch.compile: fullgraph, with offsets only under
     torch._dynamo.config.capture_dynamic_output_shape_ops = True, because the size of the result depends on them.
     Deterministic: the same bits on every run; on the compiled kernels for every number of threads, too.
-    Memory beyond inputs and result: reference 20 bytes per feature and 20 per score (with gradient 44 and 36); cpu, with
-    E = D + 16 and R = M + N + 64 (without y 2 n + 32, n rows of the largest group), 4 E R bytes once and
-    4 E R + 800 E + 140,000 per thread, with gradient its copy where it is not contiguous.
+    Memory beyond inputs and result: reference 20 bytes per feature and 20 per score (with gradient 44 and 36); cpu,
+    with E = D + 16 and R = 2 n + 32 for n rows of the largest group (with y 3 max(M, N) + 64), 4 E R bytes once, as
+    much and 800 E + 140,000 more per thread, and with gradient a copy of it where it is not contiguous.
     Raises ValueError for NaN or infinity (naming the row, counted through the batch), offsets that do not cover x, and
     shapes and types that do not match; MemoryError when it cannot fit; RuntimeError for a double backward.
     Source: `mrtkern.ops.similarity` has the equations.

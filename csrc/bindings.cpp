@@ -61,7 +61,8 @@ mrt::Metric metric_of(const std::string& name) {
                             {{"cosine", mrt::Metric::cosine},
                              {"dot", mrt::Metric::dot},
                              {"shifted_cosine", mrt::Metric::shifted_cosine},
-                             {"clamped_cosine", mrt::Metric::clamped_cosine}});
+                             {"clamped_cosine", mrt::Metric::clamped_cosine},
+                             {"rbf", mrt::Metric::rbf}});
 }
 
 mrt::Fill fill_of(const std::string& name) {
@@ -110,14 +111,37 @@ class Listening {
   mrt::Progress progress_;
 };
 
-int64_t similarity_ragged(Address x, const std::string& dtype, int64_t row_stride, int64_t column_stride,
-                          Address offsets, int64_t num_groups, int64_t D, const std::string& metric, Address out,
-                          int threads) {
-  const mrt::Features rows = features(x, dtype, row_stride, column_stride, D);
-  const mrt::Metric kind = metric_of(metric);
-  return released([&] {
-    return mrt::similarity_ragged(rows, num_groups, at<const int64_t>(offsets), kind, at<void>(out), threads);
-  });
+// Address, type, strides of batch, row and column, rows per group.
+using Batch = std::tuple<Address, std::string, int64_t, int64_t, int64_t, int64_t>;
+
+mrt::Matrices matrices(const Batch& rows, int64_t D) {
+  const auto& [address, dtype, batch_stride, row_stride, column_stride, rows_per_group] = rows;
+  return {features(address, dtype, row_stride, column_stride, D), batch_stride, rows_per_group};
+}
+
+mrt::SimilarityProblem similarity_problem(const Batch& x, const std::optional<Batch>& y, Address offsets, int64_t B,
+                                          int64_t D, const std::string& metric, double gamma) {
+  const mrt::Matrices rows = matrices(x, D);
+  return {B,
+          at<const int64_t>(offsets),
+          rows,
+          y ? matrices(*y, D) : rows,
+          !y,
+          metric_of(metric),
+          static_cast<float>(gamma)};
+}
+
+std::pair<int64_t, int64_t> similarity(const Batch& x, const std::optional<Batch>& y, Address offsets, int64_t B,
+                                       int64_t D, const std::string& metric, double gamma, Address s, int threads) {
+  const mrt::SimilarityProblem problem = similarity_problem(x, y, offsets, B, D, metric, gamma);
+  const mrt::BadFeatures bad = released([&] { return mrt::similarity(problem, at<void>(s), threads); });
+  return {bad.x, bad.y};
+}
+
+void similarity_gradient(const Batch& x, const std::optional<Batch>& y, Address offsets, int64_t B, int64_t D,
+                         const std::string& metric, double gamma, Address grad, Address dx, Address dy, int threads) {
+  const mrt::SimilarityProblem problem = similarity_problem(x, y, offsets, B, D, metric, gamma);
+  released([&] { mrt::similarity_gradient(problem, at<const void>(grad), at<void>(dx), at<void>(dy), threads); });
 }
 
 int64_t facility_location_grouped(Address x, const std::string& dtype, int64_t row_stride, int64_t column_stride,
@@ -210,7 +234,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("hardware_threads", [] { return std::thread::hardware_concurrency(); });
   m.def("built_with", [] { return std::string(COMPILER) + __VERSION__; }, "Version of the compiler.");
   m.attr("LARGEST_GROUP") = mrt::LARGEST_GROUP;
-  m.def("similarity_ragged", &similarity_ragged);
+  m.def("similarity", &similarity);
+  m.def("similarity_gradient", &similarity_gradient);
   m.def("neighbors", &neighbors);
   m.def("components", &components);
   m.def("facility_location_grouped", &facility_location_grouped);

@@ -25,8 +25,12 @@ struct Kernels {
                           Unit* staged, Unit* panels);
   int64_t (*pack_floats)(const Scaling& scaling, const Features& x, int64_t first, int64_t count, float* converted,
                          Unit* staged, Unit* panels);
-  // similarity: see similarity/kernels.h
-  void (*similarities)(const Unit* panels, int64_t N, int64_t D, int64_t p, Metric metric, DType dtype, void* out);
+  // similarity: see similarity/kernels.h, direct.h and gradient.h
+  void (*similarities)(const Panels& rows, const Panels& columns, int64_t U, const ScoreMatrix& to);
+  bool (*direct_similarities)(const Features& x, float* scratch, const ScoreMatrix& to);
+  void (*pack_features)(const Features& x, int64_t first, int64_t count, bool normalise, float* scratch, float* out);
+  void (*pull)(const Pull& p);
+  void (*finish_gradient)(const Pull& p, const Features& x, float* scratch, void* dx);
   // neighbors: see neighbors/kernels.h
   ScanKernels<int32_t> pairs_scan;
   ScanKernels<float> floats_scan;

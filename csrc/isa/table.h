@@ -5,6 +5,8 @@
 #include "facility_location/kernels.h"
 #include "isa/kernels.h"
 #include "neighbors/kernels.h"
+#include "similarity/direct.h"
+#include "similarity/gradient.h"
 #include "similarity/kernels.h"
 #include "tile/pack.h"
 
@@ -26,6 +28,10 @@ constexpr Kernels table(const char* name) {
           pack_lattice,
           pack_floats,
           similarities,
+          direct_similarities,
+          pack_features,
+          pull,
+          finish_gradient,
           {scan<Pairs>, scan_both<Pairs>, cut<int32_t>},
           {scan<Floats>, scan_both<Floats>, cut<float>},
           connect,

@@ -6,7 +6,7 @@
 namespace mrt {
 
 enum class DType { float32, bfloat16, float16, float64 };
-enum class Metric { cosine, dot, shifted_cosine, clamped_cosine };
+enum class Metric { cosine, dot, shifted_cosine, clamped_cosine, rbf };
 
 struct Features {
   const void* data;

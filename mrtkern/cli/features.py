@@ -66,17 +66,20 @@ def check_model(name: str | None) -> None:
     """Refuse a model name early when no package can load it."""
     if name is not None and importlib.util.find_spec("sentence_transformers") is None:
         raise InputError(
-            "--text-model needs the package sentence-transformers, which is not installed; leave it out to use TF-IDF"
+            '--text-model needs sentence-transformers, pip install "mrtkern[text]"; leave it out to use TF-IDF'
         )
 
 
 def model_vectors(texts: Any, name: str) -> Any:
     """[T, D] float32 from a sentence-transformers model, by name or folder."""
+    from safetensors import SafetensorError  # comes with sentence-transformers, as does transformers
     from sentence_transformers import SentenceTransformer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # it would be drawn through the command's own
     try:
         model = SentenceTransformer(name)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:  # of a broken folder
         raise InputError(f"--text-model {name} cannot be loaded: {str(error).splitlines()[0]}") from error
     vectors: Any = model.encode(list(iterated(texts)), convert_to_numpy=True, show_progress_bar=False)
     return np.asarray(vectors, dtype=np.float32)

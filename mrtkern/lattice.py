@@ -41,13 +41,32 @@ def cosine_error(D: int) -> float:
     return 2.0 * moved + moved**2 + 1.0 / unit_square(D)
 
 
+def parts(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x (float32, float64) as significand · 2**exponent: integers in float64, int32. Made of bits, because arithmetic
+    may flush subnormals to 0 (torch.set_flush_denormal)."""
+    integer, fraction = (torch.int64, 52) if x.dtype == torch.float64 else (torch.int32, 23)
+    bits = x.contiguous().view(integer)
+    biased = (bits >> fraction) & ((1 << (x.element_size() * 8 - 1 - fraction)) - 1)
+    significand = (bits & ((1 << fraction) - 1)) + ((biased > 0).to(integer) << fraction)  # subnormals: no leading bit
+    lowest = {torch.float32: -149, torch.float64: -1074}[x.dtype]
+    return torch.where(bits < 0, -significand, significand).double(), (biased.clamp(min=1) - 1 + lowest).int()
+
+
+def wide(x: Tensor) -> Tensor:
+    """x (float32, bfloat16, float16; finite) in float64, exact, subnormals included."""
+    return torch.ldexp(*parts(x.float()))
+
+
 def scaled(x: Tensor) -> Tensor:
     """float64 rows times powers of two that bring the largest component to about 1: squares can no longer overflow."""
     if not x.numel():
         return x
-    exponent = torch.frexp(x.abs().amax(dim=1, keepdim=True)).exponent
-    half = exponent // 2  # in two steps: 2.0**-exponent alone can overflow
-    return torch.ldexp(torch.ldexp(x, -half), half - exponent)
+    significand, exponent = parts(x)
+    above = torch.where(significand == 0, -2048, torch.frexp(significand).exponent + exponent)
+    shift = exponent - above.amax(dim=1, keepdim=True)
+    half = shift // 2  # in two steps: 2.0**shift alone can vanish
+    powers = torch.ldexp(torch.ldexp(significand, half), shift - half)
+    return torch.where(torch.isfinite(x), powers, x)  # what is not finite is refused later, as it is
 
 
 def to_float32(x: Tensor) -> Tensor:
@@ -65,7 +84,7 @@ def squared_norms(x: Tensor) -> Tensor:
     """|x|**2 of each row of x [T, D], float64 [T]: 16 interleaved lanes ascending, then lanes by halves."""
     lanes = torch.zeros((x.shape[0], LANES), dtype=torch.float64, device=x.device)
     for d in range(0, x.shape[1], LANES):
-        block = x[:, d : d + LANES].double()
+        block = wide(x[:, d : d + LANES])
         lanes[:, : block.shape[1]] += block.square()
     while lanes.shape[1] > 1:
         half = lanes.shape[1] // 2
@@ -82,7 +101,7 @@ def quantise(x: Tensor) -> Tensor:
     """Rows x [T, D] (float32, bfloat16, float16) on the lattice, int16 [T, D]. A zero row stays zero."""
     norms = square_root(squared_norms(x))
     scale = quotients(radius(x.shape[1]), norms)
-    v = x.double() * scale[:, None]
+    v = wide(x) * scale[:, None]
     return torch.where(v.abs() > 2048, 2 * torch.round(v / 2), torch.round(v)).to(torch.int16)
 
 

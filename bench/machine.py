@@ -15,7 +15,7 @@ import torch
 
 from bench.worker import ROOT
 
-PACKAGES = ("torch", "numpy", "submodlib-py")
+PACKAGES = ("torch", "numpy", "submodlib-py", "faiss-cpu", "scikit-learn", "usearch")
 
 
 def set_threads(count: int) -> None:

@@ -3,9 +3,11 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -15,6 +17,7 @@
 #include "cross_entropy/cross_entropy.h"
 #include "facility_location/facility_location.h"
 #include "isa/kernels.h"
+#include "neighbors/neighbors.h"
 #include "similarity/similarity.h"
 
 namespace py = pybind11;
@@ -48,9 +51,11 @@ T named(const char* what, const std::string& name, const std::map<std::string, T
 }
 
 mrt::DType dtype_of(const std::string& name) {
-  return named<mrt::DType>(
-      "dtype", name,
-      {{"float32", mrt::DType::float32}, {"bfloat16", mrt::DType::bfloat16}, {"float16", mrt::DType::float16}});
+  return named<mrt::DType>("dtype", name,
+                           {{"float32", mrt::DType::float32},
+                            {"float64", mrt::DType::float64},
+                            {"bfloat16", mrt::DType::bfloat16},
+                            {"float16", mrt::DType::float16}});
 }
 
 mrt::Metric metric_of(const std::string& name) {
@@ -58,7 +63,8 @@ mrt::Metric metric_of(const std::string& name) {
                             {{"cosine", mrt::Metric::cosine},
                              {"dot", mrt::Metric::dot},
                              {"shifted_cosine", mrt::Metric::shifted_cosine},
-                             {"clamped_cosine", mrt::Metric::clamped_cosine}});
+                             {"clamped_cosine", mrt::Metric::clamped_cosine},
+                             {"rbf", mrt::Metric::rbf}});
 }
 
 mrt::Fill fill_of(const std::string& name) {
@@ -87,14 +93,57 @@ auto released(const Body& body) {
   }
 }
 
-int64_t similarity_ragged(Address x, const std::string& dtype, int64_t row_stride, int64_t column_stride,
-                          Address offsets, int64_t num_groups, int64_t D, const std::string& metric, Address out,
-                          int threads) {
-  const mrt::Features rows = features(x, dtype, row_stride, column_stride, D);
-  const mrt::Metric kind = metric_of(metric);
-  return released([&] {
-    return mrt::similarity_ragged(rows, num_groups, at<const int64_t>(offsets), kind, at<void>(out), threads);
-  });
+// `callback` (None: nobody) hears how far the call is: now and then, and at its end.
+class Listening {
+ public:
+  explicit Listening(const py::object& callback) {
+    if (callback.is_none()) return;
+    progress_ = [callback](double fraction) {
+      const py::gil_scoped_acquire gil;
+      callback(fraction);
+    };
+    mrt::set_progress(&progress_);
+  }
+  ~Listening() { mrt::set_progress(nullptr); }
+  void finish() const {
+    if (progress_) progress_(1.0);
+  }
+
+ private:
+  mrt::Progress progress_;
+};
+
+// Address, type, strides of batch, row and column, rows per group.
+using Batch = std::tuple<Address, std::string, int64_t, int64_t, int64_t, int64_t>;
+
+mrt::Matrices matrices(const Batch& rows, int64_t D) {
+  const auto& [address, dtype, batch_stride, row_stride, column_stride, rows_per_group] = rows;
+  return {features(address, dtype, row_stride, column_stride, D), batch_stride, rows_per_group};
+}
+
+mrt::SimilarityProblem similarity_problem(const Batch& x, const std::optional<Batch>& y, Address offsets, int64_t B,
+                                          int64_t D, const std::string& metric, double gamma) {
+  const mrt::Matrices rows = matrices(x, D);
+  return {B,
+          at<const int64_t>(offsets),
+          rows,
+          y ? matrices(*y, D) : rows,
+          !y,
+          metric_of(metric),
+          static_cast<float>(gamma)};
+}
+
+std::pair<int64_t, int64_t> similarity(const Batch& x, const std::optional<Batch>& y, Address offsets, int64_t B,
+                                       int64_t D, const std::string& metric, double gamma, Address s, int threads) {
+  const mrt::SimilarityProblem problem = similarity_problem(x, y, offsets, B, D, metric, gamma);
+  const mrt::BadFeatures bad = released([&] { return mrt::similarity(problem, at<void>(s), threads); });
+  return {bad.x, bad.y};
+}
+
+void similarity_gradient(const Batch& x, const std::optional<Batch>& y, Address offsets, int64_t B, int64_t D,
+                         const std::string& metric, double gamma, Address grad, Address dx, Address dy, int threads) {
+  const mrt::SimilarityProblem problem = similarity_problem(x, y, offsets, B, D, metric, gamma);
+  released([&] { mrt::similarity_gradient(problem, at<const void>(grad), at<void>(dx), at<void>(dy), threads); });
 }
 
 int64_t facility_location_grouped(Address x, const std::string& dtype, int64_t row_stride, int64_t column_stride,
@@ -154,6 +203,53 @@ py::array_t<uint8_t> fresh_pages(int64_t bytes) {
   return py::array_t<uint8_t>(bytes, buffer->data(), owner);
 }
 
+mrt::Precision precision_of(const std::string& name) {
+  return named<mrt::Precision>(
+      "precision", name,
+      {{"exact", mrt::Precision::exact}, {"int16", mrt::Precision::int16}, {"float32", mrt::Precision::float32}});
+}
+
+// x and y are (address, row stride, column stride, rows); y 0: x itself.
+using Rows = std::array<int64_t, 4>;
+
+mrt::Features features(const Rows& rows, const std::string& dtype, int64_t D) {
+  return features(static_cast<Address>(rows[0]), dtype, rows[1], rows[2], D);
+}
+
+py::tuple neighbors(const Rows& x, const std::optional<Rows>& y, const std::string& dtype, int64_t D, int64_t k,
+                    const std::string& metric, const std::string& precision, double radius, bool exclude_self,
+                    Address group_x, Address group_y, Address ids, Address scores, const py::object& progress,
+                    int threads) {
+  const Rows& other = y ? *y : x;
+  const mrt::NeighborsProblem problem{features(x, dtype, D),
+                                      features(other, dtype, D),
+                                      x[3],
+                                      other[3],
+                                      !y,
+                                      k,
+                                      metric_of(metric),
+                                      precision_of(precision),
+                                      radius,
+                                      exclude_self,
+                                      at<const int64_t>(group_x),
+                                      at<const int64_t>(group_y)};
+  const mrt::NeighborsResult result{at<int64_t>(ids), at<float>(scores)};
+  const Listening listening(progress);
+  const mrt::BadRows bad = released([&] { return mrt::neighbors(problem, result, threads); });
+  listening.finish();
+  return py::make_tuple(bad.x, bad.y);
+}
+
+int64_t components(const Rows& x, const std::string& dtype, int64_t D, double threshold, double radius, Address labels,
+                   const py::object& progress, int threads) {
+  const mrt::Features rows = features(x, dtype, D);
+  const Listening listening(progress);
+  const int64_t bad =
+      released([&] { return mrt::components(rows, x[3], threshold, radius, at<int64_t>(labels), threads); });
+  listening.finish();
+  return bad;
+}
+
 py::list isas() {
   const mrt::Kernels* all[4];
   mrt::available_kernels(all);
@@ -172,7 +268,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("hardware_threads", [] { return std::thread::hardware_concurrency(); });
   m.def("built_with", [] { return std::string(COMPILER) + __VERSION__; }, "Version of the compiler.");
   m.attr("LARGEST_GROUP") = mrt::LARGEST_GROUP;
-  m.def("similarity_ragged", &similarity_ragged);
+  m.def("similarity", &similarity);
+  m.def("similarity_gradient", &similarity_gradient);
+  m.def("neighbors", &neighbors);
+  m.def("components", &components);
   m.def("facility_location_grouped", &facility_location_grouped);
   m.def("cross_entropy_rows", &cross_entropy_rows);
   m.def("fresh_pages", &fresh_pages);

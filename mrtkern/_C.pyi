@@ -1,22 +1,66 @@
+from collections.abc import Callable
+from typing import Any
+
 import numpy
 import numpy.typing
 
 LARGEST_GROUP: int
 
+_Rows = tuple[int, str, int, int, int, int]  # address, type, strides of batch, row and column, rows of a matrix
+
 def isa() -> str: ...
 def isas() -> list[str]: ...
 def hardware_threads() -> int: ...
 def built_with() -> str: ...
-def similarity_ragged(
-    x: int,
-    dtype: str,
-    row_stride: int,
-    column_stride: int,
+def similarity(
+    x: _Rows,
+    y: _Rows | None,
     offsets: int,
-    num_groups: int,
+    B: int,
     D: int,
     metric: str,
-    out: int,
+    gamma: float,
+    s: int,
+    threads: int,
+) -> tuple[int, int]: ...
+def similarity_gradient(
+    x: _Rows,
+    y: _Rows | None,
+    offsets: int,
+    B: int,
+    D: int,
+    metric: str,
+    gamma: float,
+    grad: int,
+    dx: int,
+    dy: int,
+    threads: int,
+) -> None: ...
+def neighbors(
+    x: tuple[int, int, int, int],
+    y: tuple[int, int, int, int] | None,
+    dtype: str,
+    D: int,
+    k: int,
+    metric: str,
+    precision: str,
+    radius: float,
+    exclude_self: bool,
+    group_x: int,
+    group_y: int,
+    ids: int,
+    scores: int,
+    progress: Callable[[float], Any] | None,
+    threads: int,
+) -> tuple[int, int]: ...
+def components(
+    x: tuple[int, int, int, int],
+    dtype: str,
+    D: int,
+    threshold: float,
+    radius: float,
+    labels: int,
+    progress: Callable[[float], Any] | None,
     threads: int,
 ) -> int: ...
 def facility_location_grouped(

@@ -8,6 +8,7 @@ Who calls whom, top to bottom:
     ops/<op>/op.py     public function, checks that need no data, torch.library registration, gradient
     _dispatch.py       chooses the backend (the only place)
     ops/<op>/          reference.py (the definition) · cpu.py (csrc/ through mrtkern._C)
+    _progress.py       who wants to know how far a long call is
     _memory.py         results on huge pages
     lattice.py         the int16 quantiser, _random.py the counting hash: definitions that every backend repeats
     csrc/              bindings.cpp → <op>/cpu.cpp → isa/ (three instruction sets) → tile/ and <op>/kernels.h
@@ -19,6 +20,9 @@ from mrtkern.loss import MultiResponseCrossEntropyLoss, response_weights
 from mrtkern.ops.cross_entropy.op import cross_entropy
 from mrtkern.ops.facility_location.op import facility_location
 from mrtkern.ops.facility_location.selection import Selection
+from mrtkern.ops.neighbors.deduplicate import deduplicate
+from mrtkern.ops.neighbors.lists import Neighbors
+from mrtkern.ops.neighbors.op import neighbors
 from mrtkern.ops.similarity.op import similarity
 from mrtkern.select import select_responses
 
@@ -27,11 +31,14 @@ __version__ = "0.1.0"
 __all__ = [
     "LossDetails",
     "MultiResponseCrossEntropyLoss",
+    "Neighbors",
     "Selection",
     "__version__",
     "allocate_k",
     "cross_entropy",
+    "deduplicate",
     "facility_location",
+    "neighbors",
     "optimal_k",
     "response_weights",
     "select_responses",

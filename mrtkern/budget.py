@@ -43,7 +43,8 @@ def variance_components(values: Tensor, offsets: Tensor) -> VarianceComponents:
     Returns VarianceComponents. between_raw and within are unbiased when group sizes do not depend on the values.
     No gradient. Deterministic; sums in float64. Memory beyond inputs: 256 MiB, or 40 bytes per row and 48 per group if
     that is more.
-    Raises ValueError for NaN or infinity (naming the row), fewer than two groups with rows, no group with two rows.
+    Raises ValueError for NaN or infinity (naming the row), fewer than two groups with rows, no group with two rows, a
+    variance that float64 cannot hold.
     Source: arXiv 2606.00544; the unequal-groups estimator: Searle, Casella, McCulloch, Variance Components, 1992, 3.6.
     """
     op = "variance_components"
@@ -61,20 +62,37 @@ def variance_components(values: Tensor, offsets: Tensor) -> VarianceComponents:
         _check.fail(op, "offsets", "have at least two groups with rows", B)
     if T == B:
         _check.fail(op, "offsets", "have a group with at least two rows", f"{B} groups of one row each")
+    _check.finite_rows(f"{op}: values", values)
+    exponent = _exponent(values)  # of the largest value: squares of scaled values neither overflow nor vanish
+    half = exponent // 2  # in two steps: 2.0**-exponent alone can overflow
     inside = outside = 0.0
     columns = values.detach() if values.ndim == 2 else values.detach()[:, None]
     for block in columns.split(max(1, COLUMN_BYTES // (8 * T)), dim=1):
-        wide = block.double()
-        wide = wide - wide.mean(0)  # so that a large common part costs no digits
+        wide = block.to(torch.float64, copy=True).mul_(2.0**-half).mul_(2.0 ** (half - exponent))
+        wide -= wide.mean(0)  # so that a large common part costs no digits
         means = torch.segment_reduce(wide, "sum", offsets=offsets, axis=0) / n.clamp(min=1)[:, None]
         outside += float((means.square().sum(1) * n).sum())
         inside += float((wide - means[group]).square_().sum())
-    if not math.isfinite(inside + outside):
-        _check.finite_rows(f"{op}: values", values)
     within = inside / (T - B)
     k0 = (T - float(n.square().sum()) / T) / (B - 1)
     between = (outside / (B - 1) - within) / k0
+    within, between = (_unscaled(op, number, 2 * exponent) for number in (within, between))
     return VarianceComponents(max(between, 0.0), within, between, B)
+
+
+def _exponent(values: Tensor) -> int:
+    """The power of two just above the largest magnitude."""
+    if not values.numel():
+        return 0
+    low, high = values.detach().aminmax()
+    return math.frexp(max(-float(low), float(high)))[1]
+
+
+def _unscaled(op: str, number: float, exponent: int) -> float:
+    """number · 2**exponent, refused where float64 has no such number."""
+    if math.frexp(number)[1] + exponent > 1024:
+        _check.fail(op, "values", "have variances below 2**1024", f"{number:.3g} * 2**{exponent}")
+    return math.ldexp(number, exponent)
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,72 @@ def similarity(
     return Truth(torch.stack([part.value for part in parts]), torch.stack([part.magnitude for part in parts]))
 
 
+def neighbor_scores(x: Tensor, y: Tensor, metric: str = "cosine", gamma: float = 1.0) -> Any:
+    """float64 scores [M, N] as `mrtkern.neighbors` defines them: 16 interleaved lanes ascending, then by halves."""
+    a, b = (v.double().numpy() for v in (x, y))
+    if metric not in ("dot", "rbf") and x.dtype == torch.float64:
+        a, b = (np.ldexp(v, -np.frexp(np.abs(v).max(axis=1, keepdims=True, initial=0))[1]) for v in (a, b))
+
+    def summed(term: Callable[[Any, Any], Any], a: Any, b: Any) -> Any:
+        lanes = np.zeros((*np.broadcast_shapes(a.shape[:-1], b.shape[:-1]), 16))
+        for d in range(a.shape[-1]):
+            lanes[..., d % 16] += term(a[..., d], b[..., d])
+        for half in (8, 4, 2, 1):
+            lanes = lanes[..., :half] + lanes[..., half : 2 * half]
+        return lanes[..., 0]
+
+    if metric == "rbf":
+        return np.exp(summed(lambda u, v: (u - v) ** 2, a[:, None], b[None]) * -gamma)
+    dots = summed(np.multiply, a[:, None], b[None])
+    if metric == "dot":
+        return dots
+    lengths = np.sqrt(summed(np.multiply, a, a))[:, None] * np.sqrt(summed(np.multiply, b, b))
+    cos = np.where(lengths > 0, dots / np.where(lengths > 0, lengths, 1), 0).clip(-1, 1)
+    return {"cosine": cos, "shifted_cosine": (1 + cos) / 2, "clamped_cosine": np.maximum(cos, 0)}[metric]
+
+
+def fine_products(x: Tensor, y: Tensor, metric: str = "cosine", is_self: bool = False) -> tuple[Any, Any]:
+    """Products [M, N] on the fine lattice, as `mrtkern.neighbors` defines them, and what one step is worth [M]."""
+    radius = 32767 - np.sqrt(x.shape[1]) / 2
+    a, b = (v.double().numpy() for v in (x, y))
+    long_a, long_b = (np.sqrt(np.diag(neighbor_scores(v, v, "dot"))) for v in (x, y))
+    worth = np.full(len(a), 1 / radius**2)
+    if metric == "dot":
+        long_b = np.full(len(b), long_b.max(initial=0))
+        long_a = np.full(len(a), long_b.max(initial=0)) if is_self else long_a
+        worth = long_a * long_b.max(initial=0) / radius**2
+    scale_a, scale_b = (np.divide(radius, v, out=np.zeros_like(v), where=v > 0) for v in (long_a, long_b))
+    p, q = (np.rint(v * scale[:, None]).astype(np.int64) for v, scale in ((a, scale_a), (b, scale_b)))
+    return p @ q.T, worth
+
+
+def nearest(keys: Any, k: int, excluded: Any = None) -> tuple[Any, Any]:
+    """ids and keys [M, k] by brute force: larger keys first, equal keys by the lower index, -1 and -inf at the end."""
+    ids, found = np.full((len(keys), k), -1), np.full((len(keys), k), -np.inf)
+    for m, row in enumerate(keys):
+        open_ids = [n for n in range(len(row)) if excluded is None or not excluded[m, n]]
+        best = sorted(open_ids, key=lambda n: (-row[n], n))[:k]
+        ids[m, : len(best)], found[m, : len(best)] = best, row[best]
+    return ids, found
+
+
+def chains(links: Any) -> list[int]:
+    """The lowest row of every connected component of links [N, N], by depth-first search from the lowest row left."""
+    seen: set[int] = set()
+    first = []
+    for start in range(len(links)):
+        if start in seen:
+            continue
+        first.append(start)
+        todo = [start]
+        while todo:
+            row = todo.pop()
+            if row not in seen:
+                seen.add(row)
+                todo.extend(np.flatnonzero(links[row]).tolist())
+    return first
+
+
 def steps(n: float) -> float:
     """n steps of the fixed point in which selections count; 32767 of them are the largest pair."""
     return n / FIXED_POINT

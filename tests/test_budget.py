@@ -75,6 +75,23 @@ def test_a_large_common_part_costs_no_digits() -> None:
     assert abs(far.within - near.within) <= steps * 2.0**-24 * near.within
 
 
+@pytest.mark.parametrize("exponent", [505, 500, -500])  # of float64's 1024: variances fit, sums of squares may not
+def test_components_of_huge_and_tiny_values_are_those_of_the_definition(exponent: int) -> None:
+    values = torch.randint(-99, 100, (20,), generator=torch.Generator().manual_seed(4)).double()
+    unscaled = variance_components(values, offsets_of(SIZES))
+    scaled = variance_components(values * 2.0**exponent, offsets_of(SIZES))
+    assert scaled.within == unscaled.within * 2.0 ** (2 * exponent)  # powers of two are exact
+    assert scaled.between_raw == unscaled.between_raw * 2.0 ** (2 * exponent)
+
+
+@pytest.mark.parametrize("size", [1e300, torch.finfo(torch.float64).max])
+def test_variances_that_float64_cannot_hold_are_refused(size: float) -> None:
+    values = torch.tensor([-1.0, 1.0, -1.0, 1.0], dtype=torch.float64) * size
+    sentence = r"^variance_components: values must have variances below 2\*\*1024, got [\d.]+ \* 2\*\*\d+$"
+    with pytest.raises(ValueError, match=sentence):
+        variance_components(values, torch.tensor([0, 2, 4]))
+
+
 def test_between_is_clipped_at_zero_and_reported_raw() -> None:
     v = variance_components(torch.tensor([-1.0, 1.0, -1.0, 1.0]), torch.tensor([0, 2, 4]))
     assert (v.between, v.between_raw, v.within) == (0.0, -1.0, 2.0)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import subprocess
+import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -310,6 +313,31 @@ def test_features_do_not_depend_on_the_threads_of_blas() -> None:
         with threads.threadpool_limits(limit):
             found.append(features.tfidf_vectors(texts).tobytes())
     assert found[0] == found[1]
+
+
+FEATURES = """
+import hashlib, sys
+import pyarrow.parquet as pq
+from threadpoolctl import threadpool_info
+from mrtkern.cli import features
+digest = hashlib.sha256(features.tfidf_vectors(pq.read_table(sys.argv[1])["gloss"]).tobytes()).hexdigest()
+print(digest, *(library["architecture"] for library in threadpool_info() if library["internal_api"] == "openblas"))
+"""
+
+
+def test_features_do_not_depend_on_the_processor() -> None:
+    """OpenBLAS adds up in the order of the processor that it takes this one for."""
+    found = {}
+    for core in ("Haswell", "SkylakeX", "Prescott"):
+        done = subprocess.run(
+            [sys.executable, "-c", FEATURES, str(SAMPLE)],
+            env={**os.environ, "OPENBLAS_CORETYPE": core}, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        digest, *architectures = done.stdout.split()
+        found[tuple(architectures)] = digest
+    if len(found) < 2:
+        pytest.skip("this BLAS has one order for all processors")
+    assert len(set(found.values())) == 1
 
 
 def test_the_title_is_a_line_and_counts_one_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from collections.abc import Callable
@@ -276,11 +277,9 @@ def test_a_failed_picture_does_not_lose_the_output(
     assert pq.read_table(tmp_path / "out.parquet").num_rows == 5
 
 
-def test_a_missing_text_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    try:
-        import sentence_transformers  # noqa: F401
-    except ImportError:
-        sentence = "--text-model needs the package sentence-transformers, which is not installed; leave it out to use"
-        assert sentence in refused(capsys, parquet(tmp_path), *TEXT, "--text-model", "some-model")
-    else:
-        pytest.skip("sentence-transformers is installed here")
+def test_a_missing_text_model_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    sentence = """--text-model needs sentence-transformers, pip install "mrtkern[text]"; leave it out to use TF-IDF"""
+    assert sentence in refused(capsys, parquet(tmp_path), *TEXT, "--text-model", "some-model")

@@ -97,7 +97,7 @@ def test_gradient_is_the_derivative(case: Case) -> None:
 
 @needs_cpu_backend
 @every(KERNEL_CASES)
-def test_kernel_errs_no_more_than_twice_the_reference(case: Case) -> None:
+def test_cpu_kernel_errs_no_more_than_twice_the_reference(case: Case) -> None:
     inputs = case.make_inputs()
     wide = {**inputs, "logits": inputs["logits"].double()}
     truth, same = details_of(wide), details_of(inputs, backend="reference")
@@ -117,7 +117,7 @@ def test_kernel_errs_no_more_than_twice_the_reference(case: Case) -> None:
 
 @needs_cpu_backend
 @pytest.mark.parametrize("dtype", NARROW)
-def test_kernel_of_realistic_rows_keeps_five_digits(dtype: torch.dtype) -> None:
+def test_cpu_kernel_of_realistic_rows_keeps_five_digits(dtype: torch.dtype) -> None:
     inputs = rows(64, 32000, dtype)
     weight = torch.randn(64, generator=torch.Generator().manual_seed(1))
     loss = cross_entropy(**inputs, token_weight=weight, backend="cpu")
@@ -126,7 +126,7 @@ def test_kernel_of_realistic_rows_keeps_five_digits(dtype: torch.dtype) -> None:
 
 
 @needs_cpu_backend
-def test_kernel_exponential_is_right_over_its_whole_range() -> None:
+def test_cpu_kernel_exponential_is_right_over_its_whole_range() -> None:
     """Every 257th float32 from -0 to -90, in rows that also hold 0 twice: the gradient over that of 0 is exp."""
     last = int(torch.tensor(90.0).view(torch.int32))
     x = -torch.arange(0, last, 257, dtype=torch.int32).view(torch.float32)
@@ -147,7 +147,7 @@ def test_kernel_exponential_is_right_over_its_whole_range() -> None:
 
 @needs_cpu_backend
 @every(KERNEL_CASES)
-def test_kernel_gives_the_same_bits_for_every_number_of_threads(case: Case, threads: Any) -> None:
+def test_cpu_kernel_gives_the_same_bits_for_every_number_of_threads(case: Case, threads: Any) -> None:
     T = 3 * case.problem.T + 2**17 // case.problem.V  # enough for several threads
     count = None if case.problem.num_targets is None else 2 * T
     inputs = replace(case.problem, T=T, num_targets=count).make_inputs()
@@ -163,7 +163,7 @@ def test_kernel_gives_the_same_bits_for_every_number_of_threads(case: Case, thre
 @needs_cpu_backend
 @pytest.mark.parametrize("isa", [] if isinstance(CPU, str) else CPU._C.isas()[1:])
 def test_tests_of_the_kernel_pass_on_every_other_instruction_set(isa: str) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-k", "test_kernel", str(Path(__file__))]
+    command = [sys.executable, "-m", "pytest", "-q", "-k", "test_cpu_kernel", str(Path(__file__))]
     done = subprocess.run(
         command, cwd=ROOT, env={**os.environ, "MRTKERN_ISA": isa}, capture_output=True, text=True, check=False
     )
@@ -172,7 +172,7 @@ def test_tests_of_the_kernel_pass_on_every_other_instruction_set(isa: str) -> No
 
 @needs_cpu_backend
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_kernel_rounds_like_torch(dtype: torch.dtype) -> None:
+def test_cpu_kernel_rounds_like_torch(dtype: torch.dtype) -> None:
     """With one class beside the target the gradient is w p, rounded once: all magnitudes, subnormals and infinity."""
     weight = torch.logspace(-30, 38, 4000) * torch.tensor([1.0, -1.0]).repeat(2000)
     z = torch.zeros(4000, 2, dtype=dtype)
@@ -185,7 +185,7 @@ def test_kernel_rounds_like_torch(dtype: torch.dtype) -> None:
 @needs_cpu_backend
 @pytest.mark.parametrize("dtype", NARROW)
 @pytest.mark.parametrize("V", [1, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 2047, 2048, 2049, 2080])
-def test_kernel_tails_are_whole(dtype: torch.dtype, V: int) -> None:
+def test_cpu_kernel_tails_are_whole(dtype: torch.dtype, V: int) -> None:
     """Around every register and the block; nothing beyond a row is read or written."""
     big = rows(5, V + 64, dtype)["logits"]
     big[:, V:] = torch.nan

@@ -305,6 +305,34 @@ def test_norms_neither_overflow_nor_underflow(backend, dtype):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_subnormal_rows_have_a_direction_whatever_the_callers_float_mode(backend, dtype):
+    """torch.set_flush_denormal(True) turns them to 0 in torch's own arithmetic."""
+    x = (random_rows(12, 8, 4).double() * torch.finfo(dtype).smallest_normal / 8).to(dtype)
+    offsets = torch.tensor([0, 12])
+    expected = facility_location(x, 4, offsets=offsets, backend=backend)
+    assert torch.set_flush_denormal(True)
+    try:
+        flushed = facility_location(x, 4, offsets=offsets, backend=backend)
+    finally:
+        torch.set_flush_denormal(False)
+    assert flushed.ids.tolist() == expected.ids.tolist() and torch.equal(flushed.value, expected.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_widening_is_exact(dtype):
+    """Every pattern of bits of 16, of 32 the ends of every exponent; the conversion of torch is exact, too."""
+    bits = torch.arange(-(2**15), 2**15, dtype=torch.int32)
+    x = (
+        torch.cat([bits << 16, bits << 16 | 0xFFFF]).view(torch.float32)
+        if dtype == torch.float32
+        else bits.to(torch.int16).view(dtype)
+    )
+    x = x[torch.isfinite(x)]
+    assert torch.equal(lattice.wide(x), x.double())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_zero_vectors_are_half_similar_to_everything(backend):
     x = torch.zeros(6, 4)
     found = facility_location(x, 2, offsets=torch.tensor([0, 6]), backend=backend)
@@ -439,6 +467,7 @@ FALLING = torch.tensor([0, 4, 2, 6])
         ({"similarity": -X, "k": 1}, r"similarity must be finite and not negative .*shift it .*got -1.0 at \[0, 0\]"),
         ({"similarity": X, "k": 1, "similarity_scale": 0.5}, "scale must be at least the largest similarity 1.0"),
         ({"x": X, "k": 2, "given": torch.tensor([0])}, "given must hold the sum of k = 2 row numbers, got 1"),
+        ({"x": X, "k": 1, "given": torch.tensor([0]).int()}, "given must be int64, got torch.int32"),
         ({"x": X, "k": 1, "given": torch.arange(2), "offsets": ENDS}, "given must stay inside its group 1, got row 1"),
         ({"x": X, "k": 1, "targets": torch.ones(4, 2)}, r"targets must be a matrix with the features of x"),
         ({"x": X, "k": 1, "backend": "gpu"}, "backend must be one of cuda, triton, cpu, reference, got 'gpu'"),
@@ -460,6 +489,12 @@ def test_the_first_bad_row_is_named(backend, bad, dtype):
     x[120, 0] = bad
     with pytest.raises(ValueError, match=rf"facility_location: x must be finite, got {bad} in row 57$"):
         facility_location(x, 2, offsets=torch.arange(0, 201, 10), backend=backend)
+
+
+def test_what_the_reference_cannot_hold_is_refused_before_it_is_allocated():
+    x = torch.ones(1, 1).expand(2**24, 1)  # pairs of 2**54 bytes
+    with pytest.raises(MemoryError, match=r"^facility_location: x must leave room for \d{17} bytes, got \d+ bytes"):
+        facility_location(x, 1, backend="reference")
 
 
 @needs_c

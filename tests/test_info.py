@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -32,8 +33,14 @@ def test_info_answers_for_every_operation_and_backend(capsys: pytest.CaptureFixt
     answers = {tuple(line.split()[:3]): line.split(maxsplit=3)[3] for line in lines(capsys)[6:]}
     devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
     assert set(answers) == {(op, backend, device) for op in OPS for backend in _dispatch.BACKENDS for device in devices}
-    assert all(answer == "yes" or len(answer) > len("no: ") for answer in answers.values())
+    assert all(re.fullmatch(r"yes|(yes|no): .+", answer) for answer in answers.values())
     assert all(answers[op, "reference", "cpu"] == "yes" for op in OPS)
+
+
+def test_info_names_the_limits_of_a_backend(capsys: pytest.CaptureFixture[str]) -> None:
+    extension = pytest.importorskip("mrtkern._C", reason="installed without compiled kernels")
+    answer = next(line for line in lines(capsys) if line.split()[:2] == ["facility_location", "cpu"])
+    assert f"  yes: groups of up to {extension.LARGEST_GROUP:,} rows, " in answer
 
 
 def test_info_names_the_instruction_set_and_its_cap() -> None:

@@ -29,19 +29,8 @@ def test_links_lead_to_files():
         assert target.startswith("https://") or (ROOT / target).exists(), target
 
 
-def same_to_the_last_place(got: str, expected: str) -> bool:
-    """Equal words, and numbers within two units of their last place: another BLAS may flip a pick."""
-    pairs = list(zip(got.split(), expected.split(), strict=True))
-    for a, b in pairs:
-        places = len(b.partition(".")[2])
-        is_number = re.fullmatch(r"\d+(\.\d+)?", a) and re.fullmatch(r"\d+(\.\d+)?", b)
-        if a != b and not (is_number and abs(float(a) - float(b)) < 2.5 * 10.0**-places):
-            return False
-    return True
-
-
 def test_demo_prints_the_table(tmp_path):
-    """The very command of the Makefile, with its outputs elsewhere."""
+    """The very command of the Makefile, with its outputs elsewhere; every processor gets the same features."""
     makefile = (ROOT / "Makefile").read_text()
     found = re.search(r"mrtkern (select .*?\.png)", makefile.replace("\\\n", " "), re.S)
     assert found
@@ -51,8 +40,7 @@ def test_demo_prints_the_table(tmp_path):
     )
     printed = [line.rstrip() for line in done.stdout.splitlines() if line.strip()]
     shown = [line.rstrip() for line in README.split("```")[3].splitlines() if line.strip()]
-    for got, expected in zip(printed[:9], shown, strict=True):
-        assert same_to_the_last_place(got, expected), f"{got}\n{expected}"
+    assert printed[: len(shown)] == shown
     assert (tmp_path / "kept.png").stat().st_size > 10_000
     assert (tmp_path / "kept.parquet").exists() and (tmp_path / "report.json").exists()
     share = re.search(r"no row adds anything in (\d+) %", done.stdout + done.stderr)

@@ -1,8 +1,9 @@
-// Ctrl-C inside a long call: the binding installs a poll, the calling thread asks it now and then, and everyone else
-// is told to stop.
+// Ctrl-C and progress inside a long call: the binding installs a poll, the calling thread asks it now and then, and
+// everyone else is told to stop; whoever wants to know how far the call is hears of it on the same occasions.
 #pragma once
 
 #include <exception>
+#include <functional>
 
 namespace mrt {
 
@@ -16,5 +17,18 @@ using InterruptPoll = bool (*)();
 
 void set_interrupt_poll(InterruptPoll poll);
 bool poll_interrupt();
+
+// Who hears how far the calls of this thread are, as a fraction from 0 to 1; null: nobody.
+using Progress = std::function<void(double)>;
+void set_progress(const Progress* progress);
+
+// While it lives, the loops that this thread starts are the part from … to of the whole call.
+class ProgressRange {
+ public:
+  ProgressRange(double from, double to);
+  ~ProgressRange();
+  ProgressRange(const ProgressRange&) = delete;
+  ProgressRange& operator=(const ProgressRange&) = delete;
+};
 
 }  // namespace mrt

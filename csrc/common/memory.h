@@ -24,6 +24,17 @@ struct OutOfMemory : std::exception {
   std::string message;
 };
 
+// Asks for huge pages where `bytes` at `data` hold some. Advice, before the first touch: a refusal changes nothing.
+inline void advise_huge_pages(void* data, size_t bytes) {
+#if defined(__linux__)
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / HUGE_PAGE * HUGE_PAGE;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+  (void)data, (void)bytes;
+#endif
+}
+
 class Buffer {
  public:
   Buffer() = default;
@@ -32,9 +43,7 @@ class Buffer {
     const size_t rounded = (bytes + alignment - 1) / alignment * alignment;
     data_.reset(static_cast<unsigned char*>(std::aligned_alloc(alignment, rounded > 0 ? rounded : alignment)));
     if (!data_) throw OutOfMemory(bytes);
-#if defined(__linux__)
-    if (alignment == HUGE_PAGE) madvise(data_.get(), rounded, MADV_HUGEPAGE);  // advice: a refusal changes nothing
-#endif
+    if (alignment == HUGE_PAGE) advise_huge_pages(data_.get(), rounded);
     size_ = bytes;
   }
   size_t size() const { return size_; }

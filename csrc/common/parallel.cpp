@@ -25,6 +25,14 @@ namespace {
 
 std::atomic<InterruptPoll> interrupt_poll{nullptr};
 
+// Of the calling thread. `progress` is heard only inside a ProgressRange.
+struct Part {
+  const Progress* progress = nullptr;
+  bool is_counted = false;
+  double from = 0.0, to = 1.0;
+};
+thread_local Part part;
+
 constexpr auto POLL_INTERVAL = std::chrono::milliseconds(50);
 
 // The caller's rounding and flushing modes must not reach the kernels: results would depend on the thread.
@@ -43,6 +51,18 @@ class DefaultFloatState {
 
 void set_interrupt_poll(InterruptPoll poll) {
   interrupt_poll = poll;
+}
+
+void set_progress(const Progress* progress) {
+  part.progress = progress;
+}
+
+ProgressRange::ProgressRange(double from, double to) {
+  part = {part.progress, true, from, to};
+}
+
+ProgressRange::~ProgressRange() {
+  part.is_counted = false;
 }
 
 bool poll_interrupt() {
@@ -78,6 +98,9 @@ class Job {
     if (now < next_poll_) return;
     next_poll_ = now + POLL_INTERVAL;
     if (poll_interrupt()) throw Interrupted();
+    if (part.progress == nullptr || !part.is_counted) return;
+    const double done = static_cast<double>(std::min(next_.load(), count_)) / static_cast<double>(count_);
+    (*part.progress)(part.from + (part.to - part.from) * done);
   }
 
   void rethrow() {

@@ -91,7 +91,7 @@ class Group {
   // Returns the first bad row or -1.
   int64_t select() {
     const int64_t N = table_.N;
-    const int64_t bad = kernel_.pack_lattice(p_.radius, p_.x, first_, N, w_.converted, w_.staged, w_.panels);
+    const int64_t bad = kernel_.pack_lattice({p_.radius}, p_.x, first_, N, w_.converted, w_.staged, w_.panels);
     if (bad >= 0) return bad;
     const bool is_plain = p_.weight == nullptr && p_.quality == nullptr;
     const double largest = maximum();

@@ -3,19 +3,44 @@
 
 #include "cross_entropy/cross_entropy.h"
 #include "facility_location/facility_location.h"
+#include "neighbors/neighbors.h"
 #include "similarity/similarity.h"
+#include "tile/panels.h"
 
 namespace mrt {
+
+// neighbors by one kind of score; see neighbors/kernels.h.
+template <class Score>
+struct ScanKernels {
+  void (*scan)(const Panels& rows, const Panels& columns, int64_t U, Lists<Score>& lists, const Exclusion& exclusion,
+               int64_t N);
+  void (*scan_both)(const Panels& rows, const Panels& columns, int64_t U, Lists<Score>& row_lists,
+                    Lists<Score>& column_lists, const Exclusion& exclusion, int64_t N);
+  void (*cut)(Lists<Score>& lists, int64_t r, int64_t k, int64_t slack, Score margin);
+};
 
 struct Kernels {
   const char* name;
   // packing: see tile/pack.h
-  int64_t (*pack_lattice)(double radius, const Features& x, int64_t first, int64_t count, float* converted,
+  int64_t (*pack_lattice)(const Lattice& lattice, const Features& x, int64_t first, int64_t count, float* converted,
                           Unit* staged, Unit* panels);
-  int64_t (*pack_floats)(bool normalise, const Features& x, int64_t first, int64_t count, float* converted,
+  int64_t (*pack_floats)(const Scaling& scaling, const Features& x, int64_t first, int64_t count, float* converted,
                          Unit* staged, Unit* panels);
-  // similarity: see similarity/kernels.h
-  void (*similarities)(const Unit* panels, int64_t N, int64_t D, int64_t p, Metric metric, DType dtype, void* out);
+  // similarity: see similarity/kernels.h, direct.h and gradient.h
+  void (*similarities)(const Panels& rows, const Panels& columns, int64_t U, const ScoreMatrix& to);
+  bool (*direct_similarities)(const Features& x, float* scratch, const ScoreMatrix& to);
+  void (*pack_features)(const Features& x, int64_t first, int64_t count, bool normalise, float* scratch, float* out);
+  void (*pull)(const Pull& p);
+  void (*finish_gradient)(const Pull& p, const Features& x, float* scratch, void* dx);
+  // neighbors: see neighbors/kernels.h
+  ScanKernels<int32_t> pairs_scan;
+  ScanKernels<float> floats_scan;
+  void (*connect)(const Panels& rows, const Panels& columns, int64_t U, int64_t N, int32_t threshold, PairFound found,
+                  void* context);
+  void (*exact_dots)(const double* x, const Features& y, const int32_t* ids, int64_t n, float* scratch, double* wide,
+                     double* dots);
+  void (*wide_row)(const Features& x, int64_t row, float* scratch, double* out);
+  void (*lengths)(const Features& x, int64_t first, int64_t count, float* scratch, double* wide, double* out);
   // facility_location: see facility_location/kernels.h
   void (*pairs)(const Unit* panels, int64_t U, int64_t p, int32_t base, const float* unit, const float* quality,
                 const PairTable& table);

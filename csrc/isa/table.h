@@ -5,26 +5,56 @@
 #include "cross_entropy/kernels.h"
 #include "facility_location/kernels.h"
 #include "isa/kernels.h"
+#include "neighbors/kernels.h"
+#include "similarity/direct.h"
+#include "similarity/gradient.h"
 #include "similarity/kernels.h"
 #include "tile/pack.h"
 
 namespace mrt {
 namespace {
 
-int64_t pack_lattice(double radius, const Features& x, int64_t first, int64_t count, float* converted, Unit* staged,
-                     Unit* panels) {
-  return pack(LatticeRows{radius}, x, first, count, converted, staged, panels);
+int64_t pack_lattice(const Lattice& lattice, const Features& x, int64_t first, int64_t count, float* converted,
+                     Unit* staged, Unit* panels) {
+  return pack(LatticeRows{lattice}, x, first, count, converted, staged, panels);
 }
 
-int64_t pack_floats(bool normalise, const Features& x, int64_t first, int64_t count, float* converted, Unit* staged,
-                    Unit* panels) {
-  return pack(FloatRows{normalise}, x, first, count, converted, staged, panels);
+int64_t pack_floats(const Scaling& scaling, const Features& x, int64_t first, int64_t count, float* converted,
+                    Unit* staged, Unit* panels) {
+  return pack(FloatRows{scaling}, x, first, count, converted, staged, panels);
 }
 
 constexpr Kernels table(const char* name) {
-  return {name,           pack_lattice, pack_floats, similarities, pairs,     gains,       largest,
-          gain,           take,         cover,       owners,       rank_keys, sort_by_key, sum_of_largest,
-          row_statistics, row_gradient, row_scale,   row_argmax,   row_read,  row_write};
+  return {name,
+          pack_lattice,
+          pack_floats,
+          similarities,
+          direct_similarities,
+          pack_features,
+          pull,
+          finish_gradient,
+          {scan<Pairs>, scan_both<Pairs>, cut<int32_t>},
+          {scan<Floats>, scan_both<Floats>, cut<float>},
+          connect,
+          exact_dots,
+          wide_row,
+          lengths,
+          pairs,
+          gains,
+          largest,
+          gain,
+          take,
+          cover,
+          owners,
+          rank_keys,
+          sort_by_key,
+          sum_of_largest,
+          row_statistics,
+          row_gradient,
+          row_scale,
+          row_argmax,
+          row_read,
+          row_write};
 }
 
 }  // namespace

@@ -5,8 +5,8 @@
 
 namespace mrt {
 
-enum class DType { float32, bfloat16, float16 };
-enum class Metric { cosine, dot, shifted_cosine, clamped_cosine };
+enum class DType { float32, bfloat16, float16, float64 };
+enum class Metric { cosine, dot, shifted_cosine, clamped_cosine, rbf };
 
 struct Features {
   const void* data;
@@ -19,6 +19,24 @@ struct Features {
 // one float32 or two int16.
 constexpr int PANEL = 16;
 typedef uint32_t Unit __attribute__((may_alias));
+
+// How rows become integers: scaled to `radius` by their own length, or all of them by `length` where it is not zero.
+// Only the coarse lattice of mrtkern/lattice.py has even components beyond 2048.
+struct Lattice {
+  double radius = 0.0;
+  bool is_coarse = true;
+  double length = 0.0;
+};
+
+// How rows become float32: as they are, or divided by their own length, or all of them by `length` where it is not zero.
+struct Scaling {
+  bool normalise = false;
+  double length = 0.0;
+};
+
+constexpr int64_t element_size(DType dtype) {
+  return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2;
+}
 
 constexpr int64_t round_up(int64_t value, int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;

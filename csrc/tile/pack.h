@@ -37,6 +37,21 @@ MRT_INLINE float from_float16(uint16_t bits) {
   return value;
 }
 
+// A float64 row times the power of two that brings its largest component to about 1: directions only.
+template <class T>
+MRT_INLINE void scale_to_one(const double* in, int64_t D, int64_t step, T* __restrict out) {
+  double largest = 0.0;
+  for (int64_t d = 0; d < D; ++d) {
+    const double magnitude = in[d * step] < 0 ? -in[d * step] : in[d * step];
+    largest = magnitude > largest ? magnitude : largest;
+  }
+  int exponent = 0;
+  std::frexp(largest, &exponent);
+  const int half = exponent >> 1;  // in two steps: 2^-exponent alone can overflow
+  const double first = std::ldexp(1.0, -half), second = std::ldexp(1.0, half - exponent);
+  for (int64_t d = 0; d < D; ++d) out[d] = static_cast<T>(in[d * step] * first * second);
+}
+
 // Row of x as float32: where it lies if it is contiguous float32, else converted into `scratch`.
 MRT_INLINE const float* load_row(const Features& x, int64_t row, float* __restrict scratch) {
   const int64_t D = x.columns, step = x.column_stride;
@@ -44,6 +59,10 @@ MRT_INLINE const float* load_row(const Features& x, int64_t row, float* __restri
     const float* in = static_cast<const float*>(x.data) + row * x.row_stride;
     if (step == 1) return in;
     for (int64_t d = 0; d < D; ++d) scratch[d] = in[d * step];
+    return scratch;
+  }
+  if (x.dtype == DType::float64) {
+    scale_to_one(static_cast<const double*>(x.data) + row * x.row_stride, D, step, scratch);
     return scratch;
   }
   const uint16_t* in = static_cast<const uint16_t*>(x.data) + row * x.row_stride;
@@ -69,8 +88,10 @@ MRT_INLINE double squared_norm(const float* __restrict x, int64_t D) {
   return squares.total();
 }
 
-// Components beyond 2048 are rounded to even integers. Only they can round to 2048 or more, and few rows have one.
-MRT_INLINE void quantise_row(const float* __restrict x, int64_t D, double scale, int16_t* __restrict q) {
+// On the coarse lattice components beyond 2048 are rounded to even integers. Only they can round to 2048 or more, and
+// few rows have one.
+MRT_INLINE void quantise_row(const float* __restrict x, int64_t D, double scale, bool is_coarse,
+                             int16_t* __restrict q) {
   constexpr double EVENS = 0x1.8p53;  // adding and subtracting it rounds to even integers, half to even
   Rounder rounder(scale);
   int64_t d = 0;
@@ -82,7 +103,7 @@ MRT_INLINE void quantise_row(const float* __restrict x, int64_t D, double scale,
     rounder.round(rest, rounded);
     memcpy(q + d, rounded, (D - d) * sizeof *q);
   }
-  if (!rounder.exceeds(2047)) return;
+  if (!is_coarse || !rounder.exceeds(2047)) return;
   for (d = 0; d < D; ++d) {
     const double v = static_cast<double>(x[d]) * scale;
     if (v > 2048.0 || v < -2048.0) q[d] = static_cast<int16_t>((v + EVENS) - EVENS);
@@ -95,18 +116,20 @@ MRT_INLINE void scale_row(const float* __restrict x, int64_t D, double scale, fl
 
 // What a panel is made of: units of a row, and a row written into them from its features and its norm.
 struct LatticeRows {
-  double radius;
+  Lattice lattice;
   MRT_INLINE int64_t units(int64_t D) const { return (D + 1) / 2; }
   MRT_INLINE void write(const float* x, int64_t D, double norm, Unit* out) const {
-    quantise_row(x, D, norm > 0 ? radius / norm : 0.0, reinterpret_cast<int16_t*>(out));
+    const double length = lattice.length > 0 ? lattice.length : norm;
+    quantise_row(x, D, norm > 0 ? lattice.radius / length : 0.0, lattice.is_coarse, reinterpret_cast<int16_t*>(out));
   }
 };
 
 struct FloatRows {
-  bool normalise;
+  Scaling scaling;
   MRT_INLINE int64_t units(int64_t D) const { return D; }
   MRT_INLINE void write(const float* x, int64_t D, double norm, Unit* out) const {
-    const double scale = !normalise ? 1.0 : norm > 0 ? 1.0 / norm : 0.0;
+    const double length = scaling.length > 0 ? scaling.length : norm;
+    const double scale = !scaling.normalise ? 1.0 : norm > 0 ? 1.0 / length : 0.0;
     scale_row(x, D, scale, reinterpret_cast<float*>(out));
   }
 };
@@ -114,7 +137,7 @@ struct FloatRows {
 // Asks for one half of a row that will be packed soon. In halves, because a burst of a whole row fills the
 // queue to memory.
 MRT_INLINE void prefetch_half_row(const Features& x, int64_t row, int half) {
-  const int64_t size = x.dtype == DType::float32 ? 4 : 2;
+  const int64_t size = element_size(x.dtype);
   if (x.column_stride != 1) return;
   const int64_t middle = x.columns * size / 2 / 64 * 64;
   const char* start = static_cast<const char*>(x.data) + row * x.row_stride * size;

@@ -24,35 +24,37 @@ namespace mrt {
 namespace {
 
 // Pairs: a unit is two int16, a product adds both products to an int32. Floats: a unit is a float32, fused
-// multiply-add. multiply_add: sum += one unit of *a times every unit of b. WIDTH units fill a register; ROWS rows of a
-// panel are multiplied at a time, so that ROWS * 16 / WIDTH sums stay in registers.
+// multiply-add. multiply_add: sum += one unit, broadcast, times every unit of b. WIDTH units fill a register. PANELS
+// panels of columns are multiplied at a time by ROWS rows: 16 sums on AVX-512, 8 elsewhere, stay in registers, more
+// than the latency of an addition times its rate, and a loaded unit serves PANELS products or more.
 
 #if defined(MRT_AVX512)
 
 struct Pairs {
   using Register = __m512i;
   using Sum = int32_t;
-  static constexpr int WIDTH = 16, ROWS = 16;
+  static constexpr int WIDTH = 16, ROWS = 8, PANELS = 2;
   static MRT_INLINE Register zero() { return _mm512_setzero_si512(); }
   static MRT_INLINE Register load(const Unit* p) { return _mm512_load_si512(p); }
-  // Inline, because gcc 12 makes three instructions of the intrinsic: it copies the sum and will not
-  // broadcast from memory.
-  static MRT_INLINE void multiply_add(const Unit* a, Register b, Register& sum) {
-    asm("vpdpwssd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(b), "m"(*a));
+  static MRT_INLINE Register broadcast(const Unit* p) { return _mm512_set1_epi32(static_cast<int>(*p)); }
+  // Inline, because gcc 12 makes two instructions of the intrinsic: it copies the sum.
+  static MRT_INLINE void multiply_add(Register a, Register b, Register& sum) {
+    asm("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(b), "v"(a));
   }
   static MRT_INLINE void store(Sum* p, Register v) { _mm512_store_si512(p, v); }
+  static MRT_INLINE Register restore(const Sum* p) { return _mm512_load_si512(p); }
 };
 
 struct Floats {
   using Register = __m512;
   using Sum = float;
-  static constexpr int WIDTH = 16, ROWS = 16;
+  static constexpr int WIDTH = 16, ROWS = 8, PANELS = 2;
   static MRT_INLINE Register zero() { return _mm512_setzero_ps(); }
   static MRT_INLINE Register load(const Unit* p) { return _mm512_castsi512_ps(_mm512_load_si512(p)); }
-  static MRT_INLINE void multiply_add(const Unit* a, Register b, Register& sum) {
-    sum = _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_set1_epi32(static_cast<int>(*a))), b, sum);
-  }
+  static MRT_INLINE Register broadcast(const Unit* p) { return _mm512_castsi512_ps(Pairs::broadcast(p)); }
+  static MRT_INLINE void multiply_add(Register a, Register b, Register& sum) { sum = _mm512_fmadd_ps(a, b, sum); }
   static MRT_INLINE void store(Sum* p, Register v) { _mm512_store_ps(p, v); }
+  static MRT_INLINE Register restore(const Sum* p) { return _mm512_load_ps(p); }
 };
 
 // Sixteen interleaved float64 sums of squares. A float32's square is exact in float64, so fusing it with
@@ -71,6 +73,24 @@ struct Squares {
     const __m128d two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
     return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
   }
+};
+
+MRT_INLINE __m512d load_wide(const float* x) {
+  return _mm512_cvtps_pd(_mm256_loadu_ps(x));
+}
+MRT_INLINE __m512d load_wide(const double* x) {
+  return _mm512_loadu_pd(x);
+}
+
+// Sixteen interleaved float64 sums of products, each rounded before it is added.
+struct Products {
+  Squares sums;
+  template <class T>
+  MRT_INLINE void add(const double* x, const T* y) {
+    sums.low = _mm512_add_pd(sums.low, _mm512_mul_pd(load_wide(x), load_wide(y)));
+    sums.high = _mm512_add_pd(sums.high, _mm512_mul_pd(load_wide(x + 8), load_wide(y + 8)));
+  }
+  MRT_INLINE double total() const { return sums.total(); }
 };
 
 // q = rint(x * scale) for 16 features, half to even, in float64; remembers the largest |q|.
@@ -145,25 +165,27 @@ MRT_INLINE void transpose(const Unit* in, int64_t stride, Unit* out) {
 struct Pairs {
   using Register = __m256i;
   using Sum = int32_t;
-  static constexpr int WIDTH = 8, ROWS = 4;
+  static constexpr int WIDTH = 8, ROWS = 4, PANELS = 1;
   static MRT_INLINE Register zero() { return _mm256_setzero_si256(); }
   static MRT_INLINE Register load(const Unit* p) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(p)); }
-  static MRT_INLINE void multiply_add(const Unit* a, Register b, Register& sum) {
-    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_set1_epi32(static_cast<int>(*a)), b));
+  static MRT_INLINE Register broadcast(const Unit* p) { return _mm256_set1_epi32(static_cast<int>(*p)); }
+  static MRT_INLINE void multiply_add(Register a, Register b, Register& sum) {
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
   }
   static MRT_INLINE void store(Sum* p, Register v) { _mm256_store_si256(reinterpret_cast<__m256i*>(p), v); }
+  static MRT_INLINE Register restore(const Sum* p) { return load(reinterpret_cast<const Unit*>(p)); }
 };
 
 struct Floats {
   using Register = __m256;
   using Sum = float;
-  static constexpr int WIDTH = 8, ROWS = 4;
+  static constexpr int WIDTH = 8, ROWS = 4, PANELS = 1;
   static MRT_INLINE Register zero() { return _mm256_setzero_ps(); }
   static MRT_INLINE Register load(const Unit* p) { return _mm256_castsi256_ps(Pairs::load(p)); }
-  static MRT_INLINE void multiply_add(const Unit* a, Register b, Register& sum) {
-    sum = _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int>(*a))), b, sum);
-  }
+  static MRT_INLINE Register broadcast(const Unit* p) { return _mm256_castsi256_ps(Pairs::broadcast(p)); }
+  static MRT_INLINE void multiply_add(Register a, Register b, Register& sum) { sum = _mm256_fmadd_ps(a, b, sum); }
   static MRT_INLINE void store(Sum* p, Register v) { _mm256_store_ps(p, v); }
+  static MRT_INLINE Register restore(const Sum* p) { return _mm256_load_ps(p); }
 };
 
 MRT_INLINE int32_t excess(const uint16_t* t, const uint16_t* best, int64_t count) {
@@ -187,36 +209,42 @@ MRT_INLINE int32_t excess(const uint16_t* t, const uint16_t* best, int64_t count
 struct Pairs {
   typedef int32_t Register __attribute__((vector_size(16)));
   using Sum = int32_t;
-  static constexpr int WIDTH = 4, ROWS = 2;
+  static constexpr int WIDTH = 4, ROWS = 2, PANELS = 1;
   static MRT_INLINE Register zero() { return Register{}; }
   static MRT_INLINE Register load(const Unit* p) {
     Register v;
     memcpy(&v, p, sizeof v);
     return v;
   }
-  static MRT_INLINE void multiply_add(const Unit* a, Register b, Register& sum) {
-    const int16_t low = static_cast<int16_t>(*a), high = static_cast<int16_t>(*a >> 16);
-    sum += ((b << 16) >> 16) * low + (b >> 16) * high;
+  static MRT_INLINE Register broadcast(const Unit* p) {
+    const int32_t unit = static_cast<int32_t>(*p);
+    return Register{unit, unit, unit, unit};
+  }
+  static MRT_INLINE void multiply_add(Register a, Register b, Register& sum) {
+    sum += ((b << 16) >> 16) * ((a << 16) >> 16) + (b >> 16) * (a >> 16);
   }
   static MRT_INLINE void store(Sum* p, Register v) { memcpy(p, &v, sizeof v); }
+  static MRT_INLINE Register restore(const Sum* p) { return load(reinterpret_cast<const Unit*>(p)); }
 };
 
 struct Floats {
   typedef float Register __attribute__((vector_size(16)));
   using Sum = float;
-  static constexpr int WIDTH = 4, ROWS = 2;
+  static constexpr int WIDTH = 4, ROWS = 2, PANELS = 1;
   static MRT_INLINE Register zero() { return Register{}; }
   static MRT_INLINE Register load(const Unit* p) {
     Register v;
     memcpy(&v, p, sizeof v);
     return v;
   }
-  static MRT_INLINE void multiply_add(const Unit* a, Register b, Register& sum) {
-    float left;
-    memcpy(&left, a, sizeof left);
-    sum += left * b;
+  static MRT_INLINE Register broadcast(const Unit* p) {
+    float unit;
+    memcpy(&unit, p, sizeof unit);
+    return Register{unit, unit, unit, unit};
   }
+  static MRT_INLINE void multiply_add(Register a, Register b, Register& sum) { sum += a * b; }
   static MRT_INLINE void store(Sum* p, Register v) { memcpy(p, &v, sizeof v); }
+  static MRT_INLINE Register restore(const Sum* p) { return load(reinterpret_cast<const Unit*>(p)); }
 };
 
 MRT_INLINE int32_t excess(const uint16_t* t, const uint16_t* best, int64_t count) {
@@ -238,6 +266,15 @@ struct Squares {
       for (int i = 0; i < width; ++i) sums[i] += sums[i + width];
     return sums[0];
   }
+};
+
+struct Products {
+  Squares squares;
+  template <class T>
+  MRT_INLINE void add(const double* x, const T* y) {
+    for (int i = 0; i < 16; ++i) squares.sums[i] += x[i] * static_cast<double>(y[i]);
+  }
+  MRT_INLINE double total() { return squares.total(); }
 };
 
 struct Rounder {

@@ -69,7 +69,7 @@ def kernels() -> str:
 
 
 def table() -> list[str]:
-    """A line per operation, backend and device: yes, or the sentence why not."""
+    """A line per operation, backend and device: yes and within which LIMITS of its module, or the sentence why not."""
     rows = [("operation", "backend", "device", "runs")]
     for op in OPS:
         case = importlib.import_module(f"mrtkern.ops.{op}.problem").CASES[0]
@@ -77,6 +77,8 @@ def table() -> list[str]:
             problem = dataclasses.replace(case.problem, device=device)
             for backend in _dispatch.BACKENDS:
                 reason = _dispatch.why_not(op, backend, problem)
-                rows.append((op, backend, device, "yes" if reason is None else f"no: {reason}"))
+                limits = getattr(_dispatch.load(op, backend), "LIMITS", None)
+                yes = "yes" if limits is None else f"yes: {limits}"
+                rows.append((op, backend, device, yes if reason is None else f"no: {reason}"))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     return ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]) for row in rows]

@@ -47,7 +47,7 @@ example: 4 glosses of each of 517 words, all methods compared; from the folder o
   mrtkern select mrtkern/data/wordnet_senses.parquet -o kept.parquet --group-by word --k 4 \\
       --text gloss --reward tag_count --compare --report report.json --plot kept.png
 
-The same seed gives the same bytes (with --text: on the same processor and BLAS).
+The same seed gives the same bytes (with --text: with the same version of scikit-learn).
 exit status: 0 done; 2 input that cannot be used: one sentence names row and column, and no output is written
 """
 

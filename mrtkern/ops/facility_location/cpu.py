@@ -17,6 +17,7 @@ from mrtkern import _check, lattice
 from mrtkern.ops.facility_location.problem import Inputs, Problem
 from mrtkern.ops.facility_location.selection import Picks
 
+LIMITS = f"groups of up to {_C.LARGEST_GROUP:,} rows, without targets, start and mask"
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 

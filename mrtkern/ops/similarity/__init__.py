@@ -20,7 +20,8 @@ Gradient, with w_ij = dL/ds_ij ds_ij/dcos_ij, unit rows a_i = x_i / |x_i|, b_j =
 and likewise for y with w transposed; without y both add up, w becomes w + w^T. ds/dcos is 1, 1/2 and [cos > 0]. For dot
 dL/dx_i = sum_j w_ij y_j; for rbf dL/dx_i = sum_j v_ij (x_i - y_j) with v_ij = -2 gamma s_ij dL/ds_ij.
 
-Lengths are float64, so that those of float16, bfloat16 and float32 rows neither overflow nor vanish. Products are
+Lengths are float64, so that those of float16, bfloat16 and float32 rows neither overflow nor vanish (a backend may take
+them from float32 products that did neither). Products are
 summed in float32 (float64 for float64) and the result is rounded once to the type of x.
 
 Cost: 2 D operations per pair forward, twice (with y) or once (without) as much again backward, and M N numbers written.

@@ -1,16 +1,16 @@
-"""similarity on the CPU: one call of the compiled kernel writes the scores of every packed group.
+"""similarity on the CPU: one call of the compiled kernel for all groups, one for their gradient.
 
-    s[cell(b, m, n)] = metric(x[offsets[b] + m], x[offsets[b] + n])
+    s[b, m, n] = metric(x[b, m], y[b, n])
 
-Reads  x [T, D] float32, bfloat16 or float16 with any strides, offsets [B + 1].
-Writes s [sum of n_b^2] in the type of x.
-Idea   a group is normalised into panels once and its tiles are stored from cache: one pass over x, by all threads.
-Sums   float64 lengths, float32 products, one fixed order per group: the same bits for every number of threads.
+Reads  x and y, float32, bfloat16 or float16 with any strides; offsets [B + 1].
+Writes s, dx, dy in the type of x.
+Idea   rows are packed once and multiplied in tiles that are stored from registers; without y each tile is computed once
+       and stored on both sides of the diagonal. Groups of up to 32 rows are multiplied where they lie.
+Sums   float64 lengths (small groups: float32, where their range allows it), float32 products, one fixed order per pair:
+       the same bits for every number of threads.
 """
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ import mrtkern._C as _C
 from mrtkern import _check
 from mrtkern.ops.similarity.problem import Problem
 
+Rows = tuple[int, str, int, int, int, int]
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
@@ -26,32 +27,67 @@ def why_not(problem: Problem) -> str | None:
     """None when the compiled kernel can run `problem`, otherwise the reason."""
     if problem.device != "cpu":
         return f"needs a CPU tensor, got one on {problem.device}"
-    if problem.kind != "packed":
-        return (
-            "runs packed groups (offsets) only: for dense and batched x torch.mm is fastest, which the reference calls"
-        )
     if problem.dtype not in DTYPES:
         return f"needs float32, bfloat16 or float16, got {problem.dtype}"
-    if problem.metric == "rbf":
-        return "has no metric 'rbf', which sums differences instead of products"
-    if problem.wants_grad:
-        return "has no gradient: x requires one, and the reference computes it"
+    if not problem.is_aligned:
+        return "needs rows that begin at a multiple of the size of their type, got x or y at an odd address"
     return None
 
 
-def memory(problem: Problem, pairs: int) -> int:
-    """Bytes beyond inputs and result, at most: the packed panels of the largest group, in every thread."""
-    return 4 * problem.D * (math.isqrt(pairs) + 49) * torch.get_num_threads()
+def memory(problem: Problem, pairs: int, largest: int) -> int:
+    """Bytes beyond inputs and results, at most: packed rows of the largest group, in every thread or once for all."""
+    threads, D = torch.get_num_threads(), problem.D + 16
+    rows = 2 * largest + 32 if problem.N is None else 3 * max(problem.M, problem.N) + 64
+    packed = 4 * D * rows
+    per_thread = 800 * D + 140_000 + packed
+    return packed + threads * per_thread + (pairs * problem.dtype.itemsize if problem.wants_grad else 0)
 
 
-def forward(x: Tensor, y: Tensor | None, offsets: Tensor, metric: str, gamma: float) -> Tensor:
-    """Packed scores in the type of x."""
-    x, offsets = x.resolve_neg(), offsets.contiguous()  # the kernel reads memory: a lazy minus sign must be in it
-    s = x.new_empty(int(offsets.diff().square().sum()))
-    bad = _C.similarity_ragged(
-        x.data_ptr(), DTYPES[x.dtype], x.stride(0), x.stride(1), offsets.data_ptr(), offsets.shape[0] - 1, x.shape[1],
-        metric, s.data_ptr(), torch.get_num_threads(),
-    )  # fmt: skip
-    if bad >= 0:
-        _check.finite_rows("similarity: x", x[bad : bad + 1], bad)
+def forward(x: Tensor, y: Tensor | None, offsets: Tensor | None, metric: str, gamma: float) -> Tensor:
+    """Scores in the type of x: [M, N], [B, M, N], or packed."""
+    x, y, offsets = _readable(x, y, offsets)
+    if offsets is None:
+        s = x.new_empty((*x.shape[:-1], (x if y is None else y).shape[-2]))
+    else:
+        s = x.new_empty(int(offsets.diff().square().sum()))
+    bad = _C.similarity(*_problem(x, y, offsets, metric, gamma), s.data_ptr(), torch.get_num_threads())
+    for name, value, row in zip(("x", "y"), (x, y), bad, strict=True):
+        if value is not None and row >= 0:
+            _check.finite_rows(f"similarity: {name}", value[divmod(row, value.shape[-2])[-value.ndim + 1 :]][None], row)
     return s
+
+
+def backward(
+    grad: Tensor, x: Tensor, y: Tensor | None, offsets: Tensor | None, metric: str, gamma: float,
+    need_x: bool, need_y: bool,
+) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
+    """dL/dx and dL/dy, of the shapes and types of x and y, where they are needed."""
+    x, y, offsets = _readable(x, y, offsets)
+    grad = grad.resolve_neg().contiguous()
+    dx = torch.empty(x.shape, dtype=x.dtype) if need_x else None
+    dy = torch.empty(y.shape, dtype=x.dtype) if need_y and y is not None else None
+    dx_address, dy_address = (0 if value is None else value.data_ptr() for value in (dx, dy))
+    _C.similarity_gradient(
+        *_problem(x, y, offsets, metric, gamma), grad.data_ptr(), dx_address, dy_address, torch.get_num_threads()
+    )
+    return dx, dy
+
+
+def _readable(x: Tensor, y: Tensor | None, offsets: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The kernel reads memory: a lazy minus sign must be in it."""
+    return x.resolve_neg(), y if y is None else y.resolve_neg(), offsets if offsets is None else offsets.contiguous()
+
+
+def _problem(
+    x: Tensor, y: Tensor | None, offsets: Tensor | None, metric: str, gamma: float
+) -> tuple[Rows, Rows | None, int, int, int, str, float]:
+    """The arguments that both passes share."""
+    B = offsets.shape[0] - 1 if offsets is not None else 1 if x.ndim == 2 else x.shape[0]
+    address = 0 if offsets is None else offsets.data_ptr()
+    return _rows(x), None if y is None else _rows(y), address, B, x.shape[-1], metric, gamma
+
+
+def _rows(x: Tensor) -> Rows:
+    """Address, type, strides of batch, row and column, rows of a matrix."""
+    batch = x.stride(0) if x.ndim == 3 else 0
+    return x.data_ptr(), DTYPES[x.dtype], batch, x.stride(-2), x.stride(-1), x.shape[-2]

@@ -33,12 +33,13 @@ def _forward(
     """Every check that reads values, the choice of the backend and the call, below torch.compile."""
     problem = Problem.of(x, y, offsets, metric, gamma, wants_grad)
     if offsets is None:
-        pairs = problem.pairs
+        pairs, largest = problem.pairs, problem.M
     else:
         _check.offsets_values(OP, offsets, x.shape[0])
-        pairs = int(offsets.diff().square().sum())
+        sizes = offsets.diff()
+        pairs, largest = int(sizes.square().sum()), int(sizes.max()) if len(sizes) else 0
     module = _dispatch.run(OP, backend, problem)
-    _check.fits(f"{OP}: x and y", pairs * x.element_size() + module.memory(problem, pairs), x.device)
+    _check.fits(f"{OP}: x and y", pairs * x.element_size() + module.memory(problem, pairs, largest), x.device)
     with torch.autocast(x.device.type, enabled=False):  # an operator's products would be lowered like the caller's
         s: Tensor = module.forward(x, y, offsets, metric, gamma)
     return s
@@ -121,12 +122,14 @@ def similarity(
     gamma > 0: for "rbf", in 1 / (unit of x)^2. backend: None chooses; a name is obeyed or refused.
 
     Returns s of the type of x: [M, N], [B, M, N], or packed, the n_b^2 scores of each group row by row, one group after
-    the other. Lengths are float64, sums float32 (float64 for float64), rounded once. A zero row has cosine 0 with all.
+    the other. Lengths are float64 (float32 in small groups whose squares fit its range), sums float32 (float64 for
+    float64), rounded once. A zero row has cosine 0 with all.
     Gradient: x and y, once; 0 for a zero row. torch.compile: fullgraph, with offsets only under
     torch._dynamo.config.capture_dynamic_output_shape_ops = True, because the size of the result depends on them.
-    Deterministic: the same bits on every run; packed groups on the CPU for every number of threads, too.
-    Memory beyond inputs and result: reference 20 bytes per feature and 20 per score (with gradient 44 and
-    36); cpu 4 D (largest n_b + 33) per thread.
+    Deterministic: the same bits on every run; on the compiled kernels for every number of threads, too.
+    Memory beyond inputs and result: reference 20 bytes per feature and 20 per score (with gradient 44 and 36); cpu,
+    with E = D + 16 and R = 2 n + 32 for n rows of the largest group (with y 3 max(M, N) + 64), 4 E R bytes once, as
+    much and 800 E + 140,000 more per thread, and with gradient a copy of it where it is not contiguous.
     Raises ValueError for NaN or infinity (naming the row, counted through the batch), offsets that do not cover x, and
     shapes and types that do not match; MemoryError when it cannot fit; RuntimeError for a double backward.
     Source: `mrtkern.ops.similarity` has the equations.

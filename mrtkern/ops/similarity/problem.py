@@ -25,6 +25,7 @@ class Problem:
     metric: str = "cosine"
     gamma: float = 1.0
     wants_grad: bool = False
+    is_aligned: bool = True  # x and y begin at a multiple of the size of their type
     sizes: tuple[int, ...] | None = None  # rows of each packed group, in cases; no choice depends on them
 
     @classmethod
@@ -35,7 +36,8 @@ class Problem:
         if offsets is not None:
             kind, B = "packed", offsets.shape[0] - 1
         N = None if y is None else y.shape[-2]
-        return cls(kind, B, x.shape[-2], N, x.shape[-1], x.dtype, x.device.type, metric, gamma, wants_grad)
+        is_aligned = all(rows is None or rows.data_ptr() % rows.element_size() == 0 for rows in (x, y))
+        return cls(kind, B, x.shape[-2], N, x.shape[-1], x.dtype, x.device.type, metric, gamma, wants_grad, is_aligned)
 
     @property
     def rows(self) -> int:
@@ -106,9 +108,10 @@ _GROUPS = (16,) * 10_000
 CASES = (
     _case("10,000 x 16 x 384 float32", "bench", _packed(_GROUPS, 384)),
     _case("10,000 x 16 x 384 bfloat16", "bench", _packed(_GROUPS, 384, torch.bfloat16)),
-    _case("10,000 x 16 x 384 float32 with gradient", "bench", _packed(_GROUPS, 384, wants_grad=True)),
-    _case("10,000 x 16 x 384 float32 batched", "bench", Problem("batched", 10_000, 16, None, 384, torch.float32)),
-    _case("4,096 x 4,096 x 384 float32", "bench", Problem("dense", 1, 4096, 4096, 384, torch.float32)),
+    _case("gradient of 10,000 x 16 x 384 float32", "bench", _packed(_GROUPS, 384, wants_grad=True)),
+    _case("batch of 10,000 x 16 x 384 float32", "bench", Problem("batched", 10_000, 16, None, 384, torch.float32)),
+    _case("8,192 x 384 with itself float32", "bench", Problem("dense", 1, 8192, None, 384, torch.float32)),
+    _case("8,192 x 8,192 x 384 float32", "bench", Problem("dense", 1, 8192, 8192, 384, torch.float32)),
     _case("dense", "test", Problem("dense", 1, 5, 7, 3, torch.float32)),
     _case("dense with itself", "test", Problem("dense", 1, 9, None, 16, torch.float32)),
     _case("dense bfloat16", "test", Problem("dense", 1, 6, 4, 33, torch.bfloat16)),

@@ -16,7 +16,7 @@ def why_not(problem: Problem) -> str | None:
     return None
 
 
-def memory(problem: Problem, pairs: int) -> int:
+def memory(problem: Problem, pairs: int, largest: int) -> int:
     """Bytes beyond inputs and result, at most: features and scores in wider types, packed also their indices."""
     per_feature, per_score = (44, 36) if problem.wants_grad else (20, 20)
     return per_feature * problem.rows * problem.D + per_score * pairs

@@ -1,0 +1,30 @@
+// What the searches over all pairs of rows share: blocks of panels, lengths, and the error of an integer product.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+#include "tile/features.h"
+
+namespace mrt {
+
+// Panels per block of rows: what the second-level cache holds, and enough blocks for everyone.
+int64_t block_panels(int64_t rows, int64_t U, int threads);
+
+// The item-th pair of blocks row <= column, by columns.
+struct BlockPair {
+  int64_t row, column;
+};
+BlockPair block_pair(int64_t item);
+
+// |x| of every row, float64.
+std::vector<double> row_lengths(const Features& x, int64_t rows, int threads);
+
+// How far a product of two lattice rows can be from the product of the rows of length `radius` that they stand for:
+// each was moved by at most sqrt(D) / 2. Two more for the rounding of thresholds.
+inline double product_error(double radius, int64_t D) {
+  return std::ceil(radius * std::sqrt(static_cast<double>(D)) + static_cast<double>(D) / 4 + 2);
+}
+
+}  // namespace mrt

@@ -1,0 +1,202 @@
+// neighbors on the CPU: the epilogues that keep what may be among the k largest scores, and the exact scores.
+//
+//   scan        every tile: scores that reach the threshold of their row (or, in the symmetric schedule, of their column)
+//               are appended to the row's (the column's) list
+//   connect     every tile: pairs that reach a threshold are reported
+//   cut         a list is shortened to what can still be among its k largest
+//   exact_dots  float64 products in the order of squared_norm in tile/pack.h: 16 interleaved lanes, then by halves
+//
+// A tile costs one comparison for 16 scores unless one of them passes, and few do: k log(N / k) of N in random order.
+#pragma once
+
+#include "neighbors/neighbors.h"
+#include "tile/filter.h"
+#include "tile/pack.h"
+#include "tile/product.h"
+
+namespace mrt {
+namespace {
+
+constexpr int64_t AHEAD = 3;  // rows fetched before their product is due
+
+template <class Score>
+MRT_INLINE void append(Lists<Score>& lists, int64_t r, const Score* scores, const int32_t* ids, uint32_t mask) {
+  const int64_t slot = r * lists.capacity + lists.count[r];
+  compress(scores, mask, lists.scores + slot);
+  compress(ids, mask, lists.ids + slot);
+  lists.count[r] += __builtin_popcount(mask);
+  if (lists.count[r] > lists.capacity - PANEL) lists.full(lists.context, lists, r);
+}
+
+// One comparison per 16 scores; with BOTH each pair is seen once and offered to the lists of both of its rows.
+template <class Score, bool BOTH>
+struct Scan {
+  Lists<Score>&rows, &columns;
+  Exclusion exclusion;
+  int64_t N;  // columns beyond are padding
+
+  MRT_INLINE void operator()(int64_t row, int64_t column, const Score* tile) const {
+    const int64_t r0 = row - rows.first;
+    const bool is_diagonal = BOTH && row == column;
+    alignas(32) uint16_t hits[PANEL];
+    for (int r = 0; r < PANEL; ++r) {
+      const Score threshold = rows.threshold[r0 + r];
+      hits[r] = static_cast<uint16_t>(BOTH && !is_diagonal ? at_least_either(tile + r * PANEL, threshold,
+                                                                             columns.threshold + column - columns.first)
+                                                           : at_least(tile + r * PANEL, threshold));
+    }
+    const uint32_t hit_rows = not_zero(hits);
+    if (hit_rows != 0) take(row, column, tile, hits, hit_rows, is_diagonal);
+  }
+
+  // Out of the hot path. Row by row, without a look at the rows in between.
+  __attribute__((noinline)) void take(int64_t row, int64_t column, const Score* tile, const uint16_t* hits,
+                                      uint32_t hit_rows, bool is_diagonal) const {
+    alignas(64) int32_t ids[PANEL];
+    for (int c = 0; c < PANEL; ++c) ids[c] = static_cast<int32_t>(column + c);
+    const uint32_t inside = N - column < PANEL ? (1u << (N - column)) - 1 : 0xffff;
+    const int64_t end = rows.last - row;
+    if (end < PANEL) hit_rows &= (1u << end) - 1;
+    for (; hit_rows != 0; hit_rows &= hit_rows - 1) {
+      const int r = __builtin_ctz(hit_rows);
+      const Score* scores = tile + r * PANEL;
+      const int64_t slot = row + r - rows.first;
+      uint32_t mask = hits[r] & inside;
+      if (exclusion.any()) mask = allowed(row + r, column, mask);
+      append(rows, slot, scores, ids, mask & at_least(scores, rows.threshold[slot]));
+      if (!BOTH || is_diagonal) continue;
+      const int32_t id = static_cast<int32_t>(row + r);
+      for (; mask != 0; mask &= mask - 1) {
+        const int64_t c = __builtin_ctz(mask), j = column + c - columns.first;
+        if (scores[c] >= columns.threshold[j]) offer(columns, j, scores[c], id);
+      }
+    }
+  }
+
+  static void offer(Lists<Score>& lists, int64_t r, Score score, int32_t id) {
+    const int64_t slot = r * lists.capacity + lists.count[r]++;
+    lists.scores[slot] = score;
+    lists.ids[slot] = id;
+    if (lists.count[r] > lists.capacity - PANEL) lists.full(lists.context, lists, r);
+  }
+
+  uint32_t allowed(int64_t row, int64_t column, uint32_t mask) const {
+    if (exclusion.self && row >= column && row < column + PANEL) mask &= ~(1u << (row - column));
+    if (exclusion.group_x == nullptr) return mask;
+    for (uint32_t rest = mask; rest != 0; rest &= rest - 1) {
+      const int c = __builtin_ctz(rest);
+      if (exclusion.group_x[row] == exclusion.group_y[column + c]) mask &= ~(1u << c);
+    }
+    return mask;
+  }
+};
+
+template <class Kind>
+void scan(const Panels& rows, const Panels& columns, int64_t U, Lists<typename Kind::Sum>& row_lists,
+          const Exclusion& exclusion, int64_t N) {
+  using Score = typename Kind::Sum;
+  tiles<Kind>(rows, columns, U, false, Scan<Score, false>{row_lists, row_lists, exclusion, N});
+}
+
+template <class Kind>
+void scan_both(const Panels& rows, const Panels& columns, int64_t U, Lists<typename Kind::Sum>& row_lists,
+               Lists<typename Kind::Sum>& column_lists, const Exclusion& exclusion, int64_t N) {
+  using Score = typename Kind::Sum;
+  const bool is_upper = rows.first == columns.first;
+  tiles<Kind>(rows, columns, U, is_upper, Scan<Score, true>{row_lists, column_lists, exclusion, N});
+}
+
+// Pairs of the upper triangle whose product reaches a threshold, one by one.
+struct Connect {
+  int64_t N;
+  int32_t threshold;
+  PairFound found;
+  void* context;
+
+  MRT_INLINE void operator()(int64_t row, int64_t column, const int32_t* tile) const {
+    for (int r = 0; r < PANEL; ++r) {
+      uint32_t mask = at_least(tile + r * PANEL, threshold);
+      for (; mask != 0; mask &= mask - 1) {
+        const int c = __builtin_ctz(mask);
+        if (row + r < column + c && column + c < N) found(context, row + r, column + c, tile[r * PANEL + c]);
+      }
+    }
+  }
+};
+
+void connect(const Panels& rows, const Panels& columns, int64_t U, int64_t N, int32_t threshold, PairFound found,
+             void* context) {
+  tiles<Pairs>(rows, columns, U, rows.first == columns.first, Connect{N, threshold, found, context});
+}
+
+// Sixteen interleaved float64 sums of products; a product of two features of at most 24 bits is exact.
+template <class T>
+MRT_INLINE double dot(const double* __restrict x, const T* __restrict y, int64_t D) {
+  Products products;
+  int64_t d = 0;
+  for (; d + LANES <= D; d += LANES) products.add(x + d, y + d);
+  if (d < D) {
+    double rest[LANES] = {};
+    T other[LANES] = {};
+    memcpy(rest, x + d, (D - d) * sizeof *x);
+    memcpy(other, y + d, (D - d) * sizeof *y);
+    products.add(rest, other);
+  }
+  return products.total();
+}
+
+// Row of x as float64, a float64 row times the power of two that brings its largest component to about 1. `scratch`
+// holds D floats.
+void wide_row(const Features& x, int64_t row, float* scratch, double* __restrict out) {
+  if (x.dtype == DType::float64) {
+    scale_to_one(static_cast<const double*>(x.data) + row * x.row_stride, x.columns, x.column_stride, out);
+    return;
+  }
+  const float* in = load_row(x, row, scratch);
+  for (int64_t d = 0; d < x.columns; ++d) out[d] = in[d];
+}
+
+// dots[i] = <x, row ids[i] of y>. Scratch: D floats and D doubles.
+void exact_dots(const double* x, const Features& y, const int32_t* ids, int64_t n, float* scratch, double* wide,
+                double* dots) {
+  for (int64_t i = 0; i < n; ++i) {
+    if (i + AHEAD < n) prefetch_half_row(y, ids[i + AHEAD], 0), prefetch_half_row(y, ids[i + AHEAD], 1);
+    if (y.dtype == DType::float64) {
+      wide_row(y, ids[i], scratch, wide);
+      dots[i] = dot(x, wide, y.columns);
+    } else {
+      dots[i] = dot(x, load_row(y, ids[i], scratch), y.columns);
+    }
+  }
+}
+
+// lengths[i] = |row first + i|, float64; of the scaled row where wide_row scales.
+void lengths(const Features& x, int64_t first, int64_t count, float* scratch, double* wide, double* out) {
+  for (int64_t i = 0; i < count; ++i) {
+    wide_row(x, first + i, scratch, wide);
+    out[i] = std::sqrt(dot(wide, wide, x.columns));
+  }
+}
+
+// Raises the threshold of a list to what its k-th largest score implies, and drops what is below.
+template <class Score>
+void cut(Lists<Score>& lists, int64_t r, int64_t k, int64_t slack, Score margin) {
+  Score* scores = lists.scores + r * lists.capacity;
+  int32_t* ids = lists.ids + r * lists.capacity;
+  const int64_t n = lists.count[r];
+  if (n < k) return;
+  const Score implied = reached_by(scores, n, k, slack) - margin;
+  lists.threshold[r] = implied > lists.threshold[r] ? implied : lists.threshold[r];
+  int32_t kept = 0;
+  for (int64_t i = 0; i < n; i += PANEL) {
+    const uint32_t inside = n - i < PANEL ? (1u << (n - i)) - 1 : 0xffff;
+    const uint32_t mask = at_least(scores + i, lists.threshold[r]) & inside;
+    compress(scores + i, mask, scores + kept);
+    compress(ids + i, mask, ids + kept);
+    kept += __builtin_popcount(mask);
+  }
+  lists.count[r] = kept;
+}
+
+}  // namespace
+}  // namespace mrt

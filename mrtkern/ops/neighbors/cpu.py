@@ -1,0 +1,97 @@
+"""neighbors on the CPU: one call of csrc/neighbors/cpu.cpp searches, one of components.cpp links near-duplicates.
+
+Reads  x [M, D], y [N, D] of any strides.   Writes ids, scores [M, k], or labels [N].
+Idea   integer products of rows on the fine lattice propose; what could still be among the k nearest is scored in
+       float64, so the answer is exact. Without y every tile is computed once for both of its sides.
+Sums   integers in the tiles, float64 in the defined order: the same bits for every number of threads.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+import mrtkern._C as _C
+from mrtkern import _check, _progress, lattice
+from mrtkern.ops.neighbors.problem import Inputs, Problem
+
+DTYPES = {
+    torch.float32: "float32",
+    torch.float64: "float64",
+    torch.bfloat16: "bfloat16",
+    torch.float16: "float16",
+}
+MOST_COLUMNS = 2**31 - 64  # row numbers are 32 bits wide inside
+LARGEST_BLOCK = 1024  # rows of a thread's block, csrc/neighbors/blocks.cpp
+
+
+def why_not(problem: Problem) -> str | None:
+    """None when the compiled kernel can run `problem`, otherwise the reason."""
+    if problem.device != "cpu":
+        return f"needs a CPU tensor, got one on {problem.device}"
+    if problem.metric == "rbf":
+        return "has no metric 'rbf', which sums differences instead of products"
+    if problem.metric == "dot" and problem.dtype == torch.float64:
+        return "takes metric 'dot' of float32, bfloat16 and float16, got float64"
+    if problem.columns > MOST_COLUMNS:
+        return f"takes up to {MOST_COLUMNS} rows, got {problem.columns}"
+    return None
+
+
+def memory(problem: Problem) -> int:
+    """Bytes beyond inputs and result, at most.
+
+    Packed rows (4 bytes per unit, a unit is two int16 or one float32), 8 bytes per length; lists of
+    8 (capacity + 1) bytes, capacity = k + max(k, 192) rounded up to 16: one per row of x without y, otherwise one per
+    row of the blocks under way; per thread 40 bytes per feature of a panel and 32 per slot of a list.
+    """
+    threads = torch.get_num_threads()
+    is_symmetric = problem.N is None and problem.metric != "dot"
+    rows = problem.M + 16 + (0 if is_symmetric else problem.columns + 16)
+    unit = 4 if problem.precision == "float32" else 2
+    capacity = problem.K + max(problem.K, 192) + 16
+    listed = problem.M + 16 if is_symmetric else min(problem.M + 16, LARGEST_BLOCK * threads)
+    packed = rows * (unit * (problem.D + 1) + 8)
+    if problem.kind == "components":
+        return packed + 8 * problem.M + threads * 160 * (problem.D + 32)
+    return packed + listed * 8 * (capacity + 1) + threads * (160 * (problem.D + 32) + 32 * capacity)
+
+
+def forward(inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """ids [M, k] int64 and scores [M, k] float32."""
+    x, y = inputs.x, inputs.y
+    M, D = x.shape
+    ids, scores = torch.empty((M, inputs.k), dtype=torch.int64), torch.empty((M, inputs.k), dtype=torch.float32)
+    group_x, group_y = (None if group is None else group.contiguous() for group in (inputs.group_x, inputs.group_y))
+    bad_x, bad_y = _C.neighbors(
+        _rows(x), None if y is None else _rows(y), DTYPES[x.dtype], D, inputs.k, inputs.metric, inputs.precision,
+        lattice.fine_radius(D), inputs.exclude_self, _address(group_x), _address(group_y), ids.data_ptr(),
+        scores.data_ptr(), _progress.current(), torch.get_num_threads(),
+    )  # fmt: skip
+    if bad_x >= 0:
+        _check.finite_rows("neighbors: x", x[bad_x : bad_x + 1], bad_x)
+    if bad_y >= 0 and y is not None:
+        _check.finite_rows("neighbors: y", y[bad_y : bad_y + 1], bad_y)
+    return ids, scores
+
+
+def components(x: Tensor, threshold: float) -> Tensor:
+    """The lowest row of the component of every row, int64 [N], in the graph of pairs with cosine >= threshold."""
+    N, D = x.shape
+    labels = torch.empty(N, dtype=torch.int64)
+    bad = _C.components(
+        _rows(x), DTYPES[x.dtype], D, threshold, lattice.fine_radius(D), labels.data_ptr(), _progress.current(),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    if bad >= 0:
+        _check.finite_rows("deduplicate: x", x[bad : bad + 1], bad)
+    return labels
+
+
+def _rows(x: Tensor) -> tuple[int, int, int, int]:
+    """Address, strides and number of rows."""
+    return x.data_ptr(), x.stride(0), x.stride(1), x.shape[0]
+
+
+def _address(value: Tensor | None) -> int:
+    return 0 if value is None else value.data_ptr()

@@ -1,0 +1,98 @@
+"""Lists of neighbours, the sparse graph made from them, and lists that other libraries found."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mrtkern import _check
+
+OP = "Neighbors.from_lists"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Neighbors:
+    """The nearest rows of every row.
+
+    ids [M, k] int64: columns (rows of y, or of x), nearest first, equal scores by the lower id; -1 where there is none.
+    scores [M, k] float32: larger is nearer; -inf where there is none.
+    num_columns: how many rows could be neighbours, N.
+    """
+
+    ids: Tensor
+    scores: Tensor
+    num_columns: int
+
+    def __repr__(self) -> str:
+        """A line: millions of numbers help nobody."""
+        M, k = self.ids.shape
+        return f"Neighbors({k} of {self.num_columns} for each of {M} rows)"
+
+    def csr(self, diagonal: float | None = None, clamp: bool = False) -> Tensor:
+        """The lists as a sparse matrix [M, N] float32: columns ascending, places without a neighbour left out.
+
+        diagonal: the value of every row with itself, instead of what the lists have; only where M = N. clamp: negative
+        scores become 0, as a graph for facility location wants them. Memory beyond the result: 60 bytes per entry.
+        """
+        ids, scores = self.ids, self.scores.clamp(min=0) if clamp else self.scores
+        M, N = ids.shape[0], self.num_columns
+        if diagonal is not None:
+            if M != N:
+                _check.fail("Neighbors.csr", "diagonal", f"be None for a graph of {M} rows and {N} columns", diagonal)
+            rows = torch.arange(M, device=ids.device)[:, None]
+            ids = torch.cat([ids.masked_fill(ids == rows, -1), rows], dim=1)
+            scores = torch.cat([scores, torch.full_like(rows, 1, dtype=torch.float32) * diagonal], dim=1)
+        ids, order = ids.sort(dim=1)
+        is_real = ids >= 0
+        ends = torch.cat([ids.new_zeros(1), is_real.sum(dim=1).cumsum(0)])
+        values = scores.gather(1, order)[is_real]
+        return torch.sparse_csr_tensor(ends, ids[is_real], values, (M, N), check_invariants=False)  # they hold
+
+    @classmethod
+    def from_lists(cls, ids: Any, scores: Any, *, num_columns: int | None = None) -> Neighbors:
+        """Lists that FAISS, cuVS or usearch found, put into the order of `neighbors`.
+
+        ids [M, k] int64 or int32, in any order, -1 where there is none; scores [M, k] of any floating type, larger is
+        nearer: turn distances round first. Tensors or numpy arrays. num_columns: N (None: M, a graph of rows with
+        themselves).
+        Raises ValueError for an id that is outside 0 … N - 1 or twice in a row, and for a score that is NaN.
+        """
+        ids, scores = (torch.from_numpy(v) if isinstance(v, np.ndarray) else v for v in (ids, scores))
+        _check.floating(OP, "scores", scores)
+        _check.tensor(OP, "ids", ids)
+        if ids.dtype not in (torch.int32, torch.int64):
+            _check.fail(OP, "ids", "be int64 or int32", ids.dtype)
+        if ids.ndim != 2 or ids.shape != scores.shape:
+            shapes = f"{_check.shape(ids)} and {_check.shape(scores)}"
+            _check.fail(OP, "ids and scores", "be matrices of the same shape [M, k]", shapes)
+        _check.same_device(OP, ids=ids, scores=scores)
+        N = ids.shape[0] if num_columns is None else num_columns
+        ids = ids.long()
+        _ids_values(ids, N)
+        scores = scores.float().masked_fill(ids < 0, -math.inf)
+        if bool(scores.isnan().any()):
+            _check.fail(OP, "scores", "be numbers", f"nan in row {int(scores.isnan().any(dim=1).int().argmax())}")
+        places = torch.where(ids < 0, N, ids)  # behind everything else
+        order = places.sort(dim=1, stable=True).indices
+        order = order.gather(1, scores.gather(1, order).sort(dim=1, descending=True, stable=True).indices)
+        return cls(ids.gather(1, order), scores.gather(1, order), N)
+
+
+def _ids_values(ids: Tensor, N: int) -> None:
+    """Refuse ids that name no column, or one twice in a row."""
+    is_outside = (ids < -1) | (ids >= N)
+    if bool(is_outside.any()):
+        row = int(is_outside.any(dim=1).int().argmax())
+        got = f"{int(ids[row][is_outside[row]][0])} in row {row}"
+        _check.fail(OP, "ids", f"be from 0 to {N - 1}, or -1 (num_columns tells how many columns there are)", got)
+    in_order = ids.sort(dim=1).values
+    is_twice = (in_order[:, 1:] == in_order[:, :-1]) & (in_order[:, 1:] >= 0)
+    if bool(is_twice.any()):
+        row = int(is_twice.any(dim=1).int().argmax())
+        got = f"{int(in_order[row, 1:][is_twice[row]][0])} twice in row {row}"
+        _check.fail(OP, "ids", "name a column once in a row", got)

@@ -1,0 +1,161 @@
+"""Public `neighbors`: checks that need no data, dispatch, torch.library registration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mrtkern import _check, _dispatch, _progress
+from mrtkern.ops.neighbors.lists import Neighbors
+from mrtkern.ops.neighbors.problem import ENTRY_BYTES, METRICS, PRECISIONS, Inputs, Problem
+
+OP = "neighbors"
+
+torch.library.define(
+    "mrtkern::neighbors",
+    "(Tensor x, Tensor? y, SymInt k, str metric, float gamma, str precision, bool exclude_self, Tensor? group_x, "
+    "Tensor? group_y, str? backend) -> (Tensor ids, Tensor scores)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def _launch(
+    x: Tensor, y: Tensor | None, k: int, metric: str, gamma: float, precision: str, exclude_self: bool,
+    group_x: Tensor | None, group_y: Tensor | None, backend: str | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Every check that reads values, the choice of the backend and the call, below torch.compile."""
+    inputs = Inputs(x, y, k, metric, gamma, precision, exclude_self, group_x, group_y)
+    problem = Problem.of(inputs)
+    module = _dispatch.run(OP, backend, problem)
+    _check.fits(f"{OP}: x and k", problem.M * k * ENTRY_BYTES + module.memory(problem), x.device)
+    if metric == "dot" and x.dtype == torch.float64:
+        _finite_products(x, x if y is None else y)
+    with torch.autocast(x.device.type, enabled=False):  # an operator's products would be lowered like the caller's
+        ids, scores = module.forward(inputs)
+    return ids, scores
+
+
+torch.library.impl("mrtkern::neighbors", ("cpu", "cuda"), _launch)
+
+
+@torch.library.register_fake("mrtkern::neighbors")
+def _fake(x: Tensor, y: Tensor | None, k: int, *options: object) -> tuple[Tensor, Tensor]:
+    shape = (x.shape[0], k)
+    return x.new_empty(shape, dtype=torch.int64), x.new_empty(shape, dtype=torch.float32)
+
+
+def _finite_products(x: Tensor, y: Tensor) -> None:
+    """Refuse float64 rows whose products could overflow: infinities of both signs have no sum."""
+    if not x.numel() or not y.numel():
+        return
+    largest = float(x.abs().max()) * float(y.abs().max()) * x.shape[1]
+    if math.isinf(largest):
+        rule = "have products of rows below 1.8e308 for metric 'dot'"
+        _check.fail(OP, "x and y", rule, f"features up to {float(x.abs().max()):.3g} and {float(y.abs().max()):.3g}")
+
+
+def neighbors(
+    x: Tensor,
+    k: int,
+    *,
+    y: Tensor | None = None,
+    metric: str = "cosine",
+    gamma: float = 1.0,
+    exclude_self: bool | None = None,
+    exclude_group: Tensor | tuple[Tensor, Tensor] | None = None,
+    precision: str = "exact",
+    progress: bool | Callable[[float], Any] = False,
+    backend: str | None = None,
+) -> Neighbors:
+    """The k nearest rows of every row of x, among the rows of y or of x itself.
+
+        x, y = x / |x|, y / |y|
+        scores, ids = (x @ y.mT).topk(k)                  # metric "cosine", in float64, ties to the lower row number
+
+    x [M, D]: float32, float64, bfloat16, float16; y [N, D] of that type; None: x with itself.
+    k: neighbours per row; where fewer are left, lists end with id -1 and score -inf.
+    metric: "cosine", "dot", "shifted_cosine" (1 + cos) / 2, "clamped_cosine" max(cos, 0), "rbf" exp(-gamma |x - y|^2).
+    gamma > 0: for "rbf", in 1 / (unit of x)^2.
+    exclude_self: whether a row is kept out of its own list; None: yes without y. With y rows have no self.
+    exclude_group int64 [M], with y a pair ([M], [N]): rows with equal labels are no neighbours.
+    precision: "exact", the k largest float64 scores of the given numbers; "int16", the k largest products on the
+    lattice, the same bits on every machine (an error of about 1e-5); "float32", that backend's own float32 sums.
+    progress: True draws a bar on stderr, on a terminal, after two seconds; a callable gets fractions from 0 to 1.
+    Not under torch.compile. backend: None chooses; a name is obeyed or refused.
+
+    Returns Neighbors: ids [M, k] int64 and scores [M, k] float32, larger first, equal ones by the lower id; `.csr()`
+    makes a sparse matrix of them. A zero row has cosine 0 with all. No gradient. Deterministic: the same bits on every
+    run and for every number of threads; "exact" and "int16" also on every backend.
+    Memory beyond inputs and lists: reference 80 bytes per feature of 544 rows, 256 (512 + k) 32 and 16 per row; cpu
+    as `mrtkern.ops.neighbors.cpu` says.
+    Raises ValueError for NaN or infinity (naming the row) and for shapes and types that do not match; MemoryError when
+    it cannot fit. Source: `mrtkern.ops.neighbors` has the arithmetic.
+    """
+    _check_rows(x, y, metric, gamma)
+    _check_options(x, k, metric, precision)
+    _progress.check(OP, progress)
+    if y is not None and exclude_self:
+        _check.fail(OP, "exclude_self", "be None or False with y, whose rows are others", exclude_self)
+    group_x, group_y = _groups(x, y, exclude_group)
+    x, y = x.detach().resolve_neg(), None if y is None else y.detach().resolve_neg()  # kernels read the memory
+    is_self = y is None and exclude_self is not False
+    arguments = (x, y, k, metric, float(gamma), precision, is_self, group_x, group_y, backend)
+    if progress is False:
+        ids, scores = torch.ops.mrtkern.neighbors(*arguments)
+    else:
+        with _progress.shown(OP, progress):
+            ids, scores = torch.ops.mrtkern.neighbors(*arguments)
+    return Neighbors(ids, scores, (x if y is None else y).shape[0])
+
+
+def _check_rows(x: Tensor, y: Tensor | None, metric: str, gamma: float) -> None:
+    """Shapes, types and devices of the rows, and how they are compared."""
+    _check.floating(OP, "x", x)
+    _check.one_of(OP, "metric", metric, METRICS)
+    if not 0 < gamma < math.inf:
+        _check.fail(OP, "gamma", "be positive and finite", gamma)
+    if x.ndim != 2:
+        _check.fail(OP, "x", "be [M, D]", _check.shape(x))
+    if y is None:
+        return
+    _check.floating(OP, "y", y)
+    _check.same_device(OP, x=x, y=y)
+    if y.dtype != x.dtype:
+        _check.fail(OP, "y", f"have the type of x, {x.dtype}", y.dtype)
+    if y.ndim != 2 or y.shape[1] != x.shape[1]:
+        shapes = f"x {_check.shape(x)} and y {_check.shape(y)}"
+        _check.fail(OP, "x and y", "be [M, D] and [N, D] with the same number of features D", shapes)
+
+
+def _check_options(x: Tensor, k: int, metric: str, precision: str) -> None:
+    """How many and how exactly."""
+    if isinstance(k, bool) or not isinstance(k, (int, torch.SymInt)):
+        raise TypeError(f"{OP}: k must be an int, got {type(k).__name__}")
+    if k < 0:
+        _check.fail(OP, "k", "be at least 0", k)
+    _check.one_of(OP, "precision", precision, PRECISIONS)
+    if precision != "exact" and (metric == "rbf" or (metric == "dot" and x.dtype == torch.float64)):
+        rule = f"be 'exact' for metric {metric!r}" + (f" of {x.dtype}" if metric == "dot" else "")
+        _check.fail(OP, "precision", rule, repr(precision))
+
+
+def _groups(x: Tensor, y: Tensor | None, given: Any) -> tuple[Tensor | None, Tensor | None]:
+    """Group labels of the rows of x and of y."""
+    if given is None:
+        return None, None
+    if y is None:
+        _check.int64(OP, "exclude_group", given)
+        _check.vector(OP, "exclude_group", given, x.shape[0], "row of x")
+        _check.same_device(OP, x=x, exclude_group=given)
+        return given, given
+    if not isinstance(given, (tuple, list)) or len(given) != 2:
+        raise TypeError(f"{OP}: exclude_group must be a pair of tensors with y, got {type(given).__name__}")
+    for labels, rows, name in ((given[0], x, "x"), (given[1], y, "y")):
+        _check.int64(OP, "exclude_group", labels)
+        _check.vector(OP, "exclude_group", labels, rows.shape[0], f"row of {name}")
+        _check.same_device(OP, x=x, exclude_group=labels)
+    return given[0], given[1]

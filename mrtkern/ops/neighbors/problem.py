@@ -1,0 +1,141 @@
+"""What a neighbours call looks like, without any data in it, and the cases that tests and benchmarks share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+METRICS = ("cosine", "dot", "shifted_cosine", "clamped_cosine", "rbf")
+PRECISIONS = ("exact", "int16", "float32")
+ENTRY_BYTES = 12  # one neighbour: an int64 id and a float32 score
+
+
+class Inputs(NamedTuple):
+    """What every backend receives."""
+
+    x: Tensor  # [M, D]
+    y: Tensor | None  # [N, D] of the type of x; None: x meets itself
+    k: int  # neighbours per row, may exceed what there is
+    metric: str
+    gamma: float  # for rbf
+    precision: str
+    exclude_self: bool  # only without y
+    group_x: Tensor | None  # [M] int64: rows of equal groups are no neighbours
+    group_y: Tensor | None  # [N] int64, without y the same; both or neither
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Sizes, types and options. `kind`: "lists" (neighbors) or "components" (deduplicate; N None, K 0)."""
+
+    M: int  # rows of x
+    N: int | None  # rows of y; None: x meets itself
+    K: int  # neighbours per row
+    D: int  # features
+    dtype: torch.dtype
+    device: str = "cpu"
+    metric: str = "cosine"
+    precision: str = "exact"
+    exclude_self: bool = True
+    has_groups: bool = False
+    kind: str = "lists"
+
+    @classmethod
+    def of(cls, inputs: Inputs) -> Problem:
+        x, N = inputs.x, None if inputs.y is None else inputs.y.shape[0]
+        options = (inputs.metric, inputs.precision, inputs.exclude_self, inputs.group_x is not None)
+        return cls(x.shape[0], N, inputs.k, x.shape[1], x.dtype, x.device.type, *options)
+
+    @property
+    def columns(self) -> int:
+        """Rows that can be neighbours."""
+        return self.M if self.N is None else self.N
+
+    @property
+    def flops(self) -> int:
+        """Multiplications and additions of the products; without y each pair of different rows once."""
+        pairs = self.M * (self.M - 1) // 2 if self.N is None else self.M * self.N
+        return 2 * pairs * self.D
+
+    @property
+    def bytes(self) -> int:
+        """Moved at least once: rows in, lists out."""
+        return (self.M + (self.N or 0)) * self.D * self.dtype.itemsize + self.M * self.K * ENTRY_BYTES
+
+    def make_inputs(self, seed: int = 0) -> dict[str, Any]:
+        """Arguments of `neighbors`: normal rows of uneven length; the same seed gives the same bits."""
+        generator = torch.Generator().manual_seed(seed)
+
+        def rows(count: int) -> Tensor:
+            x = torch.randn(count, self.D, generator=generator)
+            return x.mul_(torch.rand(count, 1, generator=generator).add_(0.5)).to(self.device, self.dtype)
+
+        inputs: dict[str, Any] = {"x": rows(self.M), "k": self.K, "metric": self.metric, "precision": self.precision}
+        if self.N is None:
+            inputs["exclude_self"] = self.exclude_self
+        else:
+            inputs["y"] = rows(self.N)
+        if self.has_groups:
+            labels = torch.randint(0, 5, (self.M + (self.N or 0),), generator=generator).to(self.device)
+            inputs["exclude_group"] = labels if self.N is None else (labels[: self.M], labels[self.M :])
+        return inputs
+
+
+@dataclass(frozen=True)
+class Case:
+    """A problem with a name and the places that use it: "test", "bench". Rows of "glosses" come from bench/data.py."""
+
+    name: str
+    problem: Problem
+    tags: frozenset[str]
+    rows: str = "normal"
+
+    def make_inputs(self, seed: int = 0) -> dict[str, Any]:
+        """Arguments of `neighbors`."""
+        return self.problem.make_inputs(seed)
+
+
+def _test(name: str, M: int, N: int | None, K: int, D: int, dtype: torch.dtype = torch.float32, **more: Any) -> Case:
+    return Case(name, Problem(M, N, K, D, dtype, exclude_self=N is None, **more), frozenset({"test"}))
+
+
+def _bench(name: str, M: int, N: int | None, rows: str = "normal", precision: str = "exact") -> Case:
+    problem = Problem(M, N, 64, 384, torch.float32, precision=precision, exclude_self=N is None)
+    return Case(name, problem, frozenset({"bench"}), rows)
+
+
+CASES = (
+    _bench("6,272 x 50,000 normal", 6272, 50_000),
+    _bench("6,272 x 50,000 glosses", 6272, 50_000, "glosses"),
+    _bench("float32, 6,272 x 50,000 normal", 6272, 50_000, precision="float32"),
+    _bench("float32, 6,272 x 50,000 glosses", 6272, 50_000, "glosses", "float32"),
+    _bench("20,000 normal", 20_000, None),
+    _bench("50,000 normal", 50_000, None),
+    _bench("117,791 glosses", 117_791, None, "glosses"),
+    Case(
+        "deduplicate 20,000 glosses",
+        Problem(20_000, None, 0, 384, torch.float32, kind="components"),
+        frozenset({"bench"}),
+        "glosses",
+    ),
+    _test("one row of one feature", 1, 1, 1, 1),
+    _test("one feature", 9, 20, 4, 1),
+    _test("fewer rows than a panel", 7, 15, 3, 15),
+    _test("one panel", 16, 16, 5, 16),
+    _test("one row more than a panel", 17, 49, 8, 17),
+    _test("self graph", 47, None, 6, 31),
+    _test("self graph around three panels", 49, None, 9, 33),
+    _test("more neighbours than rows", 12, 5, 9, 8),
+    _test("all rows", 20, None, 19, 12),
+    _test("groups", 40, 70, 6, 24, has_groups=True),
+    _test("self graph with groups", 60, None, 5, 16, has_groups=True),
+    _test("bfloat16", 33, 65, 7, 48, torch.bfloat16),
+    _test("float16 self graph", 64, None, 7, 20, torch.float16),
+    _test("float64", 20, 30, 5, 19, torch.float64),
+    _test("one row more than a block of 512", 40, 513, 10, 9),
+    _test("self graph, one row more than a block of 512", 513, None, 4, 7),
+    _test("many features", 5, 30, 4, 8192),
+)

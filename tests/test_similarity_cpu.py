@@ -1,0 +1,375 @@
+"""similarity's compiled kernels against float64 truth: every layout, metric, type, instruction set and thread count."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mrtkern import _dispatch
+from mrtkern.ops.similarity.op import similarity
+from mrtkern.ops.similarity.problem import CASES, METRICS, Case, Problem
+from tests import oracle
+
+CPU = _dispatch.load("similarity", "cpu")
+pytestmark = pytest.mark.skipif(isinstance(CPU, str), reason=f"compiled kernels: {CPU}")
+ROOT = Path(__file__).parent.parent
+
+TEST_CASES = [case for case in CASES if "test" in case.tags and case.problem.dtype != torch.float64]
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# (M, N, D), N None: with itself. Rows around a panel of 16 and around 32, up to which groups are not packed; features
+# around a panel and around 64, from which they are not; blocks of 256 others; sizes that all threads share.
+SIZES = [
+    (1, 1, 1), (15, 17, 16), (16, 16, 63), (17, 15, 65), (31, 33, 15), (257, 255, 17), (900, 500, 33),
+    (1, None, 1), (15, None, 64), (16, None, 63), (17, None, 65), (31, None, 80), (32, None, 64), (33, None, 64),
+    (257, None, 15), (700, None, 33),
+]  # fmt: skip
+
+every_metric = pytest.mark.parametrize("metric", METRICS)
+every_case = pytest.mark.parametrize("case", TEST_CASES, ids=lambda case: case.name)
+every_size = pytest.mark.parametrize(("M", "N", "D"), SIZES)
+
+
+def run(inputs: dict[str, Any], backend: str, upstream: Tensor) -> list[Tensor]:
+    """Scores and the gradients of x and y."""
+    rows = {name: inputs[name].detach().clone().requires_grad_() for name in ("x", "y") if name in inputs}
+    s = similarity(**{**inputs, **rows}, backend=backend)
+    return [s.detach(), *torch.autograd.grad(s, list(rows.values()), upstream.to(s.dtype))]
+
+
+def assert_close_to_truth(inputs: dict[str, Any]) -> None:
+    """Scores and gradients err at most twice as much as the reference's in the same type, and one rounding.
+
+    Several gradients: the largest error of a handful of numbers is a matter of chance.
+    """
+    wide = {name: value.double() if name in ("x", "y") else value for name, value in inputs.items()}
+    generator, shape = torch.Generator().manual_seed(3), similarity(**inputs, backend="reference").shape
+    upstreams = [torch.randn(shape, generator=generator).to(inputs["x"].dtype) for _ in range(5)]
+    found = [
+        [torch.stack(parts) for parts in zip(*(run(given, backend, upstream) for upstream in upstreams), strict=True)]
+        for given, backend in ((inputs, "cpu"), (wide, "reference"), (inputs, "reference"))
+    ]
+    for got, truth, same in zip(*found, strict=True):
+        oracle.assert_close(got, truth, same)
+
+
+@every_metric
+@every_case
+def test_cases_err_no_more_than_twice_the_reference(case: Case, metric: str) -> None:
+    assert_close_to_truth(replace(case.problem, metric=metric, gamma=0.05).make_inputs())
+
+
+@every_metric
+@every_size
+def test_sizes_err_no_more_than_twice_the_reference(M: int, N: int | None, D: int, metric: str) -> None:
+    assert_close_to_truth(Problem("dense", 1, M, N, D, torch.float32, metric=metric, gamma=1 / D).make_inputs())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("N", [None, 20])
+def test_batches_err_no_more_than_twice_the_reference(N: int | None, dtype: torch.dtype) -> None:
+    assert_close_to_truth(Problem("batched", 5, 17, N, 70, dtype).make_inputs())
+
+
+def test_every_instruction_set_passes_the_same_tests() -> None:
+    """The instruction set is chosen once per process: the others run the tests of errors and limits in their own."""
+    from mrtkern import _C
+
+    tests = "err_no_more or same_bits or zero or finite or lengths or strides"
+    for isa in set(_C.isas()) - {_C.isa()}:
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", tests]
+        done = subprocess.run(
+            command, cwd=ROOT, env={**os.environ, "MRTKERN_ISA": isa}, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{isa}: {done.stdout[-2000:]}"
+
+
+def digests(problem: Problem) -> list[Tensor]:
+    inputs = problem.make_inputs()
+    upstream = torch.randn(problem.pairs, generator=torch.Generator().manual_seed(3))
+    return run(inputs, "cpu", upstream.view(similarity(**inputs, backend="cpu").shape))
+
+
+@pytest.mark.parametrize("metric", ["cosine", "rbf"])
+@pytest.mark.parametrize("N", [None, 300])
+def test_every_number_of_threads_gives_the_same_bits(N: int | None, metric: str, threads: Any) -> None:
+    """A matrix that is shared when there are few of them, and a batch of which each thread takes its own."""
+    dense = Problem("dense", 1, 700, N, 40, torch.float32, metric=metric, gamma=0.1)
+    for problem in (dense, replace(dense, kind="batched", B=70, M=90, N=None if N is None else 33)):
+        found = []
+        for count in (1, 2, 4, 16):
+            threads(count)
+            found.append(digests(problem))
+        for other in found[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+def test_a_matrix_with_itself_is_symmetric_to_the_bit() -> None:
+    for M, D in ((31, 70), (700, 40)):
+        s = similarity(torch.randn(M, D), backend="cpu")
+        assert torch.equal(s, s.T)
+
+
+def test_a_matrix_with_itself_is_what_it_is_with_a_copy_of_itself() -> None:
+    x = torch.randn(700, 40)
+    assert torch.equal(similarity(x, backend="cpu"), similarity(x, x.clone(), backend="cpu"))
+
+
+def test_groups_may_differ_in_size_by_orders() -> None:
+    """Empty, single, small, one beyond all tiles: each takes another path."""
+    sizes = torch.tensor([0, 1, 20, 2100, 0, 33, 3])
+    offsets = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+    x = torch.randn(int(sizes.sum()), 72)
+    s = similarity(x, offsets=offsets, backend="cpu").split(sizes.square().tolist())
+    for part, rows in zip(s, x.split(sizes.tolist()), strict=True):
+        dense = similarity(rows, backend="cpu") if len(rows) else torch.empty(0)
+        assert torch.equal(part, dense.flatten())
+
+
+@pytest.mark.parametrize("D", [1, 8192])
+def test_few_and_many_features_are_summed_within_the_bound(D: int) -> None:
+    x, y = torch.randn(18, D), torch.randn(5, D)
+    for other in (None, y):
+        truth = oracle.similarity(x, other)
+        oracle.assert_summed(similarity(x, other, backend="cpu"), truth.value, oracle.similarity_steps(D), 1.0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [20, 40])  # not packed, packed
+@pytest.mark.parametrize("size", ["largest", "smallest"])
+def test_lengths_neither_overflow_nor_vanish(size: str, rows: int, dtype: torch.dtype) -> None:
+    """Rows of the largest numbers, of subnormals, of both zeros, and ordinary ones, in one group."""
+    info = torch.finfo(dtype)
+    scale = info.max / 2 if size == "largest" else info.smallest_normal * info.eps
+    signs = torch.randint(0, 2, (rows, 70)) * 2.0 - 1
+    x = (signs * 2 * scale).to(dtype)
+    x[::3] = signs[::3].to(dtype)
+    x[1] = 0.0
+    x[4] = -0.0
+    offsets = torch.tensor([0, rows])
+    truth = oracle.similarity(x, offsets=offsets)
+    s = similarity(x, offsets=offsets, backend="cpu")
+    oracle.assert_summed(s, truth.value, oracle.similarity_steps(70), 1.0)
+    assert not s.view(rows, rows)[[1, 4]].any()
+
+
+@pytest.mark.parametrize("shape", [(50, 70), (4, 12, 70), (900, 70)])
+@pytest.mark.parametrize("name", ["x", "y"])
+def test_a_row_that_is_not_finite_is_named(name: str, shape: tuple[int, ...]) -> None:
+    x, y = torch.ones(shape), torch.ones(shape)
+    rows = (x if name == "x" else y).view(-1, 70)
+    rows[37, 3], rows[41, 69] = -torch.inf, torch.nan
+    with pytest.raises(ValueError, match=f"^similarity: {name} must be finite, got -inf in row 37$"):
+        similarity(x, y, backend="cpu")
+    if name == "x":
+        with pytest.raises(ValueError, match=r"^similarity: x must be finite, got -inf in row 37$"):
+            similarity(x, backend="cpu")
+
+
+@pytest.mark.parametrize("shape", [(20, 70), (700, 33), (3, 20, 70)])
+def test_strides_do_not_matter(shape: tuple[int, ...]) -> None:
+    dense = torch.randn(shape)
+    *outer, M, D = shape
+    every_second = torch.empty(*outer, 2 * M, 2 * D)[..., ::2, ::2].copy_(dense)
+    turned = dense.mT.contiguous().mT
+    batch_last = dense.movedim(0, -1).contiguous().movedim(-1, 0)
+    upstream = torch.randn(*outer, M, M)
+    expected = run({"x": dense}, "cpu", upstream)
+    for view in (every_second, turned, batch_last):
+        x = view.detach().requires_grad_()
+        s = similarity(x, backend="cpu")
+        (gradient,) = torch.autograd.grad(s, x, upstream.mT.contiguous().mT)
+        assert torch.equal(s, expected[0])
+        assert torch.equal(gradient, expected[1])
+    same = dense[..., :1, :].expand(shape)
+    assert torch.equal(similarity(same, backend="cpu"), similarity(same.contiguous(), backend="cpu"))
+
+
+def test_numpy_arrays_of_negative_strides_never_arrive() -> None:
+    with pytest.raises(ValueError, match="negative"):
+        torch.from_numpy(np.ones((4, 3), np.float32)[::-1])
+
+
+def test_rows_at_an_odd_address_are_refused_by_the_kernels_and_run_by_the_reference() -> None:
+    x = torch.randn(6, 5)
+    odd = torch.frombuffer(bytearray(b"\0" + x.numpy().tobytes()), dtype=torch.float32, offset=1).view(6, 5)
+    assert odd.data_ptr() % 4
+    with pytest.raises(ValueError, match="cannot run this: needs rows that begin at a multiple of the size"):
+        similarity(odd, backend="cpu")
+    assert torch.equal(similarity(odd), similarity(x, backend="reference"))
+
+
+def test_rows_may_lie_further_apart_than_two_to_the_31_elements() -> None:
+    """In a mapping of which only the pages that hold rows exist."""
+    apart = 2**31 + 7
+    with mmap.mmap(-1, 2 * (2 * apart + 70)) as memory:
+        far = torch.frombuffer(memory, dtype=torch.bfloat16, count=2 * apart + 70).as_strided((3, 70), (apart, 1))
+        far.copy_(torch.randn(3, 70))
+        batch = far.as_strided((3, 1, 70), (apart, apart, 1))
+        s, t = similarity(far, backend="cpu"), similarity(batch, far[:1].expand(3, 2, 70), backend="cpu")
+        expected = similarity(far.contiguous(), backend="cpu")
+        del far, batch
+    assert torch.equal(s, expected)
+    assert torch.equal(t[:, 0, 0], expected[:, 0])
+
+
+@pytest.mark.full
+def test_results_may_hold_more_than_two_to_the_31_scores() -> None:
+    """46,500 rows: 4.3 GB of bfloat16."""
+    x = torch.randn(46_500, 2).bfloat16()
+    s = similarity(x, backend="cpu")
+    for rows in (slice(0, 3), slice(46_180, 46_190), slice(46_497, 46_500)):  # before, around and beyond 2**31
+        truth = oracle.similarity(x[rows], x)
+        oracle.assert_summed(s[rows], truth.value, oracle.similarity_steps(2), 1.0)
+
+
+def test_a_forked_child_computes_too(threads: Any) -> None:
+    """Kernels only: torch's own threads, which fill new memory in tests, do not survive a fork."""
+    x = Problem("dense", 1, 700, None, 40, torch.float32).make_inputs()["x"]
+    threads(4)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    expected = CPU.forward(x, None, None, "cosine", 1.0).numpy().tobytes()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        os._exit(0 if CPU.forward(x, None, None, "cosine", 1.0).numpy().tobytes() == expected else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_eight_concurrent_callers_get_their_own_answers(threads: Any) -> None:
+    threads(2)
+    matrices = [torch.randn(400, 40) for _ in range(8)]
+    expected = [similarity(x, backend="cpu") for x in matrices]
+    wrong: list[int] = []
+
+    def call(i: int) -> None:
+        wrong.extend(i for _ in range(10) if not torch.equal(similarity(matrices[i], backend="cpu"), expected[i]))
+
+    callers = [threading.Thread(target=call, args=(i,)) for i in range(8)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join(60)
+    assert wrong == []
+
+
+def test_the_callers_float_modes_do_not_reach_the_kernels() -> None:
+    x = torch.randn(20, 70) * 1e-41
+    expected = similarity(x, backend="cpu")
+    assert torch.set_flush_denormal(True)
+    try:
+        assert torch.equal(similarity(x, backend="cpu"), expected)
+    finally:
+        torch.set_flush_denormal(False)
+
+
+INTERRUPTED = """
+import os, signal, threading, time, torch
+from mrtkern.ops.similarity import cpu
+torch.set_num_threads({threads})
+x = torch.ones(16384, 8192, dtype=torch.bfloat16)
+cpu.forward(x[:1000], None, None, "cosine", 1.0)
+grad = torch.ones(16384, 16384, dtype=torch.bfloat16)
+pressed = []
+def press():
+    time.sleep(0.5)
+    pressed.append(time.monotonic())
+    os.kill(os.getpid(), signal.SIGINT)
+threading.Thread(target=press).start()
+try:
+    {call}
+    print("finished")
+except KeyboardInterrupt:
+    print(time.monotonic() - pressed[0])
+"""
+CALLS = (
+    'cpu.forward(x, None, None, "cosine", 1.0)',
+    'cpu.backward(grad, x, None, None, "cosine", 1.0, True, False)',
+    'cpu.forward(x.view(32, 512, 8192), None, None, "cosine", 1.0)',
+)
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("count", [1, 2])
+def test_ctrl_c_returns_within_half_a_second(count: int, call: str) -> None:
+    program = INTERRUPTED.format(threads=count, call=call)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.strip() != "finished", "the call is too short to be interrupted"
+    assert float(done.stdout) < 0.5
+
+
+@pytest.mark.parametrize("problem", [Problem("dense", 1, 1500, None, 128, torch.float32), TEST_CASES[0].problem])
+def test_more_threads_than_cores_do_not_collapse(problem: Problem, threads: Any) -> None:
+    inputs, best = problem.make_inputs(), dict.fromkeys((1, 2, 4, 16), float("inf"))
+    for count in list(best) * 7:
+        threads(count)
+        start = time.perf_counter()
+        for _ in range(3):
+            similarity(**inputs, backend="cpu")
+        best[count] = min(best[count], time.perf_counter() - start)
+    assert best[16] < 1.5 * max(best[1], best[2], best[4])
+
+
+MEMORY = """
+import torch
+from mrtkern.ops.similarity import cpu
+from mrtkern.ops.similarity.problem import Problem
+problem = {problem}
+inputs = problem.make_inputs()
+x, y, offsets = inputs["x"].detach(), inputs.get("y"), inputs.get("offsets")
+y = None if y is None else y.detach()
+cut = None if offsets is None else torch.tensor([0, 40])
+small = (x[..., :40, :], None if y is None else y[..., :40, :], cut)
+options = (problem.metric, 1.0)
+grad = torch.zeros(problem.pairs).view(cpu.forward(x, y, offsets, *options).shape)
+def call(x, y, offsets, grad):
+    if problem.wants_grad:
+        return cpu.backward(grad, x, y, offsets, *options, True, y is not None)
+    return [cpu.forward(x, y, offsets, *options)]
+call(*small, torch.zeros_like(cpu.forward(*small, *options)))
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")
+def high():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024
+before = high()
+found = call(x, y, offsets, grad)
+outputs = sum(value.nbytes for value in found if value is not None)
+print(high() - before - outputs, cpu.memory(problem, problem.pairs, {largest}))
+"""
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak of memory cannot be reset here")
+@pytest.mark.parametrize(
+    ("shape", "largest"),
+    [
+        ("'dense', 1, 4096, None, 1024, torch.float32", 4096),
+        ("'dense', 1, 3000, 2000, 1024, torch.float32", 3000),
+        ("'batched', 64, 256, None, 1024, torch.float32", 256),
+        ("'packed', 2000, 60000, None, 128, torch.float32, sizes=(30,) * 2000", 30),
+    ],
+)
+@pytest.mark.parametrize("metric", ["cosine", "rbf"])
+@pytest.mark.parametrize("wants_grad", [False, True])
+def test_memory_stays_within_the_formula(wants_grad: bool, metric: str, shape: str, largest: int) -> None:
+    """The stated bytes, and a MiB for pages and the heap."""
+    problem = f"Problem({shape}, metric={metric!r}, wants_grad={wants_grad})"
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY.format(problem=problem, largest=largest)],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    used, stated = map(int, done.stdout.split())
+    assert used <= stated + 2**20

@@ -16,8 +16,8 @@
 
 #include "common/interrupt.h"
 #include "common/parallel.h"
-#include "neighbors/blocks.h"
 #include "neighbors/lists.h"
+#include "tile/blocks.h"
 #include "tile/panels.h"
 
 namespace mrt {

@@ -12,8 +12,8 @@
 #include "common/memory.h"
 #include "common/parallel.h"
 #include "isa/kernels.h"
-#include "neighbors/blocks.h"
 #include "similarity/groups.h"
+#include "tile/blocks.h"
 #include "tile/first_bad_row.h"
 
 namespace mrt {

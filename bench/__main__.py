@@ -120,7 +120,7 @@ def run_case(op: Any, case: Any, args: argparse.Namespace, roofline: Roofline, t
     memory = {} if args.quick else peak_memory(op, inputs, [c.name for c in competitors if c.has_memory])
     nbytes, flops = op.work(case)
     notes = {competitor.name: competitor.note for competitor in competitors}
-    notes[report.OURS] = f"backend {op.backend(case)}"
+    notes[report.OURS] = f"backend {op.backend(case)}" + (f"; {rounds} rounds" if rounds < args.rounds else "")
     return report.CaseResult(case.name, seconds, checked, notes, memory, inputs["x"].nbytes, nbytes, flops)
 
 

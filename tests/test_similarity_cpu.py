@@ -302,7 +302,7 @@ CALLS = (
 
 
 @pytest.mark.parametrize("call", CALLS)
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.full), 2])
 def test_ctrl_c_returns_within_half_a_second(count: int, call: str) -> None:
     program = INTERRUPTED.format(threads=count, call=call)
     done = subprocess.run(
@@ -362,7 +362,7 @@ print(high() - before - outputs, cpu.memory(problem, problem.pairs, {largest}))
         ("'packed', 2000, 60000, None, 128, torch.float32, sizes=(30,) * 2000", 30),
     ],
 )
-@pytest.mark.parametrize("metric", ["cosine", "rbf"])
+@pytest.mark.parametrize("metric", ["rbf", pytest.param("cosine", marks=pytest.mark.full)])  # rbf packs all there is
 @pytest.mark.parametrize("wants_grad", [False, True])
 def test_memory_stays_within_the_formula(wants_grad: bool, metric: str, shape: str, largest: int) -> None:
     """The stated bytes, and a MiB for pages and the heap."""

@@ -107,7 +107,9 @@ def digests(problem: Problem) -> list[Tensor]:
 def test_every_number_of_threads_gives_the_same_bits(N: int | None, metric: str, threads: Any) -> None:
     """A matrix that is shared when there are few of them, and a batch of which each thread takes its own."""
     dense = Problem("dense", 1, 700, N, 40, torch.float32, metric=metric, gamma=0.1)
-    for problem in (dense, replace(dense, kind="batched", B=70, M=90, N=None if N is None else 33)):
+    batch = replace(dense, kind="batched", B=70, M=90, N=None if N is None else 33)
+    long = replace(dense, kind="batched", B=17, M=1100, N=None if N is None else 1030, D=2)  # beyond 64 panels
+    for problem in (dense, batch, long):
         found = []
         for count in (1, 2, 4, 16):
             threads(count)

@@ -31,12 +31,11 @@ def check_weight(op: str, weight: Any) -> None:
 
 
 def check(
-    op: str, hidden: Any, weight: Any, bias: Any, targets: Any, target_offsets: Any, token_weight: Any = None
+    op: str, hidden: Any, weight: Any, bias: Any, targets: Any, target_offsets: Any = None, token_weight: Any = None
 ) -> None:
     """Shapes, types and devices; nothing that reads a tensor."""
     _check.floating(op, "hidden", hidden)
     check_weight(op, weight)
-    _check.int64(op, "targets", targets)
     if hidden.ndim != 2:
         _check.fail(op, "hidden", "be [T, D]", _check.shape(hidden))
     if weight.ndim != 2 or weight.shape[1] != hidden.shape[1]:
@@ -47,16 +46,23 @@ def check(
     if bias is not None:
         _check.floating(op, "bias", bias)
         _check.vector(op, "bias", bias, weight.shape[0], "row of weight")
-    if target_offsets is None:
-        _check.vector(op, "targets", targets, hidden.shape[0], "row of hidden")
-    else:
+    check_entries(op, targets, token_weight, hidden.shape[0] if target_offsets is None else None, "row of hidden")
+    if target_offsets is not None:
         _check.int64(op, "target_offsets", target_offsets)
         _check.vector(op, "target_offsets", target_offsets, hidden.shape[0] + 1, "row of hidden and one more")
+    tensors = {"hidden": hidden, "weight": weight, "bias": bias, "targets": targets}
+    _check.same_device(op, **tensors, token_weight=token_weight, target_offsets=target_offsets)
+
+
+def check_entries(op: str, targets: Any, token_weight: Any, rows: int | None, like: str) -> None:
+    """Targets, one per row where `rows` is given, and a weight for each."""
+    _check.int64(op, "targets", targets)
+    _check.vector(op, "targets", targets, targets.numel() if rows is None else rows, "target" if rows is None else like)
     if token_weight is not None:
         _check.floating(op, "token_weight", token_weight)
         _check.vector(op, "token_weight", token_weight, targets.shape[0], "target")
-    tensors = {"hidden": hidden, "weight": weight, "bias": bias, "targets": targets}
-    _check.same_device(op, **tensors, token_weight=token_weight, target_offsets=target_offsets)
+        if token_weight.requires_grad:
+            _check.fail(op, "token_weight", "need no gradient, which would be the loss of each token", "one that does")
 
 
 def check_targets(op: str, targets: Tensor, V: int, ignore_index: int) -> None:

@@ -17,9 +17,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mrtkern import _check, _dispatch
-from mrtkern.ops.linear_cross_entropy import chunks, head
-from mrtkern.ops.linear_cross_entropy.problem import Problem
-from mrtkern.ops.linear_cross_entropy.rows import Entries, Options, entries
+from mrtkern.ops.cross_entropy.problem import IGNORE
+from mrtkern.ops.linear_cross_entropy import chunks, head, passes
+from mrtkern.ops.linear_cross_entropy.problem import Cap, Problem
+from mrtkern.ops.linear_cross_entropy.rows import Entries, entries
 
 
 @dataclass(frozen=True)
@@ -29,27 +30,25 @@ class _Shard:
     op: str
     group: dist.ProcessGroup
     given: Entries  # rows that count; their targets are numbered from this rank's first class, -1 where it has them not
-    options: Options
+    z_loss: float
+    cap: Cap
 
     @classmethod
     def of(
         cls, op: str, group: dist.ProcessGroup, first_class: int, V: int, targets: Tensor, token_weight: Tensor | None,
-        ignore_index: int, options: Options, wide: torch.dtype,
+        ignore_index: int, z_loss: float, softcap: float | None, wide: torch.dtype,
     ) -> _Shard:  # fmt: skip
         valid = targets != ignore_index
         weight = (valid / valid.sum().clamp(min=1) if token_weight is None else token_weight).to(wide)
         own = targets - first_class
         own = torch.where((own >= 0) & (own < V), own, -1)
-        return cls(op, group, entries(own, None, weight, valid & (weight != 0)), options)
+        return cls(op, group, entries(own, None, weight, valid & (weight != 0)), z_loss, Cap(softcap or 0.0))
 
     def statistics(self, rows: ModuleType, z: Tensor, chunk: slice) -> Tensor:
         """Of some rows: lse, target logit (0 elsewhere), whether the target is here: [3, C] float64."""
-        part = self.given.chunk(chunk)
-        is_here = part.targets >= 0
-        anything = Entries(None, None, part.targets.clamp(min=0), None, part.weight)
-        found = rows.forward(z, anything, self.options, wants=("nll", "lse"))
-        assert found.lse is not None and found.nll is not None
-        return torch.stack([found.lse, torch.where(is_here, found.lse - found.nll, 0), is_here.double()])
+        targets = self.given.targets[chunk]
+        logp, _, lse = rows.log_probs(z, targets.clamp(min=0), self.cap)
+        return torch.stack([lse, torch.where(targets < 0, 0, lse + logp), (targets >= 0).double()])
 
     def merge(self, mine: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """The loss and the lse [T'] of the whole vocabulary, from the statistics [3, T'] of every rank."""
@@ -64,7 +63,7 @@ class _Shard:
                 f"{self.op}: targets must each be a class of exactly one rank, got {int(targets[t])} at position {t}, "
                 f"which {int(owners[i])} have"
             )
-        each = lse - everyone[:, 1].sum(0) + self.options.z_loss * lse**2
+        each = lse - everyone[:, 1].sum(0) + self.z_loss * lse**2
         return (self.given.weight * each).sum().to(self.given.weight.dtype), lse
 
 
@@ -83,7 +82,9 @@ class _Logits(torch.autograd.Function):
         logits, lse = ctx.saved_tensors
         shard = ctx.shard
         dz = _wanted(logits, shard.given, is_copy=True)
-        ctx.rows.forward(dz, shard.given, shard.options, given_lse=lse, wants_gradient=True)
+        ctx.rows.log_probs_backward(
+            dz, shard.given.targets, shard.cap, shard.given.weight, None, z_loss=shard.z_loss, lse=lse
+        )
         dz *= grad
         if shard.given.rows is None:
             return dz, None, None, None
@@ -96,17 +97,17 @@ class _Linear(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, shard: _Shard,
         rows: ModuleType, problem: Problem,
     ) -> Tensor:  # fmt: skip
-        ctx.plan = {"size": rows.chunk_size(problem), "product": rows.multiplies(problem)}
+        size, product = rows.chunk_size(problem), rows.multiplies(problem)
         counted = shard.given.targets.shape[0]
         mine = torch.empty(3, counted, dtype=torch.float64, device=hidden.device)
 
         def step(z: Tensor, chunk: slice) -> None:
             mine[:, chunk] = shard.statistics(rows, z, chunk)
 
-        chunks.run(hidden, weight, bias, shard.given.rows, step, **ctx.plan)
+        chunks.run(hidden, weight, bias, shard.given.rows, step, size=size, product=product)
         loss, lse = shard.merge(mine, targets)
         ctx.save_for_backward(hidden, weight, bias, lse)
-        ctx.shard, ctx.rows, ctx.needs = shard, rows, problem.needs
+        ctx.shard, ctx.rows, ctx.problem = shard, rows, problem
         return loss
 
     @staticmethod
@@ -114,13 +115,8 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, lse = ctx.saved_tensors
         shard = ctx.shard
-
-        def step(z: Tensor, chunk: slice) -> None:
-            ctx.rows.forward(
-                z, shard.given.chunk(chunk), shard.options, given_lse=lse[chunk], wants_gradient=True
-            )
-
-        made = chunks.run(hidden, weight, bias, shard.given.rows, step, **ctx.plan, needs=ctx.needs)
+        given = (ctx.rows, ctx.problem, hidden, weight, bias, shard.given, shard.cap, None)
+        made = passes.log_probs_backward(*given, z_loss=shard.z_loss, lse=lse)
         if made.hidden is not None:
             dist.all_reduce(made.hidden, group=shard.group)
         found = ((made.hidden, hidden), (made.weight, weight), (made.bias, bias))
@@ -142,7 +138,7 @@ def vocabulary_parallel_cross_entropy(
     first_class: int,
     group: dist.ProcessGroup,
     token_weight: Tensor | None = None,
-    ignore_index: int = -100,
+    ignore_index: int = IGNORE,
     z_loss: float = 0.0,
     softcap: float | None = None,
     backend: str | None = None,
@@ -170,9 +166,8 @@ def vocabulary_parallel_cross_entropy(
     T, V = logits.shape
     problem = Problem(T, 0, V, logits.dtype, logits.dtype, logits.dtype, logits.device.type)
     rows = _dispatch.run("linear_cross_entropy", backend, problem)
-    options = Options(0.0, z_loss, softcap or 0.0)
     wide = head.sums_in(logits.dtype)
-    shard = _Shard.of(op, group, first_class, V, targets, token_weight, ignore_index, options, wide)
+    shard = _Shard.of(op, group, first_class, V, targets, token_weight, ignore_index, z_loss, softcap, wide)
     loss: Tensor = _Logits.apply(logits, targets, shard, rows)  # type: ignore[no-untyped-call]
     return loss
 
@@ -187,7 +182,7 @@ def vocabulary_parallel_linear_cross_entropy(
     group: dist.ProcessGroup,
     bias: Tensor | None = None,
     token_weight: Tensor | None = None,
-    ignore_index: int = -100,
+    ignore_index: int = IGNORE,
     z_loss: float = 0.0,
     softcap: float | None = None,
     backend: str | None = None,
@@ -213,8 +208,10 @@ def vocabulary_parallel_linear_cross_entropy(
     problem = Problem.of(hidden, weight, bias, product, (needs[0], needs[1], needs[2]), is_log_prob=True)
     rows = _dispatch.run("linear_cross_entropy", backend, problem)
     head.check_memory(op, problem, rows, targets)
-    options, wide = Options(0.0, z_loss, softcap or 0.0), head.sums_in(product)
-    shard = _Shard.of(op, group, first_class, weight.shape[0], targets, token_weight, ignore_index, options, wide)
+    wide = head.sums_in(product)
+    shard = _Shard.of(
+        op, group, first_class, weight.shape[0], targets, token_weight, ignore_index, z_loss, softcap, wide
+    )
     with torch.autocast(hidden.device.type, enabled=False):
         loss: Tensor = _Linear.apply(hidden, weight, bias, targets, shard, rows, problem)  # type: ignore[no-untyped-call]
     return loss

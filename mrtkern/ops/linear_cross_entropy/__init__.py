@@ -1,4 +1,4 @@
-"""Cross-entropy of a linear head: the loss of `hidden @ weight.T` and its gradients, never more than one chunk of logits.
+"""Cross-entropy of a linear head: the loss of `hidden @ weight.T`, its gradients, never more than one chunk of logits.
 
     z_t = W h_t + b,   u = cap(z),   lse_t = log sum_v exp(u_tv),   p_tv = exp(u_tv - lse_t)
     L   = sum_e w_e l_e,   l_e as in `mrtkern.ops.cross_entropy`, e the targets (entries) of row t
@@ -9,14 +9,14 @@ Gradients. w_e multiplies rows, so it goes into dz before anything is summed ove
 
     dz_tv = dL/dz_tv,   dh = dz W,   dW = dz^T h,   db = sum_t dz_t
 
-L is a scalar, so its gradient is known up to a factor before backward is called: each chunk of logits becomes dz in place
-and is used up at once. Three products of 2 T V D operations, where a program that weighs the losses afterwards and
+L is a scalar, so its gradient is known up to a factor before backward is called: each chunk of logits becomes dz in
+place and is used up at once. Three products of 2 T V D operations, where a program that weighs the losses afterwards and
 recomputes its logits needs four. Rows whose weights are all 0 are dropped before the first product.
 
-`linear_log_prob` gives logp_t = u_ty / tau - lse_t and the entropy H_t = lse_t - sum_v p_tv u_tv / tau of each row (with
-u / tau in place of u), and takes any upstream gradients a, c of the two:
+`linear_log_prob` gives logp_t = u_ty - lse_t and the entropy H_t = lse_t - sum_v p_tv u_tv of each row, with u = cap(z) /
+temperature, and takes any upstream gradients a, c of the two:
 
-    dL/du_tv = (a_t ([v = y_t] - p_tv) - c_t p_tv (log p_tv + H_t)) / tau
+    dL/du_tv = a_t ([v = y_t] - p_tv) - c_t p_tv (log p_tv + H_t)
 
 They are not known in advance, so the logits of a chunk are computed again in backward: four products of 2 T V D.
 

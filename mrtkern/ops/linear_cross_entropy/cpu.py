@@ -8,15 +8,18 @@ Sums   products in float32; in bfloat16 where the caller allows it and the machi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 import mrtkern._C as _C
-from mrtkern.ops.linear_cross_entropy.problem import Problem, chunk_rows
-from mrtkern.ops.linear_cross_entropy.rows import Entries, Options, Results
+from mrtkern.ops.cross_entropy import cpu as cross_entropy
+from mrtkern.ops.linear_cross_entropy.problem import Cap, LogProbs, Problem, chunk_rows
 
-DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-NOTHING = torch.iinfo(torch.int64).min  # the index to ignore: what is ignored does not come here
+forward = cross_entropy.forward
+
+NO_TARGET = torch.iinfo(torch.int64).min  # the index to ignore: rows that are ignored do not come here
 
 
 def why_not(problem: Problem) -> str | None:
@@ -42,22 +45,30 @@ def chunk_size(problem: Problem) -> int:
     return chunk_rows(problem, multiplies(problem).itemsize)
 
 
-def forward(
-    z: Tensor, given: Entries, options: Options, *, entropy_weight: Tensor | None = None,
-    given_lse: Tensor | None = None, wants_gradient: bool = False, wants: tuple[str, ...] = (),
-) -> Results:  # fmt: skip
-    """Losses of rows of logits z [C, V], which become dL/dz where the gradient is wanted."""
-    def address(value: Tensor | None) -> int:
-        return 0 if value is None else value.data_ptr()
+def log_probs(z: Tensor, targets: Tensor, cap: Cap) -> LogProbs:
+    """Of rows of logits z [C, V]; targets [C] are classes."""
+    nll, entropy, lse = torch.empty(len(z)), torch.empty(len(z)), torch.empty(len(z), dtype=torch.float64)
+    out = [nll.data_ptr(), 0, entropy.data_ptr(), 0, lse.data_ptr()]
+    _rows(z, targets, cap, torch.ones(len(z)), out=out)
+    return LogProbs(nll.neg_(), entropy, lse)
 
-    sizes = {"nll": given.targets.shape[0], "entropy": z.shape[0], "argmax": z.shape[0], "lse": z.shape[0]}
-    types = {"argmax": torch.int64, "lse": torch.float64}
-    found = {name: torch.empty(sizes[name], dtype=types.get(name, torch.float32)) for name in wants}
-    loss = _C.cross_entropy_rows(
-        z.data_ptr(), z.data_ptr() if wants_gradient else 0, DTYPES[z.dtype], z.shape[0], z.shape[1], z.stride(0),
-        z.stride(0), given.targets.data_ptr(), address(given.offsets), NOTHING, given.weight.data_ptr(), 0.0,
-        address(entropy_weight), options.label_smoothing, options.z_loss, options.softcap, options.scale,
-        [address(found.get(name)) for name in ("nll", "weighted", "entropy", "argmax", "lse")], address(given_lse),
-        torch.get_num_threads(),
+
+def log_probs_backward(
+    z: Tensor, targets: Tensor, cap: Cap, w: Tensor, c: Tensor | None, *, z_loss: float = 0.0, lse: Tensor | None = None
+) -> None:
+    """z [C, V] becomes the gradient of sum_t w_t (z_loss lse_t^2 - logp_t) + c_t H_t."""
+    _rows(z, targets, cap, w, c=c, z_loss=z_loss, lse=lse, gradient=z.data_ptr())
+
+
+def _rows(
+    z: Tensor, targets: Tensor, cap: Cap, w: Tensor, *, c: Tensor | None = None, z_loss: float = 0.0,
+    lse: Tensor | None = None, gradient: int = 0, out: Sequence[int] = (0,) * 5,
+) -> None:  # fmt: skip
+    """One call of the kernel, with one target per row."""
+    targets, w = targets.contiguous(), w.contiguous()
+    c, lse = (None if value is None else value.contiguous() for value in (c, lse))
+    _C.cross_entropy_rows(
+        z.data_ptr(), gradient, cross_entropy.DTYPES[z.dtype], len(z), z.shape[1], z.stride(0), z.stride(0),
+        targets.data_ptr(), 0, NO_TARGET, w.data_ptr(), 0.0, 0 if c is None else c.data_ptr(), 0.0, z_loss,
+        cap.softcap, 1 / cap.temperature, list(out), 0 if lse is None else lse.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
-    return Results(loss, **found)

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from mrtkern import _check, _dispatch
+from mrtkern.ops.cross_entropy.problem import IGNORE
 from mrtkern.ops.linear_cross_entropy import head, passes
-from mrtkern.ops.linear_cross_entropy.problem import Problem, memory
-from mrtkern.ops.linear_cross_entropy.rows import Options, entries
+from mrtkern.ops.linear_cross_entropy.problem import Cap, Problem
+from mrtkern.ops.linear_cross_entropy.rows import entries
 
 OP = "linear_log_prob"
 FOLDER = "linear_cross_entropy"  # its backends are that operation's
@@ -43,7 +44,7 @@ def _forward(
     counts = targets != ignore_index
     given = entries(targets, None, counts.to(head.sums_in(product)), counts)
     with torch.autocast(hidden.device.type, enabled=False):
-        return passes.log_probs(rows, problem, hidden, weight, bias, given, Options(0.0, 0.0, softcap, 1 / temperature))
+        return passes.log_probs(rows, problem, hidden, weight, bias, given, Cap(softcap, temperature))
 
 
 def _backward(
@@ -64,13 +65,10 @@ def _backward(
     h = None if dentropy is None else dentropy.to(wide).contiguous()
     if h is not None and given.rows is not None:
         h = h[given.rows]
-    options = Options(0.0, 0.0, softcap, 1 / temperature)
     with torch.autocast(hidden.device.type, enabled=False):
-        made = passes.log_probs_backward(rows, problem, hidden, weight, bias, given, options, h)
+        made = passes.log_probs_backward(rows, problem, hidden, weight, bias, given, Cap(softcap, temperature), h)
     found = ((made.hidden, hidden), (made.weight, weight), (made.bias, bias))
-    return tuple(
-        hidden.new_empty(0) if d is None or value is None else d.to(value.dtype) for d, value in found
-    )
+    return tuple(hidden.new_empty(0) if d is None or value is None else d.to(value.dtype) for d, value in found)
 
 
 def _fake_forward(
@@ -115,9 +113,7 @@ class _LinearLogProb(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dlogp: Tensor | None, dentropy: Tensor | None) -> tuple[Tensor | None, ...]:
-        made = torch.ops.mrtkern.linear_log_prob_backward(
-            dlogp, dentropy, *ctx.saved_tensors, *ctx.options, ctx.needs
-        )
+        made = torch.ops.mrtkern.linear_log_prob_backward(dlogp, dentropy, *ctx.saved_tensors, *ctx.options, ctx.needs)
         return *(d if need else None for d, need in zip(made, ctx.needs, strict=True)), None, None, None
 
 
@@ -129,7 +125,7 @@ def linear_log_prob(
     bias: Tensor | None = None,
     softcap: float | None = None,
     temperature: float = 1.0,
-    ignore_index: int = -100,
+    ignore_index: int = IGNORE,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each row's target and entropy of its distribution, from hidden states.

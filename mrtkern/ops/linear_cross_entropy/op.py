@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from mrtkern import _dispatch
+from mrtkern import _check, _dispatch
+from mrtkern.ops.cross_entropy.problem import IGNORE, Options
 from mrtkern.ops.linear_cross_entropy import head, passes
 from mrtkern.ops.linear_cross_entropy.problem import Problem
-from mrtkern.ops.linear_cross_entropy.rows import Options, entries
+from mrtkern.ops.linear_cross_entropy.rows import entries
 
 OP = "linear_cross_entropy"
 
@@ -50,11 +52,9 @@ def _forward(
         each = token_weight.to(wide)
         counts = counts if wants_details else counts & (each != 0)
     given = entries(targets, target_offsets, each, counts)
-    options = Options(label_smoothing, z_loss, softcap)
+    options = Options(ignore_index, label_smoothing, z_loss, softcap)
     with torch.autocast(hidden.device.type, enabled=False):  # `product` says already what may be lowered
-        found = passes.losses(
-            rows, problem, hidden, weight, bias, given, options, targets.shape[0], wants_details
-        )
+        found = passes.losses(rows, problem, hidden, weight, bias, given, options, targets.shape[0], wants_details)
     loss = torch.tensor(found.loss, dtype=wide, device=hidden.device)
     nothing = loss.new_empty(0)
     made = (found.gradients.hidden, found.gradients.weight, found.gradients.bias)
@@ -137,7 +137,7 @@ def linear_cross_entropy(
     *,
     bias: Tensor | None = None,
     token_weight: Tensor | None = None,
-    ignore_index: int = -100,
+    ignore_index: int = IGNORE,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     softcap: float | None = None,
@@ -145,6 +145,11 @@ def linear_cross_entropy(
     backend: str | None = None,
 ) -> Tensor:
     head.check(OP, hidden, weight, bias, targets, target_offsets, token_weight)
+    head.check_softcap(OP, softcap)
+    if not 0 <= label_smoothing <= 1:
+        _check.fail(OP, "label_smoothing", "be from 0 to 1", label_smoothing)
+    if not math.isfinite(z_loss):
+        _check.fail(OP, "z_loss", "be finite", z_loss)
     needs = head.needs(hidden, weight, bias)
     options = (ignore_index, label_smoothing, z_loss, softcap or 0.0, head.product_type(hidden, weight), backend)
     tensors = (hidden, weight, bias, targets, token_weight, target_offsets)

@@ -11,12 +11,11 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from mrtkern.ops.cross_entropy.problem import Options
 from mrtkern.ops.linear_cross_entropy import chunks
 from mrtkern.ops.linear_cross_entropy.chunks import Gradients
-from mrtkern.ops.linear_cross_entropy.problem import Problem
-from mrtkern.ops.linear_cross_entropy.rows import Entries, Options
-
-DETAILS = ("nll", "entropy", "argmax")
+from mrtkern.ops.linear_cross_entropy.problem import Cap, Problem
+from mrtkern.ops.linear_cross_entropy.rows import Entries
 
 
 @dataclass(frozen=True)
@@ -42,9 +41,9 @@ def losses(
         nonlocal total
         part = given.chunk(chunk)
         found = rows.forward(
-            z, part, options, wants_gradient=problem.wants_grad, wants=DETAILS if wants_details else ()
+            z, part.targets, part.weight, part.offsets, options, z if problem.wants_grad else None, wants_details
         )
-        total += found.loss
+        total += float(found.loss)
         if wants_details:
             nll[given.span(chunk)], entropy[chunk], argmax[chunk] = found.nll, found.entropy, found.argmax
 
@@ -59,34 +58,28 @@ def losses(
 
 
 def log_probs(
-    rows: ModuleType, problem: Problem, hidden: Tensor, weight: Tensor, bias: Tensor | None, given: Entries,
-    options: Options,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    rows: ModuleType, problem: Problem, hidden: Tensor, weight: Tensor, bias: Tensor | None, given: Entries, cap: Cap
+) -> tuple[Tensor, Tensor]:
     """logp [T], entropy [T]; 0 in rows that do not count."""
-    T = problem.T if given.rows is None else given.rows.shape[0]
-    logp, entropy = given.weight.new_empty(T), given.weight.new_empty(T)
+    logp, entropy = torch.empty_like(given.weight), torch.empty_like(given.weight)
 
     def step(z: Tensor, chunk: slice) -> None:
-        found = rows.forward(z, given.chunk(chunk), options, wants=("nll", "entropy"))
-        logp[chunk], entropy[chunk] = -found.nll, found.entropy
+        logp[chunk], entropy[chunk], _ = rows.log_probs(z, given.targets[chunk], cap)
 
-    chunks.run(
-        hidden, weight, bias, given.rows, step, size=rows.chunk_size(problem), product=rows.multiplies(problem)
-    )
+    size, product = rows.chunk_size(problem), rows.multiplies(problem)
+    chunks.run(hidden, weight, bias, given.rows, step, size=size, product=product)
     return given.spread(logp, problem.T), given.spread(entropy, problem.T)
 
 
 def log_probs_backward(
-    rows: ModuleType, problem: Problem, hidden: Tensor, weight: Tensor, bias: Tensor | None, given: Entries,
-    options: Options, entropy_weight: Tensor | None,
+    rows: ModuleType, problem: Problem, hidden: Tensor, weight: Tensor, bias: Tensor | None, given: Entries, cap: Cap,
+    c: Tensor | None, *, z_loss: float = 0.0, lse: Tensor | None = None,
 ) -> Gradients:  # fmt: skip
-    """Gradients of sum_t given.weight_t nll_t + entropy_weight_t H_t, from logits that are computed again."""
+    """Gradients of sum_t given.weight_t (z_loss lse_t^2 - logp_t) + c_t H_t, from logits that are computed again."""
 
     def step(z: Tensor, chunk: slice) -> None:
-        h = None if entropy_weight is None else entropy_weight[chunk]
-        rows.forward(z, given.chunk(chunk), options, entropy_weight=h, wants_gradient=True)
+        c_part, lse_part = (None if value is None else value[chunk] for value in (c, lse))
+        rows.log_probs_backward(z, given.targets[chunk], cap, given.weight[chunk], c_part, z_loss=z_loss, lse=lse_part)
 
-    return chunks.run(
-        hidden, weight, bias, given.rows, step, size=rows.chunk_size(problem), product=rows.multiplies(problem),
-        needs=problem.needs,
-    )  # fmt: skip
+    size, product = rows.chunk_size(problem), rows.multiplies(problem)
+    return chunks.run(hidden, weight, bias, given.rows, step, size=size, product=product, needs=problem.needs)

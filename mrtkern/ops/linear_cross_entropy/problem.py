@@ -4,17 +4,32 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from mrtkern.ops.cross_entropy.problem import IGNORE
 from mrtkern.ops.linear_cross_entropy.chunks import BLOCK_ROWS, LEAST_ROWS, TERMS
 
-IGNORED = -100
 LOGITS_BYTES = 192 << 20  # of one chunk at most: with a block of converted weight it stays below 256 MiB
 FRESH = 5.0  # a byte of fresh memory, page faults included, costs as much as this many bytes streamed (Zen 4, Linux 6)
 LARGE = 1 << 22  # entries of dW from which on its sums are not shared out by terms (see chunks.TERMS)
+
+
+class Cap(NamedTuple):
+    """From logits to what is normalised: u = softcap tanh(z / softcap) / temperature, or z / temperature."""
+
+    softcap: float = 0.0
+    temperature: float = 1.0
+
+
+class LogProbs(NamedTuple):
+    """Of rows of logits."""
+
+    logp: Tensor  # [C]
+    entropy: Tensor  # [C]
+    lse: Tensor  # [C] float64
 
 
 @dataclass(frozen=True)
@@ -66,7 +81,7 @@ class Problem:
         return sum(size * (1 + need) for size, need in zip(sizes, self.needs[:2], strict=True))
 
     def make_inputs(self, seed: int = 0) -> dict[str, Any]:
-        """Arguments of `linear_cross_entropy`: logits of unit variance, random weights; the same seed, the same bits."""
+        """Arguments of `linear_cross_entropy`: logits of unit variance, random weights; same seed, same bits."""
         generator = torch.Generator().manual_seed(seed)
 
         def normal(*shape: int, dtype: torch.dtype, scale: float, need: bool) -> Tensor:
@@ -76,7 +91,7 @@ class Problem:
         E = self.T * (self.targets_per_row or 1)
         targets = torch.randint(self.V, (E,), generator=generator)
         ignored = torch.randperm(self.T, generator=generator)[: self.T - self.rows]
-        targets.view(self.T, self.targets_per_row or 1)[ignored] = IGNORED
+        targets.view(self.T, self.targets_per_row or 1)[ignored] = IGNORE
         inputs: dict[str, Any] = {
             "hidden": normal(self.T, self.D, dtype=self.hidden, scale=1.0, need=self.needs[0]),
             "weight": normal(self.V, self.D, dtype=self.weight, scale=self.D**-0.5, need=self.needs[1]),

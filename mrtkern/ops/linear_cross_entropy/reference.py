@@ -1,12 +1,17 @@
-"""linear_cross_entropy in PyTorch: the definition that every other backend is tested against. Any device, any type."""
+"""linear_cross_entropy in PyTorch: the definition that every other backend is tested against. Any device, any type.
+
+The loss of rows of logits is that of `mrtkern.ops.cross_entropy.reference`; here is what else a linear head is asked.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from mrtkern.ops.linear_cross_entropy.problem import Problem
-from mrtkern.ops.linear_cross_entropy.rows import Entries, Options, Results
+from mrtkern.ops.cross_entropy import reference as cross_entropy
+from mrtkern.ops.linear_cross_entropy.problem import Cap, LogProbs, Problem
+
+forward = cross_entropy.forward
 
 
 def why_not(problem: Problem) -> str | None:
@@ -24,38 +29,31 @@ def chunk_size(problem: Problem) -> int:
     return problem.T
 
 
-def forward(
-    z: Tensor, given: Entries, options: Options, *, entropy_weight: Tensor | None = None,
-    given_lse: Tensor | None = None, wants_gradient: bool = False, wants: tuple[str, ...] = (),
-) -> Results:  # fmt: skip
-    """Losses of rows of logits z [C, V], which become dL/dz where the gradient is wanted.
-
-    A target below 0 is a class that is not among V; given_lse [C] then replaces the rows' own.
-    """
-    tanh = torch.tanh(z / options.softcap) if options.softcap else None
-    u = options.scale * (z if tanh is None else options.softcap * tanh)
-    lse = u.logsumexp(1) if given_lse is None else given_lse.to(u.dtype)  # [C]
+def log_probs(z: Tensor, targets: Tensor, cap: Cap) -> LogProbs:
+    """Of rows of logits z [C, V]; targets [C] are classes."""
+    u = (cap.softcap * torch.tanh(z / cap.softcap) if cap.softcap else z) / cap.temperature
+    lse = u.logsumexp(1)  # [C]
     log_p = u - lse[:, None]
     p = log_p.exp()
-    entropy = -(p * log_p.clamp(min=torch.finfo(u.dtype).min)).sum(1)
-    sizes = torch.ones_like(lse, dtype=torch.int64) if given.offsets is None else given.offsets.diff()
-    row = torch.repeat_interleave(torch.arange(z.shape[0], device=z.device), sizes)  # [E]
-    w, is_here = given.weight, given.targets >= 0
-    column = given.targets.clamp(min=0)
-    nll = lse[row] - torch.where(is_here, u[row, column], 0)
-    smoothing = options.label_smoothing
-    each = (1 - smoothing) * nll + options.z_loss * lse[row] ** 2
-    if smoothing:
-        each += smoothing * (lse - u.mean(1))[row]
-    loss = torch.where(w == 0, 0, w * each).double().sum()
-    if entropy_weight is not None:
-        loss += (entropy_weight * entropy).double().sum()
-    if wants_gradient:
-        mass = torch.zeros_like(lse).index_add_(0, row, w)[:, None]
-        du = mass * (p * (1 + 2 * options.z_loss * lse[:, None]) - smoothing / z.shape[1])
-        if entropy_weight is not None:
-            du -= entropy_weight[:, None] * p * (log_p.clamp(min=torch.finfo(u.dtype).min) + entropy[:, None])
-        du.index_put_((row, column), torch.where(is_here, (smoothing - 1) * w, 0), accumulate=True)
-        z.copy_(du * options.scale * (1 if tanh is None else 1 - tanh**2))
-    known = {"nll": nll, "entropy": entropy, "argmax": u.argmax(1), "lse": lse.double()}
-    return Results(float(loss), **{name: known[name] for name in wants})
+    return LogProbs(log_p.gather(1, targets[:, None])[:, 0], -torch.special.xlogy(p, p).sum(1), lse.double())
+
+
+def log_probs_backward(
+    z: Tensor, targets: Tensor, cap: Cap, w: Tensor, c: Tensor | None, *, z_loss: float = 0.0, lse: Tensor | None = None
+) -> None:
+    """z [C, V] becomes the gradient of sum_t w_t (z_loss lse_t^2 - logp_t) + c_t H_t.
+
+    lse [C] is given where z has a part of the classes: targets among the others are negative then, and c is None.
+    """
+    tanh = torch.tanh(z / cap.softcap) if cap.softcap else z.new_zeros(1)
+    u = (cap.softcap * tanh if cap.softcap else z) / cap.temperature
+    lse = u.logsumexp(1) if lse is None else lse.to(z.dtype)
+    log_p = u - lse[:, None]
+    p = log_p.exp()
+    du = (w * (1 + 2 * z_loss * lse))[:, None] * p
+    if c is not None:
+        finite = log_p.clamp(min=torch.finfo(z.dtype).min)  # p log p is 0 where p is
+        entropy = -(p * finite).sum(1)
+        du -= c[:, None] * p * (finite + entropy[:, None])
+    du.scatter_add_(1, targets.clamp(min=0)[:, None], torch.where(targets >= 0, -w, 0)[:, None])
+    z.copy_(du * (1 - tanh**2) / cap.temperature)

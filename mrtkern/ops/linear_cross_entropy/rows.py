@@ -1,4 +1,4 @@
-"""The rows of an operation that count, and what is done to a chunk of their logits."""
+"""The rows and targets of a call that count."""
 
 from __future__ import annotations
 
@@ -6,16 +6,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-
-@dataclass(frozen=True)
-class Options:
-    """What happens to logits between the product and the loss: u = scale cap(z)."""
-
-    label_smoothing: float = 0.0
-    z_loss: float = 0.0
-    softcap: float = 0.0  # 0: none
-    scale: float = 1.0  # 1 / temperature
 
 
 @dataclass(frozen=True)
@@ -55,14 +45,3 @@ def entries(targets: Tensor, offsets: Tensor | None, weight: Tensor, counts: Ten
     owner = torch.repeat_interleave(torch.arange(offsets.shape[0] - 1, device=offsets.device), offsets.diff())
     rows, sizes = owner[which].unique_consecutive(return_counts=True)
     return Entries(rows, which, targets[which], torch.nn.functional.pad(sizes.cumsum(0), (1, 0)), weight[which])
-
-
-@dataclass(frozen=True)
-class Results:
-    """What is known of the rows of a chunk beside their gradient; None where it was not wanted."""
-
-    loss: float  # sum_e w_e l_e + sum_t h_t H_t
-    nll: Tensor | None = None  # [E]
-    entropy: Tensor | None = None  # [C]
-    argmax: Tensor | None = None  # [C] int64
-    lse: Tensor | None = None  # [C] float64

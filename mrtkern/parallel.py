@@ -8,7 +8,7 @@ Hidden states, targets and weights are the same on every rank, and so is the los
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
@@ -17,8 +17,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mrtkern import _check, _dispatch
-from mrtkern.ops.cross_entropy.problem import IGNORE
-from mrtkern.ops.linear_cross_entropy import chunks, head, passes
+from mrtkern.ops.cross_entropy.op import check_options, check_targets
+from mrtkern.ops.cross_entropy.problem import IGNORE, Options
+from mrtkern.ops.linear_cross_entropy import head, passes
 from mrtkern.ops.linear_cross_entropy.problem import Cap, Problem
 from mrtkern.ops.linear_cross_entropy.rows import Entries, entries
 
@@ -77,7 +78,7 @@ class _Logits(torch.autograd.Function):
         return loss
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[misc]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         logits, lse = ctx.saved_tensors
         shard = ctx.shard
@@ -97,21 +98,20 @@ class _Linear(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, shard: _Shard,
         rows: ModuleType, problem: Problem,
     ) -> Tensor:  # fmt: skip
-        size, product = rows.chunk_size(problem), rows.multiplies(problem)
         counted = shard.given.targets.shape[0]
         mine = torch.empty(3, counted, dtype=torch.float64, device=hidden.device)
 
         def step(z: Tensor, chunk: slice) -> None:
             mine[:, chunk] = shard.statistics(rows, z, chunk)
 
-        chunks.run(hidden, weight, bias, shard.given.rows, step, size=size, product=product)
+        passes.run(rows, replace(problem, needs=(False,) * 3), hidden, weight, bias, shard.given, step)
         loss, lse = shard.merge(mine, targets)
         ctx.save_for_backward(hidden, weight, bias, lse)
         ctx.shard, ctx.rows, ctx.problem = shard, rows, problem
         return loss
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[misc]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, lse = ctx.saved_tensors
         shard = ctx.shard
@@ -130,7 +130,7 @@ def _wanted(logits: Tensor, given: Entries, is_copy: bool = False) -> Tensor:
     return logits.clone(memory_format=torch.contiguous_format) if is_copy else logits.contiguous()
 
 
-@torch.compiler.disable  # type: ignore[misc]
+@torch.compiler.disable
 def vocabulary_parallel_cross_entropy(
     logits: Tensor,
     targets: Tensor,
@@ -160,9 +160,8 @@ def vocabulary_parallel_cross_entropy(
     _check.floating(op, "logits", logits)
     if logits.ndim != 2:
         _check.fail(op, "logits", "be [T, V_r]", _check.shape(logits))
-    head.check_entries(op, targets, token_weight, logits.shape[0], "row of logits")
-    _check.same_device(op, logits=logits, targets=targets, token_weight=token_weight)
-    head.check_softcap(op, softcap)
+    check_targets(op, logits.shape[0], logits.device, targets, token_weight, None)
+    check_options(op, Options(z_loss=z_loss), softcap)
     T, V = logits.shape
     problem = Problem(T, 0, V, logits.dtype, logits.dtype, logits.dtype, logits.device.type)
     rows = _dispatch.run("linear_cross_entropy", backend, problem)
@@ -172,7 +171,7 @@ def vocabulary_parallel_cross_entropy(
     return loss
 
 
-@torch.compiler.disable  # type: ignore[misc]
+@torch.compiler.disable
 def vocabulary_parallel_linear_cross_entropy(
     hidden: Tensor,
     weight: Tensor,
@@ -201,8 +200,9 @@ def vocabulary_parallel_linear_cross_entropy(
     Raises IndexError, on every rank, for a target that not exactly one rank has. torch.compile breaks its graph here.
     """
     op = "vocabulary_parallel_linear_cross_entropy"
-    head.check(op, hidden, weight, bias, targets, None, token_weight)
-    head.check_softcap(op, softcap)
+    _check.floating(op, "hidden", hidden)
+    head.check(op, hidden, weight, bias, targets, token_weight)
+    check_options(op, Options(z_loss=z_loss), softcap)
     needs = head.needs(hidden, weight, bias)
     product = head.product_type(hidden, weight)
     problem = Problem.of(hidden, weight, bias, product, (needs[0], needs[1], needs[2]), is_log_prob=True)

@@ -10,11 +10,11 @@ Gradients. w_e multiplies rows, so it goes into dz before anything is summed ove
     dz_tv = dL/dz_tv,   dh = dz W,   dW = dz^T h,   db = sum_t dz_t
 
 L is a scalar, so its gradient is known up to a factor before backward is called: each chunk of logits becomes dz in
-place and is used up at once. Three products of 2 T V D operations, where a program that weighs the losses afterwards and
-recomputes its logits needs four. Rows whose weights are all 0 are dropped before the first product.
+place and is used up at once. Three products of 2 T V D operations, where a program that weighs the losses afterwards
+and recomputes its logits needs four. Rows whose weights are all 0 are dropped before the first product.
 
-`linear_log_prob` gives logp_t = u_ty - lse_t and the entropy H_t = lse_t - sum_v p_tv u_tv of each row, with u = cap(z) /
-temperature, and takes any upstream gradients a, c of the two:
+`linear_log_prob` gives logp_t = u_ty - lse_t and the entropy H_t = lse_t - sum_v p_tv u_tv of each row, with
+u = cap(z) / temperature, and takes any upstream gradients a, c of the two:
 
     dL/du_tv = a_t ([v = y_t] - p_tv) - c_t p_tv (log p_tv + H_t)
 

@@ -34,11 +34,14 @@ class Gradients:
 
 
 def blocks(weight: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-    """Rows of weight in the type that multiplies: all of them at once where nothing is to be converted."""
-    step = weight.shape[0] if weight.dtype == dtype else BLOCK_ROWS
-    for v in range(0, weight.shape[0], max(step, 1)):
-        rows = slice(v, v + step)
-        yield rows, weight[rows].to(dtype)
+    """Rows of weight in the type that multiplies, in a buffer of their own; all at once where they have it already."""
+    if weight.dtype == dtype:
+        yield slice(0, weight.shape[0]), weight
+        return
+    buffer = weight.new_empty((min(BLOCK_ROWS, weight.shape[0]), weight.shape[1]), dtype=dtype)
+    for v in range(0, weight.shape[0], BLOCK_ROWS):
+        rows = weight[v : v + BLOCK_ROWS]
+        yield slice(v, v + len(rows)), buffer[: len(rows)].copy_(rows)
 
 
 def accumulate(total: Tensor, a: Tensor, b: Tensor, is_first: bool) -> None:
@@ -60,6 +63,14 @@ def logits(z: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         accumulate(z[:, columns], h, w.T, True)
     if bias is not None:
         z += bias
+
+
+def hidden_gradient(dz: Tensor, weight: Tensor, wide: torch.dtype) -> Tensor:
+    """dz [C, V] weight, in the summing type."""
+    dh = dz.new_empty((dz.shape[0], weight.shape[1]), dtype=wide)  # [C, D]
+    for columns, w in blocks(weight, dz.dtype):
+        accumulate(dh, dz[:, columns], w, columns.start == 0)
+    return dh
 
 
 def add_weight_gradient(total: Tensor, z: Tensor, h: Tensor, is_first: bool) -> None:
@@ -96,10 +107,7 @@ def run(
         step(dz[:count], chunk)
         dz[count:] = 0
         if dh is not None:
-            part = dh.new_empty((len(h), D))
-            for columns, w in blocks(weight, product):
-                accumulate(part, dz[:, columns], w, columns.start == 0)
-            dh[which] = part[:count]
+            dh[which] = hidden_gradient(dz, weight, wide)[:count]
         if dW is not None:
             add_weight_gradient(dW, dz, h, t == 0)
         if db is not None:

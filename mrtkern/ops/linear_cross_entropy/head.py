@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from types import ModuleType
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mrtkern import _check
+from mrtkern.ops.cross_entropy.op import check_targets
 from mrtkern.ops.linear_cross_entropy.problem import Problem, memory
 
 
@@ -31,10 +31,9 @@ def check_weight(op: str, weight: Any) -> None:
 
 
 def check(
-    op: str, hidden: Any, weight: Any, bias: Any, targets: Any, target_offsets: Any = None, token_weight: Any = None
+    op: str, hidden: Any, weight: Any, bias: Any, targets: Any, token_weight: Any = None, target_offsets: Any = None
 ) -> None:
     """Shapes, types and devices; nothing that reads a tensor."""
-    _check.floating(op, "hidden", hidden)
     check_weight(op, weight)
     if hidden.ndim != 2:
         _check.fail(op, "hidden", "be [T, D]", _check.shape(hidden))
@@ -46,38 +45,8 @@ def check(
     if bias is not None:
         _check.floating(op, "bias", bias)
         _check.vector(op, "bias", bias, weight.shape[0], "row of weight")
-    check_entries(op, targets, token_weight, hidden.shape[0] if target_offsets is None else None, "row of hidden")
-    if target_offsets is not None:
-        _check.int64(op, "target_offsets", target_offsets)
-        _check.vector(op, "target_offsets", target_offsets, hidden.shape[0] + 1, "row of hidden and one more")
-    tensors = {"hidden": hidden, "weight": weight, "bias": bias, "targets": targets}
-    _check.same_device(op, **tensors, token_weight=token_weight, target_offsets=target_offsets)
-
-
-def check_entries(op: str, targets: Any, token_weight: Any, rows: int | None, like: str) -> None:
-    """Targets, one per row where `rows` is given, and a weight for each."""
-    _check.int64(op, "targets", targets)
-    _check.vector(op, "targets", targets, targets.numel() if rows is None else rows, "target" if rows is None else like)
-    if token_weight is not None:
-        _check.floating(op, "token_weight", token_weight)
-        _check.vector(op, "token_weight", token_weight, targets.shape[0], "target")
-        if token_weight.requires_grad:
-            _check.fail(op, "token_weight", "need no gradient, which would be the loss of each token", "one that does")
-
-
-def check_targets(op: str, targets: Tensor, V: int, ignore_index: int) -> None:
-    """Refuse labels outside the vocabulary. Reads values: call it inside an operator."""
-    bad = ((targets < 0) | (targets >= V)) & (targets != ignore_index)
-    if bool(bad.any()):
-        t = int(bad.int().argmax())
-        rule = f"be from 0 to {V - 1} or ignore_index {ignore_index}"
-        raise IndexError(f"{op}: targets must {rule}, got {int(targets[t])} at position {t}")
-
-
-def check_softcap(op: str, softcap: float | None) -> None:
-    """Refuse a cap that is not positive and finite."""
-    if softcap is not None and not 0 < softcap < math.inf:
-        _check.fail(op, "softcap", "be positive and finite", softcap)
+    _check.same_device(op, hidden=hidden, weight=weight, bias=bias)
+    check_targets(op, hidden.shape[0], hidden.device, targets, token_weight, target_offsets)
 
 
 def check_memory(op: str, problem: Problem, rows: ModuleType, targets: Tensor) -> None:
@@ -86,12 +55,15 @@ def check_memory(op: str, problem: Problem, rows: ModuleType, targets: Tensor) -
     _check.fits(f"{op}: hidden and weight", needed, targets.device)
 
 
-def check_offsets(op: str, offsets: Tensor, targets: int) -> None:
-    """Refuse offsets that do not run from 0 to the number of targets. Reads values: call it inside an operator."""
-    first, last = int(offsets[0]), int(offsets[-1])
-    if (first, last) != (0, targets) or bool((offsets.diff() < 0).any()):
-        rule = f"begin with 0, never descend and end with the number of targets {targets}"
-        _check.fail(op, "target_offsets", rule, f"{first} … {last}")
+def check_values(
+    op: str, targets: Tensor, target_offsets: Tensor | None, V: int, ignore_index: int, check: bool | None
+) -> None:
+    """What only the values of targets can tell. Call it inside an operator."""
+    if targets.device.type != "cpu" and not check:  # reading a value would wait for the device
+        return
+    if target_offsets is not None:
+        _check.offsets_values(op, target_offsets, targets.shape[0], "target_offsets", "targets")
+    _check.labels(op, targets, V, ignore_index)
 
 
 def needs(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> list[bool]:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from mrtkern import _check, _dispatch
-from mrtkern.ops.cross_entropy.problem import IGNORE
+from mrtkern.ops.cross_entropy.op import check_options
+from mrtkern.ops.cross_entropy.problem import IGNORE, Options
 from mrtkern.ops.linear_cross_entropy import head, passes
 from mrtkern.ops.linear_cross_entropy.problem import Cap, Problem
 from mrtkern.ops.linear_cross_entropy.rows import entries
@@ -39,7 +40,7 @@ def _forward(
     """Every check that reads values, the choice of the backend and the pass, below torch.compile."""
     problem = Problem.of(hidden, weight, bias, product, (False, False, False), is_log_prob=True)
     rows = _dispatch.run(FOLDER, backend, problem)
-    head.check_targets(OP, targets, problem.V, ignore_index)
+    head.check_values(OP, targets, None, problem.V, ignore_index, True)
     head.check_memory(OP, problem, rows, targets)
     counts = targets != ignore_index
     given = entries(targets, None, counts.to(head.sums_in(product)), counts)
@@ -148,8 +149,9 @@ def linear_log_prob(
     do not match, RuntimeError for a double backward.
     Source: `mrtkern.ops.linear_cross_entropy` has the equations.
     """
+    _check.floating(OP, "hidden", hidden)
     head.check(OP, hidden, weight, bias, targets)
-    head.check_softcap(OP, softcap)
+    check_options(OP, Options(ignore_index), softcap)
     if not 0 < temperature < math.inf:
         _check.fail(OP, "temperature", "be positive and finite", temperature)
     needs = head.needs(hidden, weight, bias)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from mrtkern import _check, _dispatch
-from mrtkern.ops.cross_entropy.problem import IGNORE, Options
+from mrtkern.details import LossDetails, response_details
+from mrtkern.ops.cross_entropy.op import check_details, check_options, packed
+from mrtkern.ops.cross_entropy.problem import IGNORE, Options, Rows
 from mrtkern.ops.linear_cross_entropy import head, passes
 from mrtkern.ops.linear_cross_entropy.problem import Problem
 from mrtkern.ops.linear_cross_entropy.rows import entries
@@ -20,8 +21,8 @@ torch.library.define(
     "mrtkern::linear_cross_entropy",
     "(Tensor hidden, Tensor weight, Tensor? bias, Tensor targets, Tensor? token_weight, Tensor? target_offsets, "
     "int ignore_index, float label_smoothing, float z_loss, float softcap, ScalarType product, str? backend, "
-    "bool[] needs, bool wants_details) -> "
-    "(Tensor loss, Tensor dh, Tensor dW, Tensor db, Tensor nll, Tensor entropy, Tensor argmax)",
+    "bool? check, bool wants_details, bool[] needs) -> (Tensor loss, Tensor nll, Tensor weighted, Tensor entropy, "
+    "Tensor argmax, Tensor dh, Tensor dW, Tensor db)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 torch.library.define(
@@ -35,14 +36,12 @@ torch.library.define(
 def _forward(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, token_weight: Tensor | None,
     target_offsets: Tensor | None, ignore_index: int, label_smoothing: float, z_loss: float, softcap: float,
-    product: torch.dtype, backend: str | None, needs: list[bool], wants_details: bool,
+    product: torch.dtype, backend: str | None, check: bool | None, wants_details: bool, needs: list[bool],
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Every check that reads values, the choice of the backend and the pass, below torch.compile."""
     problem = Problem.of(hidden, weight, bias, product, (needs[0], needs[1], needs[2]))
     rows = _dispatch.run(OP, backend, problem)
-    if target_offsets is not None:
-        head.check_offsets(OP, target_offsets, targets.shape[0])
-    head.check_targets(OP, targets, problem.V, ignore_index)
+    head.check_values(OP, targets, target_offsets, problem.V, ignore_index, check)
     head.check_memory(OP, problem, rows, targets)
     wide = head.sums_in(product)
     counts = targets != ignore_index
@@ -54,25 +53,24 @@ def _forward(
     given = entries(targets, target_offsets, each, counts)
     options = Options(ignore_index, label_smoothing, z_loss, softcap)
     with torch.autocast(hidden.device.type, enabled=False):  # `product` says already what may be lowered
-        found = passes.losses(rows, problem, hidden, weight, bias, given, options, targets.shape[0], wants_details)
-    loss = torch.tensor(found.loss, dtype=wide, device=hidden.device)
-    nothing = loss.new_empty(0)
-    made = (found.gradients.hidden, found.gradients.weight, found.gradients.bias)
-    details = found.details or (nothing, nothing, targets.new_empty(0))
-    return loss, *(nothing.clone() if d is None else d for d in made), *(part.clone() for part in details)
+        found, made = passes.losses(
+            rows, problem, hidden, weight, bias, given, options, targets.shape[0], wants_details
+        )
+    gradients = (made.hidden, made.weight, made.bias)
+    return *found, *(found.loss.new_empty(0) if d is None else d for d in gradients)
 
 
 def _fake_forward(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, token_weight: Tensor | None,
     target_offsets: Tensor | None, ignore_index: int, label_smoothing: float, z_loss: float, softcap: float,
-    product: torch.dtype, backend: str | None, needs: list[bool], wants_details: bool,
+    product: torch.dtype, backend: str | None, check: bool | None, wants_details: bool, needs: list[bool],
 ) -> tuple[Tensor, ...]:  # fmt: skip
     wide = head.sums_in(product)
     shapes = (hidden.shape, weight.shape, weight.shape[:1])
     made = (hidden.new_empty(shape if need else 0, dtype=wide) for shape, need in zip(shapes, needs, strict=True))
     E, T = (targets.shape[0], hidden.shape[0]) if wants_details else (0, 0)
-    details = (hidden.new_empty(E, dtype=wide), hidden.new_empty(T, dtype=wide), targets.new_empty(T))
-    return hidden.new_empty((), dtype=wide), *made, *details
+    found = (hidden.new_empty(size, dtype=wide) for size in ((), E, E, T))
+    return *found, targets.new_empty(T), *made
 
 
 def _backward(
@@ -104,30 +102,36 @@ torch.library.register_autograd("mrtkern::linear_cross_entropy_backward", _no_se
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
+    """The gradients are made in forward; backward multiplies them by the gradient of the loss and rounds them."""
+
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, token_weight: Tensor | None,
-        target_offsets: Tensor | None, options: tuple[Any, ...], needs: list[bool], wants_details: bool,
+        target_offsets: Tensor | None, options: tuple[Any, ...], wants_details: bool, needs: list[bool],
     ) -> tuple[Tensor, ...]:  # fmt: skip
-        arguments = (hidden, weight, bias, targets, token_weight, target_offsets)
-        loss, dh, dW, db, *details = torch.ops.mrtkern.linear_cross_entropy(*arguments, *options, needs, wants_details)
-        ctx.save_for_backward(*arguments)
+        inputs = (hidden, weight, bias, targets, token_weight, target_offsets)
+        *found, dh, dW, db = torch.ops.mrtkern.linear_cross_entropy(*inputs, *options, wants_details, needs)
+        ctx.save_for_backward(*inputs)
         ctx.made = (dh, dW, db)  # not saved as tensors: backward may overwrite them
         ctx.options, ctx.needs = options, needs
-        ctx.mark_non_differentiable(*details)
-        return loss, *details
+        ctx.mark_non_differentiable(*found[1:])
+        ctx.set_materialize_grads(False)
+        return tuple(found)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        made, given, needs = ctx.made, ctx.saved_tensors, ctx.needs
+    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        nothing = (None,) * 6
+        if grad is None:
+            return *(None,) * 3, *nothing
+        made, inputs, needs = ctx.made, ctx.saved_tensors, ctx.needs
         if made is None:  # a second backward makes them again
-            made = torch.ops.mrtkern.linear_cross_entropy(*given, *ctx.options, needs, False)[1:4]
+            made = torch.ops.mrtkern.linear_cross_entropy(*inputs, *ctx.options, False, needs)[5:]
         if torch.compiler.is_compiling() or torch.is_grad_enabled():
-            made = torch.ops.mrtkern.linear_cross_entropy_backward(grad, *made, *given[:3], needs)
+            made = torch.ops.mrtkern.linear_cross_entropy_backward(grad, *made, *inputs[:3], needs)
         else:
             ctx.made = None  # scaled in place, so they can be given away once
-            made = [d if value is None else d.mul_(grad).to(value.dtype) for d, value in zip(made, given, strict=False)]
-        return *(d if need else None for d, need in zip(made, needs, strict=True)), *(None,) * 6
+            made = [d if x is None else d.mul_(grad).to(x.dtype) for d, x in zip(made, inputs[:3], strict=True)]
+        return *(d if need else None for d, need in zip(made, needs, strict=True)), *nothing
 
 
 def linear_cross_entropy(
@@ -142,20 +146,51 @@ def linear_cross_entropy(
     z_loss: float = 0.0,
     softcap: float | None = None,
     target_offsets: Tensor | None = None,
+    return_details: bool = False,
+    offsets: Tensor | None = None,
+    prompt: Tensor | None = None,
+    check: bool | None = None,
     backend: str | None = None,
-) -> Tensor:
-    head.check(OP, hidden, weight, bias, targets, target_offsets, token_weight)
-    head.check_softcap(OP, softcap)
-    if not 0 <= label_smoothing <= 1:
-        _check.fail(OP, "label_smoothing", "be from 0 to 1", label_smoothing)
-    if not math.isfinite(z_loss):
-        _check.fail(OP, "z_loss", "be finite", z_loss)
+) -> Tensor | LossDetails:
+    """`cross_entropy` of a linear head, with one weight per target, loss and gradients in one pass over its rows.
+
+        loss = cross_entropy(hidden @ weight.T + bias, targets, token_weight=token_weight, …)
+
+    hidden [T, D] (or [R, L, D] with targets [R, L]), weight [V, D], bias [V]: float32, float64, bfloat16, float16, also
+    mixed; under autocast products may have its type. weight may be tied to an embedding. All else as in
+    `cross_entropy`: targets [T] int64, token_weight like targets (None: 1 / number of valid targets), ignore_index,
+    label_smoothing, z_loss, softcap, target_offsets [T + 1]; return_details with offsets [R + 1] and prompt [R];
+    check: whether targets are checked; None: on the CPU. backend: None chooses; a name is obeyed or refused.
+
+    Returns the loss, 0-d float32 (float64 for float64); with return_details LossDetails. Nothing valid: 0.
+    Gradient: hidden, weight, bias, where asked, once. They are made with the loss, in the summing type, multiplied by
+    the gradient of the loss and rounded once to their types. A second backward is right: it makes them again.
+    Cost: 6 T V D operations with gradients of hidden and weight. Rows without a valid target are dropped before the
+    product, and without return_details those whose weights are all 0: their gradient is 0 whatever they hold.
+    Deterministic: the same bits on every run and, on the CPU, for every number of threads (see `chunks.TERMS`).
+    Memory beyond inputs and gradients: cpu at most 192 MiB of logits (or 16 rows), 16 KiB D of converted weight,
+    12 bytes per feature of a chunk, 4 T D bytes, and 4 V D bytes when weight is not float32; reference 32 T V.
+    Raises IndexError for a target out of range (naming its position); ValueError for shapes, types and options that do
+    not fit, and for heads that are not one matrix; MemoryError when it cannot fit; RuntimeError for a double backward.
+    Source: `mrtkern.ops.linear_cross_entropy` has the equations.
+    """
+    _check.floating(OP, "hidden", hidden)
+    _check.int64(OP, "targets", targets)
+    if hidden.ndim == 3 and targets.ndim == 2:
+        hidden, targets, token_weight, offsets = packed(OP, "hidden", hidden, targets, token_weight, offsets)
+    head.check(OP, hidden, weight, bias, targets, token_weight, target_offsets)
+    options = Options(ignore_index, float(label_smoothing), float(z_loss), float(softcap or 0.0))
+    check_options(OP, options, softcap)
+    if return_details:
+        check_details(OP, targets, offsets, prompt)
     needs = head.needs(hidden, weight, bias)
-    options = (ignore_index, label_smoothing, z_loss, softcap or 0.0, head.product_type(hidden, weight), backend)
-    tensors = (hidden, weight, bias, targets, token_weight, target_offsets)
-    loss: Tensor
+    inputs = (hidden, weight, bias, targets, token_weight, target_offsets)
+    arguments = (*options, head.product_type(hidden, weight), backend, check)
     if any(needs):
-        loss, *_ = _LinearCrossEntropy.apply(*tensors, options, needs, False)  # type: ignore[no-untyped-call]
+        found = _LinearCrossEntropy.apply(*inputs, arguments, return_details, needs)  # type: ignore[no-untyped-call]
     else:
-        loss, *_ = torch.ops.mrtkern.linear_cross_entropy(*tensors, *options, needs, False)
-    return loss
+        found = torch.ops.mrtkern.linear_cross_entropy(*inputs, *arguments, return_details, needs)
+    rows = Rows(*found[:5])
+    if not return_details or offsets is None:
+        return rows.loss
+    return response_details(rows, targets, target_offsets, ignore_index, offsets, prompt)

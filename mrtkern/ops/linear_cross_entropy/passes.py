@@ -5,56 +5,47 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from mrtkern.ops.cross_entropy.problem import Options
+from mrtkern.ops.cross_entropy.problem import Options, Rows
 from mrtkern.ops.linear_cross_entropy import chunks
 from mrtkern.ops.linear_cross_entropy.chunks import Gradients
 from mrtkern.ops.linear_cross_entropy.problem import Cap, Problem
 from mrtkern.ops.linear_cross_entropy.rows import Entries
 
 
-@dataclass(frozen=True)
-class Losses:
-    """The loss, its gradients in the summing type, and what each entry and row adds to the details."""
-
-    loss: float
-    gradients: Gradients
-    details: tuple[Tensor, Tensor, Tensor] | None  # nll [E], entropy [T], argmax [T]: 0, 0, -1 where nothing counts
-
-
 def losses(
     rows: ModuleType, problem: Problem, hidden: Tensor, weight: Tensor, bias: Tensor | None, given: Entries,
     options: Options, num_entries: int, wants_details: bool,
-) -> Losses:  # fmt: skip
-    """The loss and its gradients in one pass."""
-    T = problem.T if given.rows is None else given.rows.shape[0]
-    total = 0.0
-    nll = given.weight.new_zeros(given.weight.shape)
-    entropy, argmax = nll.new_zeros(T), given.targets.new_full((T,), -1)
+) -> tuple[Rows, Gradients]:  # fmt: skip
+    """The loss and its gradients in one pass. Details are 0, argmax -1, where nothing counts."""
+    T, E = (given.num_rows(problem.T), len(given.targets)) if wants_details else (0, 0)
+    parts: list[Tensor] = []
+    nll, weighted = given.weight.new_empty(E), given.weight.new_empty(E)
+    entropy, argmax = given.weight.new_empty(T), given.targets.new_empty(T)
 
     def step(z: Tensor, chunk: slice) -> None:
-        nonlocal total
-        part = given.chunk(chunk)
-        found = rows.forward(
-            z, part.targets, part.weight, part.offsets, options, z if problem.wants_grad else None, wants_details
-        )
-        total += float(found.loss)
+        part, span = given.chunk(chunk), given.span(chunk)
+        gradient = z if problem.wants_grad else None
+        found = rows.forward(z, part.targets, part.weight, part.offsets, options, gradient, wants_details)
+        parts.append(found.loss)
         if wants_details:
-            nll[given.span(chunk)], entropy[chunk], argmax[chunk] = found.nll, found.entropy, found.argmax
+            _, nll[span], weighted[span], entropy[chunk], argmax[chunk] = found
 
-    size, product = rows.chunk_size(problem), rows.multiplies(problem)
-    made = chunks.run(hidden, weight, bias, given.rows, step, size=size, product=product, needs=problem.needs)
+    made = run(rows, problem, hidden, weight, bias, given, step)
+    loss = torch.stack([part.double() for part in parts]).sum() if parts else given.weight.new_zeros(())
+    loss = loss.to(given.weight.dtype)
     if not wants_details:
-        return Losses(total, made, None)
+        return Rows(loss, nll, weighted, entropy, argmax), made
+    nll, weighted = given.spread(nll, num_entries), given.spread(weighted, num_entries)
     if given.rows is not None:
         entropy = entropy.new_zeros(problem.T).index_copy_(0, given.rows, entropy)
         argmax = argmax.new_full((problem.T,), -1).index_copy_(0, given.rows, argmax)
-    return Losses(total, made, (given.spread(nll, num_entries), entropy, argmax))
+    return Rows(loss, nll, weighted, entropy, argmax), made
 
 
 def log_probs(
@@ -66,8 +57,7 @@ def log_probs(
     def step(z: Tensor, chunk: slice) -> None:
         logp[chunk], entropy[chunk], _ = rows.log_probs(z, given.targets[chunk], cap)
 
-    size, product = rows.chunk_size(problem), rows.multiplies(problem)
-    chunks.run(hidden, weight, bias, given.rows, step, size=size, product=product)
+    run(rows, problem, hidden, weight, bias, given, step)
     return given.spread(logp, problem.T), given.spread(entropy, problem.T)
 
 
@@ -81,5 +71,14 @@ def log_probs_backward(
         c_part, lse_part = (None if value is None else value[chunk] for value in (c, lse))
         rows.log_probs_backward(z, given.targets[chunk], cap, given.weight[chunk], c_part, z_loss=z_loss, lse=lse_part)
 
-    size, product = rows.chunk_size(problem), rows.multiplies(problem)
+    return run(rows, problem, hidden, weight, bias, given, step)
+
+
+def run(
+    rows: ModuleType, problem: Problem, hidden: Tensor, weight: Tensor, bias: Tensor | None, given: Entries,
+    step: chunks.Step,
+) -> Gradients:  # fmt: skip
+    """The chunks of the rows that count, equal ones."""
+    size = rows.chunk_size(replace(problem, T=given.num_rows(problem.T)))
+    product = rows.multiplies(problem)
     return chunks.run(hidden, weight, bias, given.rows, step, size=size, product=product, needs=problem.needs)

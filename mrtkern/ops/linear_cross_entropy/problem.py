@@ -133,6 +133,7 @@ def memory(problem: Problem, size: int, product: torch.dtype, targets: int) -> i
     total += min(BLOCK_ROWS, problem.V) * problem.D * (product.itemsize * converted + wide * (product.itemsize < wide))
     total += problem.T * problem.D * wide * problem.needs[0]  # dh until backward
     total += problem.V * problem.D * wide * (problem.needs[1] and problem.weight.itemsize != wide)
+    total += 4 * problem.V * torch.get_num_threads()  # exponentials of one row in each thread
     return total + 4 * problem.V * wide + 64 * targets
 
 

@@ -18,6 +18,10 @@ class Entries:
     offsets: Tensor | None  # [T' + 1]; None: one target per row
     weight: Tensor  # [E'] float32, or float64 for float64
 
+    def num_rows(self, T: int) -> int:
+        """How many of T rows count."""
+        return T if self.rows is None else self.rows.shape[0]
+
     def span(self, rows: slice) -> slice:
         """The entries of some of the rows that count."""
         if self.offsets is None:

@@ -53,8 +53,8 @@ class _Shard:
 
     def merge(self, mine: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """The loss and the lse [T'] of the whole vocabulary, from the statistics [3, T'] of every rank."""
-        everyone = mine.new_empty((dist.get_world_size(self.group), *mine.shape))
-        dist.all_gather_into_tensor(everyone, mine.contiguous(), group=self.group)
+        everyone = mine.new_empty((dist.get_world_size(self.group), *mine.shape))  # [ranks, 3, T']
+        dist.all_gather(list(everyone), mine.contiguous(), group=self.group)
         lse = everyone[:, 0].logsumexp(0)
         owners = everyone[:, 2].sum(0)
         if bool((owners != 1).any()):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import pytest
@@ -11,93 +10,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.harness import Competitor, Spread, interleave
 from mrtkern import _dispatch
-from mrtkern.ops.linear_cross_entropy import chunks
 from mrtkern.ops.linear_cross_entropy.op import linear_cross_entropy
-from mrtkern.ops.linear_cross_entropy.problem import CASES, LOGITS_BYTES, Case, Problem, chunk_rows, memory
+from mrtkern.ops.linear_cross_entropy.problem import Case, Problem
 from tests import oracle
-
-CPU = _dispatch.load("linear_cross_entropy", "cpu")
-needs_cpu_backend = pytest.mark.skipif(isinstance(CPU, str), reason=f"compiled kernels: {CPU}")
-
-TEST_CASES = [case for case in CASES if "test" in case.tags]
-NARROW_CASES = [case for case in TEST_CASES if case.problem.product != torch.float64]
-OPTIONS = {
-    "plain": {},
-    "smoothing": {"label_smoothing": 0.1},
-    "all": {"label_smoothing": 0.1, "z_loss": 1e-2, "softcap": 3.0},
-}
-every_case = pytest.mark.parametrize("case", TEST_CASES, ids=lambda case: case.name)
-every_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-every_backend = pytest.mark.parametrize("backend", [pytest.param("cpu", marks=needs_cpu_backend), "reference"])
-# One row per chunk, fewer and more than the least number of rows of a product, all at once.
-CHUNKS = (1, chunks.LEAST_ROWS - 1, chunks.LEAST_ROWS + 1, 1000)
-
-
-def case_named(name: str) -> Case:
-    return next(case for case in CASES if case.name == name)
-
-
-def double(inputs: dict[str, Any]) -> dict[str, Any]:
-    """The same inputs in float64, as leaves."""
-    return {
-        name: value.detach().double().requires_grad_(value.requires_grad)
-        if isinstance(value, Tensor) and value.is_floating_point()
-        else value
-        for name, value in inputs.items()
-    }
-
-
-def leaves(inputs: dict[str, Any]) -> list[Tensor]:
-    return [value for value in inputs.values() if isinstance(value, Tensor) and value.requires_grad]
-
-
-def with_gradients(inputs: dict[str, Any], **options: Any) -> tuple[Tensor, ...]:
-    loss = linear_cross_entropy(**inputs, **options)
-    return loss, *torch.autograd.grad(loss, leaves(inputs))
-
-
-def naive(
-    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None = None, token_weight: Tensor | None = None,
-    target_offsets: Tensor | None = None, label_smoothing: float = 0.0, z_loss: float = 0.0,
-    softcap: float | None = None,
-) -> Tensor:  # fmt: skip
-    """The program that a user would write, for autograd to differentiate."""
-    z = F.linear(hidden, weight, bias)
-    z = z if softcap is None else softcap * torch.tanh(z / softcap)
-    if target_offsets is not None:
-        z = z[torch.repeat_interleave(torch.arange(len(z)), target_offsets.diff())]
-    each = F.cross_entropy(z, targets, reduction="none", label_smoothing=label_smoothing)
-    each = (each + z_loss * z.logsumexp(1) ** 2) * (targets != -100)
-    if token_weight is None:
-        return each.sum() / (targets != -100).sum().clamp(min=1)
-    return (each * token_weight).sum()
-
-
-def truth(inputs: dict[str, Any], **options: Any) -> tuple[Tensor, ...]:
-    exact = double(inputs)
-    loss = naive(**exact, **options)
-    return loss.detach(), *torch.autograd.grad(loss, leaves(exact))
-
-
-def assert_all_summed(found: tuple[Tensor, ...], expected: tuple[Tensor, ...], inputs: dict[str, Any]) -> None:
-    """Within the rounding of sums over features, classes and rows, at the size of what was summed.
-
-    A logit errs by its own sum, so dz errs relatively by as many roundings as the largest logit is large.
-    """
-    exact = double(inputs)
-    h, W, w = (exact[name].detach().abs() for name in ("hidden", "weight", "token_weight"))
-    b = exact["bias"].detach().abs() if "bias" in exact else torch.zeros(len(W))
-    largest = 1 + float((h @ W.T + b).max()) if len(h) else 1.0
-    per_row = w.sum() * 2  # |dz| of a row sums to at most twice its weight
-    steps = (len(h) + len(W) + W.shape[1] + 32) * largest
-    sizes = {"hidden": W.max() * per_row, "weight": h.max() * per_row if len(h) else 0.0, "bias": per_row}
-    oracle.assert_summed(found[0].detach(), expected[0], int(steps), (w.sum() * (largest + len(W) ** 0.5)).item())
-    names = [name for name in inputs if isinstance(inputs[name], Tensor) and inputs[name].requires_grad]
-    for name, got, value in zip(names, found[1:], expected[1:], strict=True):
-        oracle.assert_summed(got, value, int(steps), sizes[name])
-
+from tests.linear_heads import (
+    CHUNKS,
+    CPU,
+    NARROW_CASES,
+    assert_all_summed,
+    case_named,
+    double,
+    every_backend,
+    every_case,
+    every_option,
+    leaves,
+    naive,
+    needs_cpu_backend,
+    truth,
+    with_gradients,
+)
 
 # Values
 
@@ -189,88 +121,6 @@ def test_float16_gradients_survive_a_loss_scale() -> None:
     expected = truth({**inputs, "token_weight": inputs["token_weight"] * scale})[1:]
     found = torch.autograd.grad(loss, leaves(inputs))
     assert_all_summed((loss / scale, *found), (truth(inputs)[0], *expected), inputs)
-
-
-# Work and memory
-
-
-def product_flops(call: Any) -> int:
-    """Operations of all matrix products of a call."""
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, record_shapes=True) as profiler:
-        call()
-    total = 0
-    for event in profiler.key_averages(group_by_input_shape=True):
-        if event.key == "aten::addmm_":
-            (M, K), (_, N) = event.input_shapes[1:3]
-            total += 2 * M * K * N * event.count
-    return total
-
-
-@needs_cpu_backend
-@pytest.mark.parametrize("ignored", [0.0, 0.25, 1.0])
-@pytest.mark.parametrize("needs", [(True, True, False), (True, False, False), (False, True, False), (False,) * 3])
-def test_three_products_at_most_and_only_of_rows_that_count(needs: tuple[bool, bool, bool], ignored: float) -> None:
-    problem = Problem(64, 24, 100, *(torch.float32,) * 3, needs=needs, ignored=ignored)
-    inputs = problem.make_inputs()
-    assert product_flops(lambda: linear_cross_entropy(**inputs, backend="cpu")) == problem.flops
-    zero = {**inputs, "token_weight": inputs["token_weight"] * (torch.arange(64) < 16)}
-    kept = int(((inputs["targets"] != -100) & (torch.arange(64) < 16)).sum())
-    if kept >= chunks.LEAST_ROWS or not kept:
-        found = product_flops(lambda: linear_cross_entropy(**zero, backend="cpu"))
-        assert found == replace(problem, T=kept, ignored=0.0).flops
-
-
-@needs_cpu_backend
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("needs", [(True, True, True), (True, False, False), (False,) * 3])
-@pytest.mark.parametrize(("T", "D", "V"), [(3000, 16, 9000), (500, 300, 20000)])  # logits weigh, dW weighs
-def test_memory_stays_within_the_formula(
-    T: int, D: int, V: int, needs: tuple[bool, bool, bool], dtype: torch.dtype
-) -> None:
-    problem = Problem(T, D, V, dtype, dtype, dtype, needs=needs, has_bias=needs[2])
-    inputs = problem.make_inputs()
-    size, product = CPU.chunk_size(problem), CPU.multiplies(problem)
-    peak, _ = oracle.peak_bytes(lambda: linear_cross_entropy(**inputs, backend="cpu"))
-    gradients = sum(value.nbytes for value in leaves(inputs)) if dtype == torch.float32 else 0
-    assert peak - gradients <= memory(problem, size, product, T)
-    assert size * V * product.itemsize <= LOGITS_BYTES
-    assert size < T
-
-
-@pytest.mark.parametrize("name", ["float32", "bfloat16"])
-@pytest.mark.parametrize("size", ["2,048 x 1,024 x 32,000", "2,048 x 896 x 151,936"])
-def test_large_heads_need_at_most_256_mib_beyond_gradients_and_one_accumulator(size: str, name: str) -> None:
-    problem = case_named(f"{size} {name}").problem
-    for product in {torch.float32, problem.product}:
-        accumulator = 4 * problem.V * problem.D if problem.weight != torch.float32 else 0
-        assert memory(problem, chunk_rows(problem, product.itemsize), product, problem.T) - accumulator <= 256 << 20
-
-
-def test_chunks_are_equal_and_within_their_bounds() -> None:
-    for T in (1, 15, 16, 17, 1000, 2048, 100_000):
-        for V in (10, 32_000, 10_000_000):
-            problem = Problem(T, 64, V, *(torch.float32,) * 3)
-            size = chunk_rows(problem, 4)
-            assert 1 <= size <= T
-            assert size <= chunks.LEAST_ROWS or size * V * 4 <= LOGITS_BYTES
-            assert T - size * (-(-T // size) - 1) > size - -(-T // size)  # the last is smaller by less than a row each
-
-
-@pytest.mark.full
-@needs_cpu_backend
-def test_the_chosen_chunk_is_near_the_best_of_a_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
-    problem = Problem(2048, 1024, 16_000, *(torch.float32,) * 3)
-    inputs, chosen = problem.make_inputs(), CPU.chunk_size(problem)
-
-    def run(size: int) -> None:
-        monkeypatch.setattr(CPU, "chunk_size", lambda problem: size)
-        with_gradients(inputs, backend="cpu")
-
-    sizes = {64, 128, 256, 512, 1024, 2048, chosen}
-    seconds = interleave([Competitor(str(size), partial(run, size)) for size in sorted(sizes)], 5)
-    medians = {int(name): Spread.of(times).median for name, times in seconds.items()}
-    assert medians[chosen] <= 1.1 * min(medians.values()), medians
 
 
 # Gradients

@@ -13,7 +13,7 @@ from mrtkern import _dispatch, linear_cross_entropy, linear_log_prob
 from mrtkern.ops.linear_cross_entropy import chunks
 from mrtkern.ops.linear_cross_entropy.problem import Problem, memory
 from tests import oracle
-from tests.test_linear_cross_entropy import CHUNKS, double, every_backend, leaves, needs_cpu_backend, product_flops
+from tests.linear_heads import CHUNKS, double, every_backend, leaves, needs_cpu_backend, product_flops
 
 CPU = _dispatch.load("linear_cross_entropy", "cpu")
 OPTIONS = {"plain": {}, "temperature": {"temperature": 0.7}, "all": {"temperature": 1.3, "softcap": 2.0}}

@@ -15,9 +15,8 @@ from torch import Tensor
 
 import mrtkern._C as _C
 from mrtkern.ops.cross_entropy import cpu as cross_entropy
+from mrtkern.ops.cross_entropy.problem import Options, Rows
 from mrtkern.ops.linear_cross_entropy.problem import Cap, LogProbs, Problem, chunk_rows
-
-forward = cross_entropy.forward
 
 NO_TARGET = torch.iinfo(torch.int64).min  # the index to ignore: rows that are ignored do not come here
 
@@ -43,6 +42,14 @@ def multiplies(problem: Problem) -> torch.dtype:
 def chunk_size(problem: Problem) -> int:
     """Rows of a chunk."""
     return chunk_rows(problem, multiplies(problem).itemsize)
+
+
+def forward(
+    z: Tensor, targets: Tensor, token_weight: Tensor, target_offsets: Tensor | None, options: Options,
+    gradient: Tensor | None, wants_details: bool,
+) -> Rows:  # fmt: skip
+    """The loss of rows of logits z [C, V]; dL/dz goes to `gradient`, which may be z."""
+    return cross_entropy.forward(z, targets, token_weight, target_offsets, options, gradient, wants_details)
 
 
 def log_probs(z: Tensor, targets: Tensor, cap: Cap) -> LogProbs:

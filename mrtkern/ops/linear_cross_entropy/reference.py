@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from mrtkern.ops.cross_entropy import reference as cross_entropy
+from mrtkern.ops.cross_entropy.problem import Options, Rows
 from mrtkern.ops.linear_cross_entropy.problem import Cap, LogProbs, Problem
-
-forward = cross_entropy.forward
 
 
 def why_not(problem: Problem) -> str | None:
@@ -27,6 +26,14 @@ def multiplies(problem: Problem) -> torch.dtype:
 def chunk_size(problem: Problem) -> int:
     """All rows at once."""
     return problem.T
+
+
+def forward(
+    z: Tensor, targets: Tensor, token_weight: Tensor, target_offsets: Tensor | None, options: Options,
+    gradient: Tensor | None, wants_details: bool,
+) -> Rows:  # fmt: skip
+    """The loss of rows of logits z [C, V]; dL/dz goes to `gradient`, which may be z."""
+    return cross_entropy.forward(z, targets, token_weight, target_offsets, options, gradient, wants_details)
 
 
 def log_probs(z: Tensor, targets: Tensor, cap: Cap) -> LogProbs:

@@ -139,7 +139,7 @@ def memory(problem: Problem, size: int, product: torch.dtype, targets: int) -> i
 
 @dataclass(frozen=True)
 class Case:
-    """A problem with a name and the places that use it: "test", "bench"."""
+    """A problem with a name and the places that use it: "test", "bench", "long": only when asked for."""
 
     name: str
     problem: Problem
@@ -150,9 +150,9 @@ class Case:
         return self.problem.make_inputs(seed)
 
 
-def _case(name: str, tag: str, T: int, D: int, V: int, dtype: torch.dtype, **more: Any) -> Case:
+def _case(name: str, tags: str, T: int, D: int, V: int, dtype: torch.dtype, **more: Any) -> Case:
     given = {"hidden": dtype, "weight": dtype, "product": dtype, **more}
-    return Case(name, Problem(T, D, V, **given), frozenset({tag}))
+    return Case(name, Problem(T, D, V, **given), frozenset(tags.split()))
 
 
 _F32, _F64, _BF16, _F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
@@ -162,8 +162,8 @@ CASES = (
     _case("2,048 x 1,024 x 32,000 float32", "bench", 2048, 1024, 32_000, _F32),
     _case("2,048 x 1,024 x 32,000 float32, 40 % ignored", "bench", 2048, 1024, 32_000, _F32, ignored=0.4),
     _case("2,048 x 1,024 x 32,000 bfloat16", "bench", 2048, 1024, 32_000, _BF16),
-    _case("2,048 x 896 x 151,936 float32", "bench-long", 2048, 896, 151_936, _F32),
-    _case("2,048 x 896 x 151,936 bfloat16", "bench-long", 2048, 896, 151_936, _BF16),
+    _case("2,048 x 896 x 151,936 float32", "bench long", 2048, 896, 151_936, _F32),
+    _case("2,048 x 896 x 151,936 bfloat16", "bench long", 2048, 896, 151_936, _BF16),
     _case("one row, one feature, one class", "test", 1, 1, 1, _F32),
     _case("float64 with bias", "test", 7, 5, 11, _F64, **_ALL),
     _case("float32 with bias, some ignored", "test", 40, 33, 129, _F32, ignored=0.4, **_ALL),

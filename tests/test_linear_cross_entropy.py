@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mrtkern import _dispatch
+from mrtkern import LossDetails, MultiResponseCrossEntropyLoss, _dispatch, cross_entropy, response_weights
 from mrtkern.ops.linear_cross_entropy.op import linear_cross_entropy
 from mrtkern.ops.linear_cross_entropy.problem import Case, Problem
 from tests import oracle
@@ -439,3 +439,53 @@ def test_float64_runs_on_the_reference() -> None:
     narrow = replace(problem, hidden=torch.float32, weight=torch.float32, product=torch.float32)
     assert _dispatch.choose("linear_cross_entropy", None, narrow) == "cpu"
     assert _dispatch.choose("linear_cross_entropy", None, replace(narrow, device="cuda")) == "reference"
+
+
+# Details
+
+
+@every_backend
+@pytest.mark.parametrize("targets_per_row", [None, 3])
+def test_details_are_those_of_the_logits(targets_per_row: int | None, backend: str) -> None:
+    problem = Problem(40, 33, 129, *(torch.float32,) * 3, ignored=0.4, targets_per_row=targets_per_row)
+    inputs = problem.make_inputs()
+    E = len(inputs["targets"])
+    inputs["token_weight"][::4] = 0  # they count in the details all the same
+    groups = {"offsets": torch.tensor([0, 7, 7, 15, E]), "prompt": torch.tensor([5, 5, 2, 2]), "return_details": True}
+    found = linear_cross_entropy(**inputs, **groups, backend=backend)
+    z = inputs["hidden"].double() @ inputs["weight"].double().T
+    rest = {name: inputs[name] for name in ("targets", "token_weight", "target_offsets") if name in inputs}
+    expected = cross_entropy(z, **rest, **groups)
+    assert isinstance(found, LossDetails)
+    assert isinstance(expected, LossDetails)
+    for field in fields(LossDetails):
+        got, value = getattr(found, field.name).detach(), getattr(expected, field.name).detach()
+        if got.is_floating_point():
+            oracle.assert_summed(got, value, E + 129 + 33, float(value.abs().max()) + 10.0)
+        else:
+            assert torch.equal(got, value)
+    for got, value in zip(torch.autograd.grad(found.loss, leaves(inputs)), truth(inputs)[1:], strict=True):
+        oracle.assert_summed(got, value, E + 129 + 33, 10.0)
+
+
+def test_padded_responses_are_packed_ones() -> None:
+    inputs = case_named("float32 with bias, some ignored").make_inputs()
+    packed = linear_cross_entropy(**inputs, return_details=True, offsets=torch.arange(0, 41, 8))
+    padded = {name: inputs[name].view(5, 8) for name in ("targets", "token_weight")}
+    padded["hidden"] = inputs["hidden"].view(5, 8, 33)
+    found = linear_cross_entropy(**{**inputs, **padded}, return_details=True)
+    for field in fields(LossDetails):
+        assert torch.equal(getattr(found, field.name), getattr(packed, field.name)) or field.name.endswith("variance")
+    for got, value in zip(
+        torch.autograd.grad(found.loss, leaves(inputs)), torch.autograd.grad(packed.loss, leaves(inputs)), strict=True
+    ):
+        assert torch.equal(got, value)
+
+
+def test_the_module_runs_on_hidden_states() -> None:
+    inputs = case_named("float32 with bias, some ignored").make_inputs()
+    groups = {"offsets": torch.tensor([0, 7, 7, 15, 40]), "prompt": torch.tensor([5, 5, 2, 2])}
+    crit = MultiResponseCrossEntropyLoss("prompt", label_smoothing=0.1)
+    w = response_weights(inputs["targets"], "prompt", **groups)
+    found = crit(inputs["hidden"], inputs["targets"], weight=inputs["weight"], bias=inputs["bias"], **groups)
+    assert torch.equal(found, linear_cross_entropy(**{**inputs, "token_weight": w}, label_smoothing=0.1))

@@ -69,8 +69,8 @@ def backend(case: Any) -> str:
 
 
 def tiny(inputs: Inputs) -> Inputs:
-    """The first rows only: loads every library before memory is measured."""
-    return part_of(inputs, 64)
+    """The same: torch.compile specialises on sizes, and compiling again would count as memory of the call."""
+    return inputs
 
 
 def part_of(inputs: Inputs, T: int) -> Inputs:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 
-from bench.harness import Competitor, Spread, interleave
+from bench import linear_cross_entropy as linear_cross_entropy_bench
+from bench.harness import Competitor, Spread, WrongAnswer, interleave
 from mrtkern.ops.linear_cross_entropy import chunks
 from mrtkern.ops.linear_cross_entropy.op import linear_cross_entropy
-from mrtkern.ops.linear_cross_entropy.problem import LOGITS_BYTES, Problem, chunk_rows, memory
+from mrtkern.ops.linear_cross_entropy.problem import LOGITS_BYTES, Case, Problem, chunk_rows, memory
 from tests import oracle
 from tests.linear_heads import CPU, case_named, leaves, needs_cpu_backend, product_flops, with_gradients
 
@@ -80,3 +82,28 @@ def test_the_chosen_chunk_is_near_the_best_of_a_sweep(monkeypatch: pytest.Monkey
     seconds = interleave([Competitor(str(size), partial(run, size)) for size in sorted(sizes)], 5)
     medians = {int(name): Spread.of(times).median for name, times in seconds.items()}
     assert medians[chosen] <= 1.1 * min(medians.values()), medians
+
+
+# The benchmark
+
+
+def small(dtype: torch.dtype) -> dict[str, Any]:
+    return linear_cross_entropy_bench.make_inputs(Case("small", Problem(600, 24, 300, *(dtype,) * 3), frozenset()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_benchmark_accepts_all_its_competitors(dtype: torch.dtype) -> None:
+    inputs = small(dtype)
+    everyone = [*linear_cross_entropy_bench.own(inputs), *linear_cross_entropy_bench.others(inputs)]
+    answers = {one.name: linear_cross_entropy_bench.answer(inputs, one.run()) for one in everyone}
+    assert len(answers) == 6
+    assert linear_cross_entropy_bench.check(inputs, answers).keys() == answers.keys()
+
+
+@pytest.mark.parametrize(("part", "error"), [("loss", 1e-4), ("rows", 1e-2), ("classes", 1e-2)])
+def test_the_benchmark_refuses_wrong_answers(part: str, error: float) -> None:
+    inputs = small(torch.float32)
+    mine = linear_cross_entropy_bench.answer(inputs, linear_cross_entropy_bench.ours(inputs))
+    mine[part] += error * mine[part].abs().max()
+    with pytest.raises(WrongAnswer, match=f"^{part} of mrtkern errs by"):
+        linear_cross_entropy_bench.check(inputs, {"mrtkern": mine})

@@ -39,6 +39,8 @@ class _Shard:
         cls, op: str, group: dist.ProcessGroup, first_class: int, V: int, targets: Tensor, token_weight: Tensor | None,
         ignore_index: int, z_loss: float, softcap: float | None, wide: torch.dtype,
     ) -> _Shard:  # fmt: skip
+        if first_class < 0:
+            _check.fail(op, "first_class", "be the number of this rank's first class", first_class)
         valid = targets != ignore_index
         weight = (valid / valid.sum().clamp(min=1) if token_weight is None else token_weight).to(wide)
         own = targets - first_class

@@ -11,7 +11,7 @@ import torch
 
 from bench import linear_cross_entropy as linear_cross_entropy_bench
 from bench.harness import Competitor, Spread, WrongAnswer, interleave
-from mrtkern.ops.linear_cross_entropy import chunks
+from mrtkern.ops.linear_cross_entropy import chunks, reference
 from mrtkern.ops.linear_cross_entropy.op import linear_cross_entropy
 from mrtkern.ops.linear_cross_entropy.problem import LOGITS_BYTES, Case, Problem, chunk_rows, memory
 from tests import oracle
@@ -47,6 +47,18 @@ def test_memory_stays_within_the_formula(
     assert peak - gradients <= memory(problem, size, product, T)
     assert size * V * product.itemsize <= LOGITS_BYTES
     assert size < T
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("needs", [(True, True, True), (False,) * 3])
+def test_memory_of_the_reference_stays_within_its_formula(needs: tuple[bool, bool, bool], dtype: torch.dtype) -> None:
+    problem = Problem(300, 16, 2000, dtype, dtype, dtype, needs=needs, has_bias=needs[2])
+    inputs = problem.make_inputs()
+    given = {"label_smoothing": 0.1, "softcap": 3.0, "backend": "reference"}
+    peak, _ = oracle.peak_bytes(lambda: linear_cross_entropy(**inputs, **given))
+    gradients = sum(value.nbytes for value in leaves(inputs)) if dtype != torch.bfloat16 else 0
+    product = reference.multiplies(problem)
+    assert peak - gradients <= memory(problem, 300, product, 300) + reference.memory(problem)
 
 
 @pytest.mark.parametrize("name", ["float32", "bfloat16"])

@@ -205,7 +205,7 @@ def test_operators_pass_opcheck() -> None:
         inputs = make_inputs(20, 5, 9, dtype)
         tensors = [inputs[name].detach() for name in ("hidden", "weight", "bias", "targets")]
         options = (-100, 2.0, 0.7, dtype, None)
-        torch.library.opcheck(torch.ops.mrtkern.linear_log_prob.default, (*tensors, *options))
+        torch.library.opcheck(torch.ops.mrtkern.linear_log_prob.default, (*tensors, *options, None))
         for a, c in (upstream(20), (upstream(20)[0], None), (None, upstream(20)[1])):
             arguments = (a, c, *tensors, *options, [True, True, False])
             torch.library.opcheck(torch.ops.mrtkern.linear_log_prob_backward.default, arguments)

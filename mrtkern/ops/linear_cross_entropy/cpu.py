@@ -44,6 +44,11 @@ def chunk_size(problem: Problem) -> int:
     return chunk_rows(problem, multiplies(problem).itemsize)
 
 
+def memory(problem: Problem) -> int:
+    """Bytes of the work on a chunk of logits beyond the chunk: exponentials of one row in each thread."""
+    return (4 * problem.V + 4096) * torch.get_num_threads()
+
+
 def forward(
     z: Tensor, targets: Tensor, token_weight: Tensor, target_offsets: Tensor | None, options: Options,
     gradient: Tensor | None, wants_details: bool,

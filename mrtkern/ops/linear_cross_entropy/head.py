@@ -52,6 +52,7 @@ def check(
 def check_memory(op: str, problem: Problem, rows: ModuleType, targets: Tensor) -> None:
     """Refuse what cannot fit, before anything is allocated."""
     needed = memory(problem, rows.chunk_size(problem), rows.multiplies(problem), targets.shape[0])
+    needed += rows.memory(problem)
     _check.fits(f"{op}: hidden and weight", needed, targets.device)
 
 

@@ -21,7 +21,7 @@ FOLDER = "linear_cross_entropy"  # its backends are that operation's
 torch.library.define(
     "mrtkern::linear_log_prob",
     "(Tensor hidden, Tensor weight, Tensor? bias, Tensor targets, int ignore_index, float softcap, float temperature, "
-    "ScalarType product, str? backend) -> (Tensor logp, Tensor entropy)",
+    "ScalarType product, str? backend, bool? check) -> (Tensor logp, Tensor entropy)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 torch.library.define(
@@ -35,12 +35,12 @@ torch.library.define(
 
 def _forward(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, ignore_index: int, softcap: float,
-    temperature: float, product: torch.dtype, backend: str | None,
+    temperature: float, product: torch.dtype, backend: str | None, check: bool | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Every check that reads values, the choice of the backend and the pass, below torch.compile."""
     problem = Problem.of(hidden, weight, bias, product, (False, False, False), is_log_prob=True)
     rows = _dispatch.run(FOLDER, backend, problem)
-    head.check_values(OP, targets, None, problem.V, ignore_index, True)
+    head.check_values(OP, targets, None, problem.V, ignore_index, check)
     head.check_memory(OP, problem, rows, targets)
     counts = targets != ignore_index
     given = entries(targets, None, counts.to(head.sums_in(product)), counts)
@@ -104,18 +104,18 @@ class _LinearLogProb(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, options: tuple[Any, ...],
-        needs: list[bool],
+        check: bool | None, needs: list[bool],
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         ctx.save_for_backward(hidden, weight, bias, targets)
         ctx.options, ctx.needs = options, needs
         ctx.set_materialize_grads(False)  # without a gradient of the entropy its part of the pass is not run
-        logp, entropy = torch.ops.mrtkern.linear_log_prob(hidden, weight, bias, targets, *options)
+        logp, entropy = torch.ops.mrtkern.linear_log_prob(hidden, weight, bias, targets, *options, check)
         return logp, entropy
 
     @staticmethod
     def backward(ctx: Any, dlogp: Tensor | None, dentropy: Tensor | None) -> tuple[Tensor | None, ...]:
         made = torch.ops.mrtkern.linear_log_prob_backward(dlogp, dentropy, *ctx.saved_tensors, *ctx.options, ctx.needs)
-        return *(d if need else None for d, need in zip(made, ctx.needs, strict=True)), None, None, None
+        return *(d if need else None for d, need in zip(made, ctx.needs, strict=True)), None, None, None, None
 
 
 def linear_log_prob(
@@ -127,6 +127,7 @@ def linear_log_prob(
     softcap: float | None = None,
     temperature: float = 1.0,
     ignore_index: int = IGNORE,
+    check: bool | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each row's target and entropy of its distribution, from hidden states.
@@ -136,15 +137,15 @@ def linear_log_prob(
         entropy = torch.distributions.Categorical(logits=logits).entropy()
 
     hidden [T, D], weight [V, D]: float32, float64, bfloat16, float16, also mixed. targets [T] int64: 0 … V - 1, or
-    ignore_index, for which both results are 0. bias [V]. temperature > 0. backend: None chooses; a name is obeyed or
-    refused.
+    ignore_index, for which both results are 0. bias [V]. temperature > 0. check: whether targets are checked; None: on
+    the CPU. backend: None chooses; a name is obeyed or refused.
 
     Returns logp [T] and entropy [T], float32 (float64 for float64), in nats.
     Gradient: hidden, weight, bias, where asked, for any upstream gradient of either result, once. Rows whose upstream
     gradients are 0 are dropped before the product. Logits are computed again in backward: 8 T V D operations in all.
     Deterministic: the same bits on every run and for every number of threads.
-    Memory beyond inputs and gradients: cpu 192 MiB, or one row, of logits, at most 33 MiB of converted weight at
-    D = 1024, and 4 V D bytes in backward when weight is not float32; reference 4 to 8 times T V numbers.
+    Memory beyond inputs and gradients: cpu at most 192 MiB of logits (or 16 rows), 16 KiB D of converted weight,
+    12 bytes per feature of a chunk, in backward 4 T D bytes, and 4 V D when weight is not float32; reference 36 T V.
     Raises IndexError for a target outside the vocabulary (naming its position), ValueError for shapes and types that
     do not match, RuntimeError for a double backward.
     Source: `mrtkern.ops.linear_cross_entropy` has the equations.
@@ -159,7 +160,7 @@ def linear_log_prob(
     logp: Tensor
     entropy: Tensor
     if any(needs):
-        logp, entropy = _LinearLogProb.apply(hidden, weight, bias, targets, options, needs)  # type: ignore[no-untyped-call]
+        logp, entropy = _LinearLogProb.apply(hidden, weight, bias, targets, options, check, needs)  # type: ignore[no-untyped-call]
     else:
-        logp, entropy = torch.ops.mrtkern.linear_log_prob(hidden, weight, bias, targets, *options)
+        logp, entropy = torch.ops.mrtkern.linear_log_prob(hidden, weight, bias, targets, *options, check)
     return logp, entropy

@@ -169,7 +169,7 @@ def linear_cross_entropy(
     product, and without return_details those whose weights are all 0: their gradient is 0 whatever they hold.
     Deterministic: the same bits on every run and, on the CPU, for every number of threads (see `chunks.TERMS`).
     Memory beyond inputs and gradients: cpu at most 192 MiB of logits (or 16 rows), 16 KiB D of converted weight,
-    12 bytes per feature of a chunk, 4 T D bytes, and 4 V D bytes when weight is not float32; reference 32 T V.
+    12 bytes per feature of a chunk, 4 T D bytes, and 4 V D bytes when weight is not float32; reference 36 T V.
     Raises IndexError for a target out of range (naming its position); ValueError for shapes, types and options that do
     not fit, and for heads that are not one matrix; MemoryError when it cannot fit; RuntimeError for a double backward.
     Source: `mrtkern.ops.linear_cross_entropy` has the equations.

@@ -28,6 +28,11 @@ def chunk_size(problem: Problem) -> int:
     return problem.T
 
 
+def memory(problem: Problem) -> int:
+    """Bytes of the work on a chunk of logits beyond the chunk: up to eight matrices of its size and type."""
+    return 8 * problem.T * problem.V * multiplies(problem).itemsize
+
+
 def forward(
     z: Tensor, targets: Tensor, token_weight: Tensor, target_offsets: Tensor | None, options: Options,
     gradient: Tensor | None, wants_details: bool,
@@ -42,7 +47,9 @@ def log_probs(z: Tensor, targets: Tensor, cap: Cap) -> LogProbs:
     lse = u.logsumexp(1)  # [C]
     log_p = u - lse[:, None]
     p = log_p.exp()
-    return LogProbs(log_p.gather(1, targets[:, None])[:, 0], -torch.special.xlogy(p, p).sum(1), lse.double())
+    y = targets.clamp(0, z.shape[1] - 1)  # what is not among V was refused before wherever values may be read
+    logp = torch.where(y == targets, log_p.gather(1, y[:, None])[:, 0], torch.nan)
+    return LogProbs(logp, -torch.special.xlogy(p, p).sum(1), lse.double())
 
 
 def log_probs_backward(
@@ -62,5 +69,5 @@ def log_probs_backward(
         finite = log_p.clamp(min=torch.finfo(z.dtype).min)  # p log p is 0 where p is
         entropy = -(p * finite).sum(1)
         du -= c[:, None] * p * (finite + entropy[:, None])
-    du.scatter_add_(1, targets.clamp(min=0)[:, None], torch.where(targets >= 0, -w, 0)[:, None])
+    du.scatter_add_(1, targets.clamp(0, z.shape[1] - 1)[:, None], torch.where(targets >= 0, -w, 0)[:, None])
     z.copy_(du * (1 - tanh**2) / cap.temperature)

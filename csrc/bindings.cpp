@@ -1,4 +1,5 @@
 // The Python face of csrc: addresses, sizes and strides come in, sentences go out. The only file that knows pybind11.
+#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -13,6 +14,7 @@
 
 #include "common/interrupt.h"
 #include "common/memory.h"
+#include "cross_entropy/cross_entropy.h"
 #include "facility_location/facility_location.h"
 #include "isa/kernels.h"
 #include "neighbors/neighbors.h"
@@ -169,6 +171,38 @@ int64_t facility_location_grouped(Address x, const std::string& dtype, int64_t r
   return released([&] { return mrt::select_groups(problem, result, threads); });
 }
 
+double cross_entropy_rows(Address logits, Address gradient, const std::string& dtype, int64_t T, int64_t V,
+                          int64_t logits_stride, int64_t gradient_stride, Address targets, Address target_offsets,
+                          int64_t ignore_index, Address weight, double uniform_weight, Address entropy_weight,
+                          double label_smoothing, double z_loss, double softcap, double scale,
+                          const std::vector<Address>& out, Address given_lse, int threads) {
+  const mrt::LogitRows rows{at<const void>(logits),
+                            at<void>(gradient),
+                            dtype_of(dtype),
+                            T,
+                            V,
+                            logits_stride,
+                            gradient_stride,
+                            at<const int64_t>(targets),
+                            at<const int64_t>(target_offsets),
+                            ignore_index,
+                            at<const float>(weight),
+                            static_cast<float>(uniform_weight),
+                            at<const float>(entropy_weight)};
+  const mrt::LossOptions options{label_smoothing, z_loss, softcap, scale};
+  const mrt::RowResults results{at<float>(out.at(0)), at<float>(out.at(1)), at<float>(out.at(2)),
+                                at<int64_t>(out.at(3)), at<double>(out.at(4))};
+  return released(
+      [&] { return mrt::cross_entropy_rows(rows, options, results, at<const double>(given_lse), threads); });
+}
+
+// Bytes that nobody has touched, on huge pages where the system has them; freed with the last array that shares them.
+py::array_t<uint8_t> fresh_pages(int64_t bytes) {
+  auto* buffer = released([&] { return new mrt::Buffer(static_cast<size_t>(bytes)); });
+  const py::capsule owner(buffer, [](void* p) { delete static_cast<mrt::Buffer*>(p); });
+  return py::array_t<uint8_t>(bytes, buffer->data(), owner);
+}
+
 mrt::Precision precision_of(const std::string& name) {
   return named<mrt::Precision>(
       "precision", name,
@@ -239,4 +273,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("neighbors", &neighbors);
   m.def("components", &components);
   m.def("facility_location_grouped", &facility_location_grouped);
+  m.def("cross_entropy_rows", &cross_entropy_rows);
+  m.def("fresh_pages", &fresh_pages);
 }

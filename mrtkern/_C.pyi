@@ -1,6 +1,9 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy
+import numpy.typing
+
 LARGEST_GROUP: int
 
 _Rows = tuple[int, str, int, int, int, int]  # address, type, strides of batch, row and column, rows of a matrix
@@ -82,3 +85,26 @@ def facility_location_grouped(
     out: list[int],
     threads: int,
 ) -> int: ...
+def cross_entropy_rows(
+    logits: int,
+    gradient: int,
+    dtype: str,
+    T: int,
+    V: int,
+    logits_stride: int,
+    gradient_stride: int,
+    targets: int,
+    target_offsets: int,
+    ignore_index: int,
+    weight: int,
+    uniform_weight: float,
+    entropy_weight: int,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: float,
+    scale: float,
+    out: list[int],
+    given_lse: int,
+    threads: int,
+) -> float: ...
+def fresh_pages(bytes: int) -> numpy.typing.NDArray[numpy.uint8]: ...

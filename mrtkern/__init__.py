@@ -3,36 +3,53 @@
 Who calls whom, top to bottom:
 
     cli/               the `mrtkern` command: info, select
+    loss.py            token weights of five normalisations, the module   details.py   what a loss says beside its value
+    parallel.py        losses over a vocabulary that is split among ranks
     select.py          six strategies per prompt          budget.py   variance components, the best K
     ops/<op>/op.py     public function, checks that need no data, torch.library registration, gradient
     _dispatch.py       chooses the backend (the only place)
     ops/<op>/          reference.py (the definition) · cpu.py (csrc/ through mrtkern._C)
     _progress.py       who wants to know how far a long call is
+    _memory.py         results on huge pages
     lattice.py         the int16 quantiser, _random.py the counting hash: definitions that every backend repeats
     csrc/              bindings.cpp → <op>/cpu.cpp → isa/ (three instruction sets) → tile/ and <op>/kernels.h
 """
 
 from mrtkern.budget import allocate_k, optimal_k, variance_components
+from mrtkern.details import LossDetails
+from mrtkern.loss import MultiResponseCrossEntropyLoss, response_weights
+from mrtkern.ops.cross_entropy.op import cross_entropy
 from mrtkern.ops.facility_location.op import facility_location
 from mrtkern.ops.facility_location.selection import Selection
+from mrtkern.ops.linear_cross_entropy.log_prob import linear_log_prob
+from mrtkern.ops.linear_cross_entropy.op import linear_cross_entropy
 from mrtkern.ops.neighbors.deduplicate import deduplicate
 from mrtkern.ops.neighbors.lists import Neighbors
 from mrtkern.ops.neighbors.op import neighbors
 from mrtkern.ops.similarity.op import similarity
+from mrtkern.parallel import vocabulary_parallel_cross_entropy, vocabulary_parallel_linear_cross_entropy
 from mrtkern.select import select_responses
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "LossDetails",
+    "MultiResponseCrossEntropyLoss",
     "Neighbors",
     "Selection",
     "__version__",
     "allocate_k",
+    "cross_entropy",
     "deduplicate",
     "facility_location",
+    "linear_cross_entropy",
+    "linear_log_prob",
     "neighbors",
     "optimal_k",
+    "response_weights",
     "select_responses",
     "similarity",
     "variance_components",
+    "vocabulary_parallel_cross_entropy",
+    "vocabulary_parallel_linear_cross_entropy",
 ]

@@ -79,16 +79,25 @@ def offsets(op: str, value: Any, device: torch.device) -> None:
         fail(op, "offsets", f"be on the device of x ({device})", value.device)
 
 
-def offsets_values(op: str, value: Tensor, rows: int) -> None:
+def offsets_values(op: str, value: Tensor, rows: int, argument: str = "offsets", like: str = "rows") -> None:
     """Refuse offsets that do not run from 0 to `rows` without descending. Reads values: call it inside an operator."""
     if int(value[0]) != 0:
-        fail(op, "offsets", "begin with 0", int(value[0]))
+        fail(op, argument, "begin with 0", int(value[0]))
     if int(value[-1]) != rows:
-        fail(op, "offsets", f"end with the number of rows {rows}", int(value[-1]))
+        fail(op, argument, f"end with the number of {like} {rows}", int(value[-1]))
     steps = value[1:] - value[:-1]
     if bool((steps < 0).any()):
         b = int((steps < 0).int().argmax())
-        fail(op, "offsets", "never descend", f"{int(value[b])} then {int(value[b + 1])} at group {b}")
+        fail(op, argument, "never descend", f"{int(value[b])} then {int(value[b + 1])} at group {b}")
+
+
+def labels(op: str, targets: Tensor, V: int, ignore_index: int) -> None:
+    """Refuse targets that are no columns, naming the first. Reads values: call it inside an operator."""
+    is_bad = ((targets < 0) | (targets >= V)) & (targets != ignore_index)
+    if bool(is_bad.any()):
+        position = int(is_bad.int().argmax())
+        rule = f"be from 0 to {V - 1} or ignore_index {ignore_index}"
+        raise IndexError(f"{op}: targets must {rule}, got {int(targets[position])} at position {position}")
 
 
 def fits(subject: str, needed: int, device: torch.device) -> None:

@@ -234,3 +234,55 @@ def peak_bytes(call: Callable[[], Any]) -> tuple[int, Any]:
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
     running = np.cumsum([event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())])
     return int(running.max(initial=0)), result
+
+
+# Of one exponential in units of 2**-24, as csrc/cross_entropy/lanes.h derives it; one more where a product follows.
+EXPONENTIAL = 4
+LANE_SUM = 32 + 5  # additions in float32: 32 numbers per lane, two registers of up to 16 lanes
+LOSS = 1e-5  # relative, what the loss of realistic logits promises in every type
+
+
+def cross_entropy_steps() -> int:
+    """Roundings on the way to one loss in units of max(1, |u|): difference, exponential, sum, logarithm."""
+    return EXPONENTIAL + LANE_SUM + 2
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Exact values in float64: what a loss of logits is, by autograd through its formula."""
+
+    loss: Tensor
+    nll: Tensor  # one per target
+    entropy: Tensor  # one per row
+    gradient: Tensor
+    magnitude: Tensor  # of what was added up to the loss
+
+
+def cross_entropy(
+    logits: Tensor, targets: Tensor, *, token_weight: Tensor | None = None, ignore_index: int = -100,
+    label_smoothing: float = 0.0, z_loss: float = 0.0, softcap: float | None = None,
+    target_offsets: Tensor | None = None,
+) -> Losses:  # fmt: skip
+    """`mrtkern.cross_entropy` of finite logits, target by target."""
+    z = logits.detach().double().requires_grad_()
+    u = softcap * torch.tanh(z / softcap) if softcap else z
+    log_p, lse = u.log_softmax(1), u.logsumexp(1)
+    ends = list(range(len(z) + 1)) if target_offsets is None else target_offsets.tolist()
+    rows = [t for t, (i, j) in enumerate(itertools.pairwise(ends)) for _ in range(i, j)]
+    valid = [e for e, y in enumerate(targets.tolist()) if y != ignore_index]
+    loss = (z * 0).sum()
+    nll, magnitude = torch.zeros(len(targets), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    for e in valid:
+        t, y = rows[e], int(targets[e])
+        w = 1 / len(valid) if token_weight is None else float(token_weight[e])
+        smooth = -(1 - label_smoothing) * log_p[t, y] - label_smoothing * log_p[t].mean()
+        loss = loss + w * (smooth + z_loss * lse[t] ** 2)
+        nll[e] = -log_p[t, y].detach()
+        magnitude += abs(w) * (1 + u[t].detach().abs().max() + z_loss * lse[t].detach() ** 2)
+    loss.backward()
+    assert z.grad is not None
+    entropy = -(log_p.exp() * log_p).sum(1).detach()
+    return Losses(loss.detach(), nll, entropy, z.grad, magnitude)
+
+
+SPLIT = 1e-6  # largest relative difference of a gradient made in parts, by accumulation and over ranks

@@ -1,6 +1,7 @@
 // The table of functions that each instruction set fills, and the choice among them.
 #pragma once
 
+#include "cross_entropy/cross_entropy.h"
 #include "facility_location/facility_location.h"
 #include "neighbors/neighbors.h"
 #include "similarity/similarity.h"
@@ -52,6 +53,16 @@ struct Kernels {
   void (*rank_keys)(uint64_t seed, uint64_t draw, uint64_t group_key, int64_t N, int64_t* keys);
   void (*sort_by_key)(const int64_t* keys, int64_t N, int32_t* order);
   int64_t (*sum_of_largest)(const int64_t* values, int64_t N, int64_t k);
+  // cross_entropy: see cross_entropy/kernels.h
+  RowStatistics (*row_statistics)(const void* logits, DType dtype, int64_t V, Transform transform, bool has_more,
+                                  Exponentials out);
+  void (*row_gradient)(const void* logits, void* gradient, DType dtype, int64_t V, Transform transform,
+                       GradientRule rule);
+  void (*row_scale)(const void* logits, void* gradient, DType dtype, int64_t V, Transform transform, GradientRule rule,
+                    Exponentials from);
+  int64_t (*row_argmax)(const void* row, DType dtype, int64_t V);
+  float (*row_read)(const void* row, DType dtype, int64_t v);
+  void (*row_write)(void* row, DType dtype, int64_t v, float value);
 };
 
 extern const Kernels portable_kernels;

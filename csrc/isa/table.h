@@ -2,6 +2,7 @@
 // after its MRT_ switch.
 #pragma once
 
+#include "cross_entropy/kernels.h"
 #include "facility_location/kernels.h"
 #include "isa/kernels.h"
 #include "neighbors/kernels.h"
@@ -47,7 +48,13 @@ constexpr Kernels table(const char* name) {
           owners,
           rank_keys,
           sort_by_key,
-          sum_of_largest};
+          sum_of_largest,
+          row_statistics,
+          row_gradient,
+          row_scale,
+          row_argmax,
+          row_read,
+          row_write};
 }
 
 }  // namespace

@@ -1,0 +1,115 @@
+"""What a loss over responses can say beside its value: per response, per prompt, and how much varies between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mrtkern import _check
+from mrtkern.ops.cross_entropy.problem import Rows
+
+
+@dataclass(frozen=True)
+class LossDetails:
+    """Only `loss` has a gradient. A response's negative log-likelihood excludes smoothing, z-loss and weights."""
+
+    loss: Tensor  # 0-d
+    response_nll: Tensor  # [R] sum over the response's tokens
+    response_tokens: Tensor  # [R] int64: targets that are not ignored
+    prompt_loss: Tensor  # [P] each prompt's part of the loss, prompts ascending; without prompt: [R]
+    within_variance: Tensor  # 0-d: of response_nll / response_tokens inside prompts; NaN when no prompt has two
+    between_variance: Tensor  # 0-d: between prompts, unbiased and cut off at 0; NaN for fewer than two prompts
+    accuracy: Tensor  # 0-d: share of valid targets that are the row's largest logit
+    entropy: Tensor  # 0-d: mean over valid targets of the row's entropy, in nats
+
+
+def response_tokens(targets: Tensor, offsets: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """Which targets are valid [T], and how many of each response are [R]."""
+    is_valid = targets != ignore_index
+    before = torch.nn.functional.pad(is_valid.cumsum(0), (1, 0))
+    return is_valid, before[offsets[1:]] - before[offsets[:-1]]
+
+
+def by_response(values: Tensor, offsets: Tensor) -> Tensor:
+    """Sums over responses [R], in float64."""
+    return torch.segment_reduce(values.double(), "sum", offsets=offsets, axis=0, unsafe=True)
+
+
+def response_details(
+    found: Rows, targets: Tensor, target_offsets: Tensor | None, ignore_index: int, offsets: Tensor,
+    prompt: Tensor | None,
+) -> LossDetails:  # fmt: skip
+    """Details from what the rows left."""
+    loss, *rows = found
+    return LossDetails(
+        loss, *torch.ops.mrtkern.response_details(*rows, targets, target_offsets, ignore_index, offsets, prompt)
+    )
+
+
+torch.library.define(
+    "mrtkern::response_details",
+    "(Tensor nll, Tensor weighted, Tensor entropy, Tensor argmax, Tensor targets, Tensor? target_offsets, "
+    "int ignore_index, Tensor offsets, Tensor? prompt) -> (Tensor response_nll, Tensor response_tokens, "
+    "Tensor prompt_loss, Tensor within_variance, Tensor between_variance, Tensor accuracy, Tensor entropy)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def _details(
+    nll: Tensor, weighted: Tensor, entropy: Tensor, argmax: Tensor, targets: Tensor, target_offsets: Tensor | None,
+    ignore_index: int, offsets: Tensor, prompt: Tensor | None,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """nll, weighted: one per target; entropy, argmax: one per row."""
+    if targets.device.type == "cpu":
+        _check.offsets_values("return_details", offsets, targets.shape[0], "offsets", "targets")
+    if target_offsets is not None:
+        rows = torch.repeat_interleave(target_offsets.diff(), output_size=targets.shape[0])
+        entropy, argmax = entropy[rows], argmax[rows]
+    is_valid, tokens = response_tokens(targets, offsets, ignore_index)
+    nlls = by_response(nll, offsets)
+    prompts = _prompts(nlls, tokens, by_response(weighted, offsets), prompt)
+    count = is_valid.sum().clamp(min=1)
+    accuracy = ((argmax == targets) & is_valid).sum() / count
+    mean_entropy = torch.where(is_valid, entropy, 0).double().sum() / count
+    losses, within, between, accuracy, mean_entropy = (
+        value.to(nll.dtype) for value in (*prompts, accuracy, mean_entropy)
+    )
+    return nlls.to(nll.dtype), tokens, losses, within, between, accuracy, mean_entropy
+
+
+def _fake_details(nll: Tensor, *arguments: object) -> tuple[Tensor, ...]:
+    *_, offsets, prompt = arguments
+    assert isinstance(offsets, Tensor)
+    R = offsets.shape[0] - 1
+    P = R if prompt is None else torch.library.get_ctx().new_dynamic_size()
+    numbers = (nll.new_empty(()) for _ in range(4))
+    return nll.new_empty(R), offsets.new_empty(R), nll.new_empty(P), *numbers
+
+
+torch.library.impl("mrtkern::response_details", ("cpu", "cuda"), _details)
+torch.library.register_fake("mrtkern::response_details", _fake_details)
+
+
+def _prompts(nlls: Tensor, tokens: Tensor, losses: Tensor, prompt: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss of each prompt [P]; variances within and between prompts, as `variance_components` has them."""
+    if prompt is None:
+        group, P = torch.arange(tokens.shape[0], device=tokens.device), tokens.shape[0]
+    else:
+        ids, group = prompt.unique(return_inverse=True)
+        P = ids.shape[0]
+
+    def add_up(values: Tensor) -> Tensor:
+        return values.new_zeros(P).index_add_(0, group, values)
+
+    counts = (tokens > 0).double()
+    x = nlls / tokens.clamp(min=1) * counts
+    k = add_up(counts)  # responses of each prompt
+    R, num_prompts = k.sum(), (k > 0).sum()
+    means, mean = add_up(x) / k.clamp(min=1), x.sum() / R
+    within = ((x - means[group]).square() * counts).sum() / (R - num_prompts)
+    outside = (k * (means - mean).square()).sum() / (num_prompts - 1)
+    k0 = (R - k.square().sum() / R) / (num_prompts - 1)
+    between = ((outside - within) / k0).clamp(min=0)
+    return add_up(losses), within, between

@@ -1,0 +1,239 @@
+"""The loss over K responses of every prompt: token weights of five normalisations, and a module that applies them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mrtkern import _check
+from mrtkern.details import LossDetails, response_tokens
+from mrtkern.ops.cross_entropy.op import cross_entropy
+from mrtkern.ops.cross_entropy.problem import IGNORE
+from mrtkern.ops.linear_cross_entropy.op import linear_cross_entropy
+
+OP = "response_weights"
+NORMALIZATIONS = ("token", "response", "prompt", "prompt_token", "prompt_sum")
+Count = int | Tensor
+
+torch.library.define(
+    "mrtkern::response_weights",
+    "(Tensor targets, str normalize, Tensor offsets, Tensor? prompt, Tensor? response_weight, int ignore_index, "
+    "float constant, Tensor? num_prompts, Tensor? num_responses, Tensor? num_tokens, Tensor? responses_per_prompt, "
+    "Tensor? tokens_per_response, Tensor? tokens_per_prompt) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def _weights(
+    targets: Tensor, normalize: str, offsets: Tensor, prompt: Tensor | None, response_weight: Tensor | None,
+    ignore_index: int, constant: float, num_prompts: Tensor | None, num_responses: Tensor | None,
+    num_tokens: Tensor | None, responses_per_prompt: Tensor | None, tokens_per_response: Tensor | None,
+    tokens_per_prompt: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """The definition, in float64 and without waiting for a device; targets [T], every count local unless given."""
+    if targets.device.type == "cpu":
+        _check.offsets_values(OP, offsets, targets.shape[0], "offsets", "targets")
+    is_valid, tokens = response_tokens(targets, offsets, ignore_index)  # [T], [R]
+    T_r = (tokens if tokens_per_response is None else tokens_per_response).double()
+    counts = (T_r > 0).double()  # an empty response is none
+    v = torch.ones_like(T_r) if response_weight is None else response_weight.double()
+    groups = _Groups(prompt, T_r)
+
+    def or_else(given: Tensor | None, local: Tensor) -> Tensor:
+        return (local if given is None else given).double()
+
+    if normalize == "token":
+        denominator = or_else(num_tokens, T_r.sum())
+    elif normalize == "response":
+        denominator = or_else(num_responses, counts.sum()) * T_r
+    else:
+        P = or_else(num_prompts, groups.number_with(counts))
+        if normalize == "prompt_token":
+            denominator = P * or_else(tokens_per_prompt, groups.sums(v * T_r))
+        else:
+            denominator = P * T_r if normalize == "prompt" else P * constant
+            if response_weight is None:
+                v = v / or_else(responses_per_prompt, groups.sums(counts)).clamp(min=1)
+    weight = torch.where((v == 0) | (counts == 0), 0, v / denominator)  # [R]
+    each = weight.repeat_interleave(offsets.diff(), output_size=targets.shape[0])
+    return torch.where(is_valid, each, 0).float()
+
+
+class _Groups:
+    """Sums over the responses of each prompt, in the order of the responses, for prompts in any order."""
+
+    def __init__(self, prompt: Tensor | None, like: Tensor) -> None:
+        self.has_prompt = prompt is not None
+        if prompt is None:
+            return
+        ids, self.order = prompt.sort(stable=True)
+        starts = torch.ones_like(ids)
+        starts[1:] = ids[1:] != ids[:-1]
+        self.segment = starts.cumsum(0) - 1  # [R] of each response in sorted order
+        self.ends = torch.searchsorted(self.segment, torch.arange(len(ids) + 1, device=like.device))
+
+    def segments(self, x: Tensor) -> Tensor:
+        """Sums [R]: one per prompt, then zeros."""
+        return torch.segment_reduce(x[self.order], "sum", offsets=self.ends, axis=0, unsafe=True, initial=0.0)
+
+    def sums(self, x: Tensor) -> Tensor:
+        """For each response, the sum of x over its prompt [R]."""
+        if not self.has_prompt:
+            return x
+        return torch.empty_like(x).index_copy_(0, self.order, self.segments(x)[self.segment])
+
+    def number_with(self, x: Tensor) -> Tensor:
+        """How many prompts have a positive sum."""
+        return ((self.segments(x) if self.has_prompt else x) > 0).sum()
+
+
+torch.library.impl("mrtkern::response_weights", ("cpu", "cuda"), _weights)
+
+
+def _fake_weights(targets: Tensor, *_: Any) -> Tensor:
+    return targets.new_empty(targets.shape, dtype=torch.float32)
+
+
+torch.library.register_fake("mrtkern::response_weights", _fake_weights)
+
+
+def response_weights(
+    targets: Tensor,
+    normalize: str,
+    *,
+    offsets: Tensor | None = None,
+    prompt: Tensor | None = None,
+    response_weight: Tensor | None = None,
+    ignore_index: int = IGNORE,
+    constant: float = 1.0,
+    num_prompts: Count | None = None,
+    num_responses: Count | None = None,
+    num_tokens: Count | None = None,
+    responses_per_prompt: Count | None = None,
+    tokens_per_response: Count | None = None,
+    tokens_per_prompt: Count | None = None,
+) -> Tensor:
+    """One weight per token, so that sum(weight * cross_entropy) is the loss of the normalisation.
+
+        token         v_r / sum of T_r            prompt         v_r / (P T_r)
+        response      v_r / (R T_r)               prompt_token   v_r / (P sum of v_r T_r over the prompt)
+                                                  prompt_sum     v_r / (P constant)
+
+    targets [T] int64 with offsets [R + 1] int64 (response r owns targets offsets[r]:offsets[r + 1]), or padded [R, L].
+    T_r counts the targets of response r that are not ignore_index; responses without any, and prompts without such a
+    response, do not count in R, K and P. prompt [R] int64: any numbers in any order; None: each response its own.
+    response_weight v [R], used as given; None: 1, and 1 / K of its prompt under "prompt" and "prompt_sum".
+    When a step is split over ranks or accumulated batches, the counts of the whole step: num_prompts, num_responses,
+    num_tokens are P, R and the sum of T_r (ints or 0-d tensors). For responses [R] here: responses_per_prompt is K of
+    its prompt, tokens_per_response its T_r, tokens_per_prompt its prompt's sum of v_r T_r (v_r 1 if not given).
+
+    Returns float32, the shape of targets; 0 where ignored. No gradient. Deterministic; sums in float64. On a GPU
+    nothing is read back, and offsets are not checked. Memory: about 40 bytes per token and 150 per response.
+    Raises ValueError for shapes, types and names that do not fit, and offsets that do not cover the targets.
+    Source: `mrtkern.ops.cross_entropy`, which also says what lengths do to each of them.
+    """
+    _check.int64(OP, "targets", targets)
+    _check.one_of(OP, "normalize", normalize, NORMALIZATIONS)
+    if not 0 < constant < math.inf:
+        _check.fail(OP, "constant", "be positive and finite", constant)
+    flat, device = targets.reshape(-1), targets.device
+    offsets = _response_offsets(targets, offsets)
+    R = offsets.shape[0] - 1
+    if prompt is not None:
+        _check.int64(OP, "prompt", prompt)
+        _check.vector(OP, "prompt", prompt, R, "response")
+    if response_weight is not None:
+        _check.floating(OP, "response_weight", response_weight)
+        _check.vector(OP, "response_weight", response_weight, R, "response")
+        if response_weight.requires_grad:
+            _check.fail(OP, "response_weight", "not require a gradient, because it gets none", "one that does")
+    _check.same_device(OP, targets=targets, prompt=prompt, response_weight=response_weight)
+    totals = (num_prompts, num_responses, num_tokens)
+    names = ("num_prompts", "num_responses", "num_tokens")
+    per_response = (responses_per_prompt, tokens_per_response, tokens_per_prompt)
+    names_per_response = ("responses_per_prompt", "tokens_per_response", "tokens_per_prompt")
+    counts = [_count(name, value, None, device) for name, value in zip(names, totals, strict=True)]
+    counts += [_count(name, value, R, device) for name, value in zip(names_per_response, per_response, strict=True)]
+    weights: Tensor = torch.ops.mrtkern.response_weights(
+        flat, normalize, offsets, prompt, response_weight, ignore_index, float(constant), *counts
+    )
+    return weights.reshape(targets.shape)
+
+
+def _response_offsets(targets: Tensor, offsets: Tensor | None) -> Tensor:
+    """Offsets of the responses, those of padded targets included."""
+    if targets.ndim == 1:
+        if offsets is None:
+            _check.fail(OP, "offsets", "be given with targets [T]", None)
+        _check.offsets(OP, offsets, targets.device)
+        return offsets
+    if targets.ndim != 2:
+        _check.fail(OP, "targets", "be [T] with offsets, or [R, L]", _check.shape(targets))
+    if offsets is not None:
+        _check.fail(OP, "offsets", "be None with padded targets", _check.shape(offsets))
+    R, L = targets.shape
+    return torch.arange(R + 1, device=targets.device) * L
+
+
+def _count(name: str, value: Count | None, R: int | None, device: torch.device) -> Tensor | None:
+    """A count of the whole step: 0-d, or one per response."""
+    if value is None:
+        return None
+    size = () if R is None else (R,)
+    if not isinstance(value, Tensor):
+        if value < 1:
+            _check.fail(OP, name, "be at least 1", value)
+        return torch.full(size, value, dtype=torch.int64, device=device)
+    if value.shape not in ((), size):
+        _check.fail(OP, name, "be an int or " + ("0-d" if R is None else f"of shape [{R}]"), _check.shape(value))
+    if value.device != device:
+        _check.fail(OP, name, f"be on the device of targets ({device})", value.device)
+    return value.expand(size)
+
+
+class MultiResponseCrossEntropyLoss(torch.nn.Module):
+    """Cross-entropy over the responses of prompts, normalised as `response_weights` says.
+
+        crit = MultiResponseCrossEntropyLoss("prompt")
+        loss = crit(logits, targets, offsets=offsets, prompt=prompt)                        # logits [T, V]
+        loss = crit(hidden, targets, weight=lm_head.weight, offsets=offsets, prompt=prompt)   # hidden [T, D]
+
+    normalize, ignore_index, constant: of `response_weights`. Further keywords go to `cross_entropy`, or with a weight
+    to `linear_cross_entropy`: label_smoothing, z_loss, softcap, return_details, backend, and inplace for logits.
+    """
+
+    def __init__(self, normalize: str, *, ignore_index: int = IGNORE, constant: float = 1.0, **options: Any) -> None:
+        super().__init__()
+        _check.one_of("MultiResponseCrossEntropyLoss", "normalize", normalize, NORMALIZATIONS)
+        self.normalize, self.ignore_index, self.constant, self.options = normalize, ignore_index, constant, options
+
+    def forward(
+        self,
+        x: Tensor,
+        targets: Tensor,
+        *,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        offsets: Tensor | None = None,
+        prompt: Tensor | None = None,
+        response_weight: Tensor | None = None,
+        **counts: Count | None,
+    ) -> Tensor | LossDetails:
+        """The loss of x, logits without `weight` and hidden states with it. counts: those of the whole step."""
+        w = response_weights(
+            targets, self.normalize, offsets=offsets, prompt=prompt, response_weight=response_weight,
+            ignore_index=self.ignore_index, constant=self.constant, **counts,
+        )  # fmt: skip
+        options = {"token_weight": w, "ignore_index": self.ignore_index, **self.options}
+        if options.get("return_details"):
+            options |= {"offsets": offsets, "prompt": prompt}
+        if weight is None:
+            return cross_entropy(x, targets, **options)
+        return linear_cross_entropy(x, weight, targets, bias=bias, **options)
+
+    def extra_repr(self) -> str:
+        """What `print` shows."""
+        return ", ".join([repr(self.normalize), *(f"{key}={value!r}" for key, value in self.options.items())])

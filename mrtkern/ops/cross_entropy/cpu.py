@@ -1,0 +1,69 @@
+"""cross_entropy on the CPU: one call of the compiled kernel leaves loss, gradient and details of all rows.
+
+    loss = sum_t w_t l_t,   gradient[t] = dL/dz_t
+
+Reads  logits [T, V] float32, bfloat16 or float16, targets, weights.   Writes gradient [T, V], which may be the logits.
+Idea   a row is read from memory once; its exponentials wait in the L2 cache until their sum is known.
+Sums   float32 over 32 numbers per lane, float64 beyond: the same bits for every number of threads.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+import mrtkern._C as _C
+from mrtkern.ops.cross_entropy.problem import Options, Problem, Rows
+
+DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+
+
+def why_not(problem: Problem) -> str | None:
+    """None when the compiled kernel can run `problem`, otherwise the reason."""
+    if problem.device != "cpu":
+        return f"needs a CPU tensor, got one on {problem.device}"
+    if problem.dtype not in DTYPES:
+        return f"needs float32, bfloat16 or float16, got {problem.dtype}"
+    return None
+
+
+def memory(problem: Problem) -> int:
+    """Bytes beyond inputs and results: a row of float32 per thread, a number per row."""
+    return (4 * problem.V + 4096) * torch.get_num_threads() + 8 * problem.T
+
+
+def forward(
+    logits: Tensor, targets: Tensor, token_weight: Tensor | None, target_offsets: Tensor | None, options: Options,
+    gradient: Tensor | None, wants_details: bool,
+) -> Rows:  # fmt: skip
+    """The loss and, where wanted, details; dL/dz goes to `gradient`, which may be the logits."""
+    T, V = logits.shape
+    if (logits.stride(1) != 1 and V > 1) or logits.is_neg():
+        logits = logits.resolve_neg().contiguous()
+    targets = targets.contiguous()
+    weight, uniform = token_weight, 0.0
+    if weight is None:
+        uniform = 1 / max(1, int((targets != options.ignore_index).sum()))
+    else:
+        weight = weight.float().contiguous()
+    if target_offsets is not None:
+        target_offsets = target_offsets.contiguous()
+    details = _details(T, targets.shape[0], wants_details)
+    loss = _C.cross_entropy_rows(
+        logits.data_ptr(), _address(gradient), DTYPES[logits.dtype], T, V, logits.stride(0),
+        0 if gradient is None else gradient.stride(0), targets.data_ptr(), _address(target_offsets),
+        options.ignore_index, _address(weight), uniform, 0, options.label_smoothing, options.z_loss, options.softcap,
+        1.0, [*(_address(detail) if wants_details else 0 for detail in details), 0], 0, torch.get_num_threads(),
+    )  # fmt: skip
+    return Rows(torch.tensor(loss, dtype=torch.float32), *details)
+
+
+def _details(T: int, num_targets: int, wants_details: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Room for nll, weighted, entropy and argmax; empty when nobody wants them."""
+    T, num_targets = (T, num_targets) if wants_details else (0, 0)
+    argmax = torch.empty(T, dtype=torch.int64)
+    return torch.empty(num_targets), torch.empty(num_targets), torch.empty(T), argmax
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()

@@ -1,0 +1,279 @@
+"""Public `cross_entropy`: checks that need no data, dispatch, torch.library registration, gradient."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mrtkern import _check, _dispatch, _memory
+from mrtkern.details import LossDetails, response_details
+from mrtkern.ops.cross_entropy.problem import IGNORE, Options, Problem, Rows
+
+OP = "cross_entropy"
+_ARGUMENTS = (
+    "Tensor targets, Tensor? token_weight, Tensor? target_offsets, int ignore_index, float label_smoothing, "
+    "float z_loss, float softcap, bool wants_details, bool? check, str? backend"
+)
+_DETAILS = "Tensor nll, Tensor weighted, Tensor entropy, Tensor argmax"
+
+torch.library.define(
+    "mrtkern::cross_entropy",
+    f"(Tensor logits, {_ARGUMENTS}, bool wants_grad) -> (Tensor loss, {_DETAILS}, Tensor gradient)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+torch.library.define(
+    "mrtkern::cross_entropy_",
+    f"(Tensor(a!) logits, {_ARGUMENTS}) -> (Tensor loss, {_DETAILS})",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def _run(
+    logits: Tensor, targets: Tensor, token_weight: Tensor | None, target_offsets: Tensor | None, options: Options,
+    wants_details: bool, check: bool | None, backend: str | None, wants_grad: bool, inplace: bool,
+) -> tuple[Rows, Tensor]:  # fmt: skip
+    """Every check that reads values, the choice of the backend and the call, below torch.compile."""
+    arguments = (logits, targets, token_weight, target_offsets, options)
+    problem = Problem.of(*arguments, wants_grad, inplace, wants_details)
+    if logits.device.type == "cpu" or check:  # elsewhere reading a value would wait for the device
+        if target_offsets is not None:
+            _check.offsets_values(OP, target_offsets, targets.shape[0], "target_offsets", "targets")
+        _check.labels(OP, targets, problem.V, options.ignore_index)
+    module = _dispatch.run(OP, backend, problem)
+    fresh = wants_grad and not inplace
+    needed = module.memory(problem) + (problem.T * problem.V * logits.element_size() if fresh else 0)
+    _check.fits(f"{OP}: logits", needed, logits.device)
+    size = tuple(logits.shape) if fresh else (0,)
+    gradient = logits if inplace else _memory.empty(size, logits.dtype, logits.device)
+    rows: Rows = module.forward(*arguments, gradient if wants_grad or inplace else None, wants_details)
+    return rows, gradient
+
+
+def _forward(
+    logits: Tensor, targets: Tensor, token_weight: Tensor | None, target_offsets: Tensor | None, ignore_index: int,
+    label_smoothing: float, z_loss: float, softcap: float, wants_details: bool, check: bool | None,
+    backend: str | None, wants_grad: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    options = Options(ignore_index, label_smoothing, z_loss, softcap)
+    inputs = (logits, targets, token_weight, target_offsets)
+    rows, gradient = _run(*inputs, options, wants_details, check, backend, wants_grad, False)
+    return (*rows, gradient)
+
+
+def _forward_inplace(
+    logits: Tensor, targets: Tensor, token_weight: Tensor | None, target_offsets: Tensor | None, ignore_index: int,
+    label_smoothing: float, z_loss: float, softcap: float, wants_details: bool, check: bool | None, backend: str | None,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    options = Options(ignore_index, label_smoothing, z_loss, softcap)
+    inputs = (logits, targets, token_weight, target_offsets)
+    return tuple(_run(*inputs, options, wants_details, check, backend, True, True)[0])
+
+
+torch.library.impl("mrtkern::cross_entropy", ("cpu", "cuda"), _forward)
+torch.library.impl("mrtkern::cross_entropy_", ("cpu", "cuda"), _forward_inplace)
+
+
+def _fake(logits: Tensor, targets: Tensor, wants_details: bool) -> tuple[Tensor, ...]:
+    """Results without data: loss and details."""
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    T, num_targets = (logits.shape[0], targets.shape[0]) if wants_details else (0, 0)
+    sizes = ((), num_targets, num_targets, T)
+    return (*(logits.new_empty(size, dtype=dtype) for size in sizes), targets.new_empty(T))
+
+
+def _fake_forward(logits: Tensor, targets: Tensor, *options: Any) -> tuple[Tensor, ...]:
+    *_, wants_details, _, _, wants_grad = options
+    return (*_fake(logits, targets, wants_details), logits.new_empty(logits.shape if wants_grad else 0))
+
+
+def _fake_forward_inplace(logits: Tensor, targets: Tensor, *options: Any) -> tuple[Tensor, ...]:
+    return _fake(logits, targets, options[-3])
+
+
+torch.library.register_fake("mrtkern::cross_entropy", _fake_forward)
+torch.library.register_fake("mrtkern::cross_entropy_", _fake_forward_inplace)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """The gradient is made in forward; backward multiplies it by the gradient of the loss."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, inplace: bool, *arguments: Any) -> tuple[Tensor, ...]:
+        if inplace:
+            results = torch.ops.mrtkern.cross_entropy_(logits, *arguments)
+            if not torch.compiler.is_compiling():  # there the schema of the operator says it
+                torch.autograd.graph.increment_version(logits)
+            gradient = logits
+        else:
+            *results, gradient = torch.ops.mrtkern.cross_entropy(logits, *arguments, True)
+        ctx.save_for_backward(gradient)
+        ctx.mark_non_differentiable(*results[1:])
+        ctx.set_materialize_grads(False)
+        ctx.is_spent = False
+        return tuple(results)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        nothing = (None,) * 11
+        if grad is None:
+            return (None, *nothing)
+        if torch.compiler.is_compiling():
+            (gradient,) = ctx.saved_tensors
+            return (gradient * grad.to(gradient.dtype), *nothing)
+        if torch.is_grad_enabled():
+            raise RuntimeError(f"{OP}: logits must be differentiated once at most, got create_graph=True")
+        if ctx.is_spent:
+            raise RuntimeError(
+                f"{OP}: backward must run once when the loss is scaled, because the gradient is scaled in place, got a "
+                "second backward (fold the scale into token_weight to run it often)"
+            )
+        (gradient,) = ctx.saved_tensors
+        gradient = gradient.detach()
+        if grad.device.type != "cpu" or float(grad) != 1.0:
+            ctx.is_spent = True
+            gradient.mul_(grad)
+        return (gradient, *nothing)
+
+
+def cross_entropy(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    token_weight: Tensor | None = None,
+    ignore_index: int = IGNORE,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    target_offsets: Tensor | None = None,
+    inplace: bool = False,
+    return_details: bool = False,
+    offsets: Tensor | None = None,
+    prompt: Tensor | None = None,
+    check: bool | None = None,
+    backend: str | None = None,
+) -> Tensor | LossDetails:
+    """Cross-entropy of logits with one weight per target, loss and gradient in one pass.
+
+        losses = F.cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing)
+        loss = (token_weight * (losses + z_loss * logits.logsumexp(-1) ** 2)).sum()   # softcap: of tanh-capped logits
+
+    logits [T, V] (or [R, L, V]): float32, bfloat16, float16, float64. targets [T] (or [R, L]) int64: 0 … V - 1 or
+    ignore_index. token_weight: like targets, any sign, as from `response_weights`; None: 1 / number of valid targets.
+    z_loss: coefficient of lse^2. softcap: c of c tanh(z / c). target_offsets [T + 1] int64: row t has the targets
+    target_offsets[t]:target_offsets[t + 1]; targets and token_weight then have one entry per target. inplace: the
+    gradient replaces the logits (not inside torch.compile, which plans memory itself). return_details with offsets
+    [R + 1] int64 (response r owns targets offsets[r]:offsets[r + 1]; padded targets need none) and prompt [R] int64.
+    check: whether targets are checked; None: on the CPU. backend: None chooses; a name is obeyed or refused.
+
+    Returns the loss, 0-d float32 (float64 for float64 logits); with return_details LossDetails. Nothing valid: 0.
+    Gradient: logits, once, rounded once to their type; rows whose weights are all 0 are not read and have 0. A second
+    backward is right, or refused when the loss was scaled after this function.
+    Deterministic: the same bits on every run and, on the CPU, for every number of threads.
+    Memory beyond the gradient (none with inplace or without requires_grad): cpu 4 V + 4096 bytes per thread and 8 per
+    row; reference 28 bytes per logit (float64: 56).
+    Raises IndexError for a target out of range (naming its position); ValueError for shapes, types and options that do
+    not fit; MemoryError when it cannot fit; RuntimeError for create_graph=True.
+    Source: `mrtkern.ops.cross_entropy` has the equations.
+    """
+    if logits.ndim == 3 and targets.ndim == 2:
+        logits, targets, token_weight, offsets = packed(OP, "logits", logits, targets, token_weight, offsets)
+    options = Options(ignore_index, float(label_smoothing), float(z_loss), float(softcap or 0.0))
+    _check_arguments(logits, targets, token_weight, target_offsets, options, softcap)
+    if return_details:
+        check_details(OP, targets, offsets, prompt)
+    if inplace:
+        _check_inplace(logits)
+    arguments = (targets, token_weight, target_offsets, *options, return_details, check, backend)
+    inplace = inplace and not torch.compiler.is_compiling()
+    if torch.is_grad_enabled() and logits.requires_grad:
+        results = _CrossEntropy.apply(logits, inplace, *arguments)  # type: ignore[no-untyped-call]
+    elif inplace:
+        results = torch.ops.mrtkern.cross_entropy_(logits, *arguments)
+        torch.autograd.graph.increment_version(logits)
+    else:
+        results = torch.ops.mrtkern.cross_entropy(logits, *arguments, False)
+    rows = Rows(*results[:5])
+    if not return_details or offsets is None:
+        return rows.loss
+    return response_details(rows, targets, target_offsets, ignore_index, offsets, prompt)
+
+
+def _check_arguments(
+    logits: Tensor, targets: Tensor, token_weight: Tensor | None, target_offsets: Tensor | None, options: Options,
+    softcap: float | None,
+) -> None:  # fmt: skip
+    """Shapes, types, devices and options; nothing that reads a tensor."""
+    _check.floating(OP, "logits", logits)
+    if logits.ndim != 2 or logits.shape[1] == 0:
+        _check.fail(OP, "logits", "be [T, V] with V at least 1", _check.shape(logits))
+    check_targets(OP, logits.shape[0], logits.device, targets, token_weight, target_offsets)
+    check_options(OP, options, softcap)
+
+
+def packed(
+    op: str, name: str, x: Tensor, targets: Tensor, token_weight: Tensor | None, offsets: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """Padded rows [R, L, …] one after the other, and the offsets of the responses."""
+    if offsets is not None:
+        _check.fail(op, "offsets", "be None with padded targets", _check.shape(offsets))
+    if x.shape[:2] != targets.shape:
+        shapes = f"{name} {_check.shape(x)} and targets {_check.shape(targets)}"
+        _check.fail(op, f"{name} and targets", "be [R, L, …] and [R, L]", shapes)
+    R, L = targets.shape
+    offsets = torch.arange(0, R * L + 1, L, device=targets.device) if L else targets.new_zeros(R + 1)
+    token_weight = None if token_weight is None else token_weight.reshape(-1)
+    return x.reshape(R * L, -1), targets.reshape(-1), token_weight, offsets
+
+
+def check_targets(
+    op: str, T: int, device: torch.device, targets: Tensor, token_weight: Tensor | None, target_offsets: Tensor | None
+) -> None:
+    """One target and one weight per row, or per entry of target_offsets."""
+    _check.int64(op, "targets", targets)
+    if targets.ndim != 1:
+        _check.fail(op, "targets", "be a vector [T]", _check.shape(targets))
+    if target_offsets is None:
+        _check.vector(op, "targets", targets, T, "row")
+    else:
+        _check.int64(op, "target_offsets", target_offsets)
+        _check.vector(op, "target_offsets", target_offsets, T + 1, "row and one more")
+    if token_weight is not None:
+        _check.floating(op, "token_weight", token_weight)
+        _check.vector(op, "token_weight", token_weight, targets.shape[0], "target")
+        if token_weight.requires_grad:
+            _check.fail(op, "token_weight", "not require a gradient, because it gets none", "one that does")
+    for name, value in (("targets", targets), ("token_weight", token_weight), ("target_offsets", target_offsets)):
+        if value is not None and value.device != device:
+            _check.fail(op, name, f"be on the device of the rows ({device})", value.device)
+
+
+def check_options(op: str, options: Options, softcap: float | None) -> None:
+    """Numbers that make a loss."""
+    if not 0 <= options.label_smoothing <= 1:
+        _check.fail(op, "label_smoothing", "be from 0 to 1", options.label_smoothing)
+    if not math.isfinite(options.z_loss):
+        _check.fail(op, "z_loss", "be finite", options.z_loss)
+    if softcap is not None and not 0 < softcap < math.inf:
+        _check.fail(op, "softcap", "be None or positive and finite", softcap)
+
+
+def check_details(op: str, targets: Tensor, offsets: Tensor | None, prompt: Tensor | None) -> None:
+    """Which targets are whose response, and which response is whose prompt."""
+    if offsets is None:
+        _check.fail(op, "offsets", "be given with return_details, unless targets are padded", None)
+    _check.offsets(op, offsets, targets.device)
+    if prompt is not None:
+        _check.int64(op, "prompt", prompt)
+        _check.vector(op, "prompt", prompt, offsets.shape[0] - 1, "response")
+
+
+def _check_inplace(logits: Tensor) -> None:
+    if logits.requires_grad and logits.is_leaf and torch.is_grad_enabled():
+        _check.fail(OP, "inplace", "be False for logits that are a leaf and require a gradient", True)
+    T, V = logits.shape
+    if (V > 1 and logits.stride(1) != 1) or (T > 1 and logits.stride(0) < V):
+        rule = "have adjacent columns and rows that do not overlap to be overwritten"
+        _check.fail(OP, "logits", rule, f"strides {list(logits.stride())}")

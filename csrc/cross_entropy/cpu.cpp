@@ -215,6 +215,8 @@ class Rows {
 double cross_entropy_rows(const LogitRows& rows, const LossOptions& options, const RowResults& results,
                           const double* given_lse, int threads) {
   const Rows work(rows, options, results, given_lse);
+  if (rows.gradient && rows.gradient != rows.logits && rows.gradient_stride == rows.V)
+    advise_huge_pages(rows.gradient, rows.T * rows.V * (rows.dtype == DType::float32 ? 4 : 2));
   if (rows.T * rows.V <= ONE_THREAD) threads = 1;
   const int64_t grain = std::max<int64_t>(1, GRAIN / std::max<int64_t>(rows.V, 1));
   std::vector<double> losses(rows.T);

@@ -1,0 +1,253 @@
+"""cross_entropy as an operator: autograd, in place, compilation, details, refusals, choices."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from mrtkern import _dispatch
+from mrtkern.details import LossDetails
+from mrtkern.ops.cross_entropy import reference
+from mrtkern.ops.cross_entropy.op import cross_entropy
+from mrtkern.ops.cross_entropy.problem import Case, Options, Problem
+from tests import oracle
+from tests.losses import NARROW, SOME_CASES, details_of, every, every_backend, needs_cpu_backend, rows, with_gradient
+
+# Autograd
+
+
+@every_backend
+def test_nothing_of_the_callers_is_overwritten(backend: str) -> None:
+    inputs = {**rows(6, 40), "token_weight": torch.rand(6)}
+    before = {name: value.clone() for name, value in inputs.items()}
+    logits = inputs["logits"].requires_grad_()
+    auxiliary = logits.logsumexp(1).square().mean()
+    (cross_entropy(**inputs, backend=backend) + auxiliary).backward()
+    assert all(torch.equal(inputs[name], value) for name, value in before.items())
+    (expected,) = torch.autograd.grad(logits.logsumexp(1).square().mean(), logits)
+    _, own = with_gradient(inputs, backend=backend)
+    assert torch.equal(logits.grad, expected + own)
+
+
+@every_backend
+@pytest.mark.parametrize("dtype", NARROW)
+@pytest.mark.parametrize("inplace", [False, True])
+def test_gradient_of_the_loss_is_a_factor(inplace: bool, dtype: torch.dtype, backend: str) -> None:
+    inputs = rows(6, 40, dtype)
+    _, gradient = with_gradient(inputs, backend=backend)
+    leaf = inputs["logits"].requires_grad_()
+    loss = cross_entropy(leaf * 1, inputs["targets"], inplace=inplace, backend=backend)
+    loss *= 4  # a power of two: exact
+    (loss / 16).backward()
+    assert torch.equal(leaf.grad, gradient / 4)
+
+
+@every_backend
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_second_backward_is_right_or_refused(inplace: bool, backend: str) -> None:
+    inputs = rows(6, 40)
+    _, gradient = with_gradient(inputs, backend=backend)
+    leaf = inputs["logits"].requires_grad_()
+    loss = cross_entropy(leaf * 1, inputs["targets"], inplace=inplace, backend=backend)
+    for _ in range(2):
+        assert torch.equal(torch.autograd.grad(loss, leaf, retain_graph=True)[0], gradient)
+    assert torch.equal(torch.autograd.grad(loss * 2, leaf, retain_graph=True)[0], gradient * 2)
+    with pytest.raises(RuntimeError, match="cross_entropy: backward must run once when the loss is scaled"):
+        torch.autograd.grad(loss, leaf)
+
+
+def test_a_second_derivative_is_refused() -> None:
+    inputs = rows(3, 4)
+    leaf = inputs["logits"].requires_grad_()
+    with pytest.raises(RuntimeError, match="cross_entropy: logits must be differentiated once at most"):
+        torch.autograd.grad(cross_entropy(**inputs), leaf, create_graph=True)
+
+
+def test_gradient_only_where_asked() -> None:
+    inputs = rows(3, 4)
+    assert not cross_entropy(**inputs).requires_grad
+    inputs["logits"].requires_grad_()
+    with torch.no_grad():
+        assert not cross_entropy(**inputs).requires_grad
+
+
+@every_backend
+def test_in_place_the_logits_become_the_gradient_and_say_so(backend: str) -> None:
+    inputs = rows(6, 40)
+    loss, gradient = with_gradient(inputs, backend=backend)
+    leaf = inputs["logits"].clone().requires_grad_()
+    logits = leaf * 1
+    version, address = logits._version, logits.data_ptr()
+    saved = logits.logsumexp(1).sum()  # keeps the logits for its backward
+    found = cross_entropy(logits, inputs["targets"], inplace=True, backend=backend)
+    assert torch.equal(found, loss)
+    assert logits._version > version
+    assert torch.equal(logits, gradient)
+    (own,) = torch.autograd.grad(found, logits, retain_graph=True)
+    assert own.data_ptr() == address
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        saved.backward()
+
+
+def test_in_place_refuses_what_it_cannot_overwrite() -> None:
+    inputs = rows(4, 6)
+    with pytest.raises(ValueError, match="inplace must be False for logits that are a leaf"):
+        cross_entropy(inputs["logits"].clone().requires_grad_(), inputs["targets"], inplace=True)
+    for view in (inputs["logits"][:1].expand(4, 6), torch.randn(6, 4).T):
+        with pytest.raises(ValueError, match="logits must have adjacent columns and rows that do not overlap"):
+            cross_entropy(view, inputs["targets"], inplace=True)
+
+
+def operator_arguments(case: Case) -> tuple[Any, ...]:
+    inputs = case.make_inputs()
+    given = (inputs["logits"], inputs["targets"], inputs.get("token_weight"), inputs.get("target_offsets"))
+    return (*given, *case.problem.options, True, None, None)
+
+
+@every(SOME_CASES)
+def test_operators_pass_opcheck(case: Case) -> None:
+    torch.library.opcheck(torch.ops.mrtkern.cross_entropy.default, (*operator_arguments(case), True))
+    torch.library.opcheck(torch.ops.mrtkern.cross_entropy_.default, operator_arguments(case))
+
+
+@every(SOME_CASES)
+@pytest.mark.parametrize("return_details", [False, True])
+def test_compiled_as_one_graph_with_its_gradient(case: Case, return_details: bool) -> None:
+    torch._dynamo.reset()
+    inputs = case.make_inputs()
+    logits = inputs.pop("logits").requires_grad_()
+    offsets = torch.tensor([0, 3, len(inputs["targets"])])
+
+    def function(z: torch.Tensor) -> torch.Tensor:
+        found = cross_entropy(z * 2, **inputs, return_details=return_details, offsets=offsets)
+        return 3 * (found.loss if isinstance(found, LossDetails) else found)
+
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    loss, expected = compiled(logits), function(logits)
+    assert torch.equal(loss, expected)
+    got, eager = torch.autograd.grad(loss, logits)[0], torch.autograd.grad(expected, logits)[0]
+    oracle.assert_close(got, eager.double(), eager)
+
+
+def test_compiled_in_place_keeps_the_logits() -> None:
+    torch._dynamo.reset()
+    inputs = rows(4, 6)
+    compiled = torch.compile(lambda z, y: cross_entropy(z, y, inplace=True), fullgraph=True, backend="aot_eager")
+    before = inputs["logits"].clone()
+    assert torch.equal(compiled(inputs["logits"], inputs["targets"]), cross_entropy(**inputs))
+    assert torch.equal(inputs["logits"], before)
+
+
+def test_compiled_call_refuses_bad_labels_too() -> None:
+    torch._dynamo.reset()
+    inputs = rows(4, 6)
+    inputs["targets"][2] = 6
+    with pytest.raises(IndexError, match=r"got 6 at position 2$"):
+        torch.compile(cross_entropy, fullgraph=True, backend="aot_eager")(**inputs)
+
+
+# Details
+
+
+@every_backend
+def test_details_are_what_they_say(backend: str) -> None:
+    inputs = {**rows(10, 30), "token_weight": torch.rand(10)}
+    inputs["targets"][[0, 4]] = -100
+    inputs["logits"][1, inputs["targets"][1]] = 100.0
+    offsets, prompt = torch.tensor([0, 3, 4, 5, 8, 10]), torch.tensor([7, 3, 3, 7, 3])
+    found = cross_entropy(**inputs, return_details=True, offsets=offsets, prompt=prompt, backend=backend)
+    assert isinstance(found, LossDetails)
+    exact = oracle.cross_entropy(**inputs)
+    steps, magnitude = oracle.cross_entropy_steps(), exact.magnitude
+    sums = torch.stack([exact.nll[i:j].sum() for i, j in itertools.pairwise(offsets)])
+    oracle.assert_summed(found.response_nll, sums, steps, 50.0)
+    assert found.response_tokens.tolist() == [2, 1, 0, 3, 2]
+    parts = exact.nll * inputs["token_weight"]
+    losses = torch.stack([parts[3:5].sum() + parts[8:].sum(), parts[:3].sum() + parts[5:8].sum()])
+    oracle.assert_summed(found.prompt_loss, losses, steps, magnitude)
+    oracle.assert_summed(found.prompt_loss.sum(), found.loss.double(), steps, magnitude)
+    means = sums / torch.tensor([2, 1, 1, 3, 2])
+    groups = [means[[1, 4]], means[[0, 3]]]  # the empty response is none
+    within = sum((g - g.mean()).square().sum() for g in groups) / 2
+    between = 2 * sum((g.mean() - torch.cat(groups).mean()).square() for g in groups)
+    oracle.assert_summed(found.within_variance, within, steps, 1e3)
+    oracle.assert_summed(found.between_variance, ((between - within) / 2).clamp(min=0), steps, 1e3)
+    is_valid = inputs["targets"] != -100
+    hits = (inputs["logits"].argmax(1) == inputs["targets"]) & is_valid
+    assert float(found.accuracy) == float(hits.sum()) / 8
+    oracle.assert_summed(found.entropy, exact.entropy[is_valid].mean(), steps, 10.0)
+
+
+@every_backend
+def test_equal_logits_count_for_the_lower_index(backend: str) -> None:
+    inputs = {"logits": torch.zeros(3, 40), "targets": torch.tensor([0, 1, 0])}
+    assert float(details_of(inputs, backend=backend).accuracy) == pytest.approx(2 / 3)
+
+
+@every_backend
+def test_details_of_weightless_rows_are_known_too(backend: str) -> None:
+    inputs = {**rows(4, 30), "token_weight": torch.zeros(4)}
+    found = details_of(inputs, backend=backend)
+    assert bool((found.response_nll > 0).all())
+    assert float(found.loss) == 0
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"logits": torch.ones(3)}, r"logits must be \[T, V\] with V at least 1, got \[3\]"),
+        ({"logits": torch.ones(3, 0)}, r"logits must be \[T, V\] with V at least 1, got \[3, 0\]"),
+        (
+            {"logits": torch.ones(3, 4, dtype=torch.int64)},
+            "logits must be float32, float64, bfloat16 or float16, got .*",
+        ),
+        ({"targets": torch.ones(4, dtype=torch.int64)}, r"targets must have one entry per row, shape \[3\], got \[4\]"),
+        ({"targets": torch.ones(3)}, "targets must be int64, got torch.float32"),
+        ({"token_weight": torch.ones(2)}, r"token_weight must have one entry per target, shape \[3\], got \[2\]"),
+        ({"target_offsets": torch.tensor([0, 3])}, r"target_offsets must have one entry per row and one more, .*"),
+        ({"target_offsets": torch.tensor([0, 3, 1, 3])}, "target_offsets must never descend, got 3 then 1 at group 1"),
+        ({"target_offsets": torch.tensor([0, 1, 2, 2])}, "target_offsets must end with the number of targets 3, got 2"),
+        ({"label_smoothing": 1.5}, "label_smoothing must be from 0 to 1, got 1.5"),
+        ({"z_loss": float("nan")}, "z_loss must be finite, got nan"),
+        ({"softcap": 0.0}, "softcap must be None or positive and finite, got 0.0"),
+        ({"return_details": True}, "offsets must be given with return_details, unless targets are padded, got None"),
+        ({"backend": "cuda"}, "backend 'cuda' cannot run this: cross_entropy has no cuda backend"),
+    ],
+)
+def test_bad_arguments_are_named(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=f"^cross_entropy: {sentence}$"):
+        cross_entropy(**{**rows(3, 4), **changes})
+
+
+@needs_cpu_backend
+def test_the_choice_is_made_without_data() -> None:
+    problem = Problem(8, 100, torch.float32)
+    assert _dispatch.choose("cross_entropy", None, problem) == "cpu"
+    for changes in ({"dtype": torch.float64}, {"device": "cuda"}):
+        assert _dispatch.choose("cross_entropy", None, replace(problem, **changes)) == "reference"
+    with pytest.raises(ValueError, match=r"cannot run this: needs float32, bfloat16 or float16, got torch\.float64"):
+        _dispatch.choose("cross_entropy", "cpu", replace(problem, dtype=torch.float64))
+
+
+def test_what_cannot_fit_is_refused_before_it_is_allocated() -> None:
+    logits = torch.ones(1, 1).expand(2**22, 2**22)
+    with pytest.raises(MemoryError, match=r"^cross_entropy: logits must leave room for \d{14} bytes"):
+        cross_entropy(logits.requires_grad_(), torch.zeros(2**22, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("options", [Options(), Options(label_smoothing=0.1, z_loss=0.1, softcap=9.0)])
+def test_memory_of_the_reference_stays_within_the_formula(options: Options, dtype: torch.dtype) -> None:
+    problem = Problem(50, 2000, dtype, options=options, wants_grad=True)
+    inputs = problem.make_inputs()
+    gradient = torch.empty_like(inputs["logits"])
+    arguments = (inputs["logits"].detach(), inputs["targets"], None, None, options, gradient, True)
+    peak, _ = oracle.peak_bytes(lambda: reference.forward(*arguments))
+    assert 0 < peak <= reference.memory(problem)

@@ -23,7 +23,7 @@ from mrtkern import _dispatch
 OP = "linear_cross_entropy"
 CHECKED = 64  # rows at either end, and classes
 CHUNK = 512  # rows of the peers' tuned chunks: best of 64 … 2,048
-PART = 8  # torch's chunked programs take minutes in bfloat16: an eighth of the rows, with as many chunks less
+PART = 4  # bfloat16 products without an instruction for them take minutes: peers but one get a quarter of the rows
 LOSS_ERROR = 1e-5  # relative, of ours; of the peers 1e-2: eager bfloat16 rounds every loss
 NAIVE, COMPILED, CHECKPOINTED = "naive", "torch.compile", "checkpointed chunks"
 DEFAULT, TUNED = "torch chunked none·w, default", "torch chunked none·w, tuned"
@@ -134,28 +134,28 @@ def own(inputs: Inputs) -> list[Competitor]:
 def others(inputs: Inputs) -> list[Competitor]:
     """The peers."""
 
-    def competitor(name: str, loss: Callable[..., Tensor], note: str = "", rows: int | None = None) -> Competitor:
-        T = inputs["hidden"].shape[0]
-        if rows is None or rows >= T:
+    def competitor(name: str, loss: Callable[..., Tensor], note: str, rows: int | None = None) -> Competitor:
+        if rows is None or rows == T:
             return Competitor(name, partial(with_gradients, inputs, loss), note=note)
         run = partial(with_gradients, part_of(inputs, rows), loss)
         return Competitor(name, run, scale=T / rows, note=f"{note}; {rows} of the {T} rows", has_memory=False)
 
+    hidden, head = inputs["hidden"], inputs["x"]
+    T = hidden.shape[0]
+    few = T if head.dtype == torch.float32 else T // PART
     found = [
         competitor(NAIVE, naive_loss, "(F.cross_entropy(F.linear(h, W), y, reduction='none') * w).sum()"),
-        competitor(COMPILED, lambda *given: compiled_loss()(*given), "of the naive program"),
-        competitor(CHECKPOINTED, checkpointed_loss, f"{CHUNK} rows at a time"),
+        competitor(COMPILED, lambda *given: compiled_loss()(*given), "of the naive program", few),
+        competitor(CHECKPOINTED, checkpointed_loss, f"{CHUNK} rows at a time", few),
     ]
     if not hasattr(torch.nn, "LinearCrossEntropyOptions") or bool((inputs["targets"] < 0).any()):
         return found
-    few = inputs["hidden"].shape[0] // PART if inputs["x"].dtype != torch.float32 else None
     options = torch.nn.LinearCrossEntropyOptions
-    tuned = options(batch_chunk_size=CHUNK, chunking_method=None)
-    return [
-        *found,
-        competitor(DEFAULT, partial(torch_chunked_loss, options()), "F.linear_cross_entropy", few),
-        competitor(TUNED, partial(torch_chunked_loss, tuned), f"F.linear_cross_entropy, {CHUNK} rows at a time", few),
-    ]
+    rows = options()._adjust(T, head.shape[1], head.shape[0], head.dtype, head.device).batch_chunk_size
+    for name, size in ((DEFAULT, rows), (TUNED, CHUNK)):
+        loss = partial(torch_chunked_loss, options(batch_chunk_size=size))
+        found.append(competitor(name, loss, f"F.linear_cross_entropy, {size} rows at a time", few))
+    return found
 
 
 def sample(inputs: Inputs) -> Tensor:

@@ -8,4 +8,4 @@ scaling     time against size, drawn
 <op>        cases, competitors, the check that refuses wrong answers, targets and why one is missed
 """
 
-OPS = ("facility_location", "similarity", "neighbors", "cross_entropy")  # bench/<op>.py exists for each
+OPS = ("facility_location", "similarity", "neighbors", "cross_entropy", "linear_cross_entropy")  # bench/<op>.py

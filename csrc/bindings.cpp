@@ -242,6 +242,25 @@ int64_t components(const Rows& x, const std::string& dtype, int64_t D, double th
   return bad;
 }
 
+// One pass over the pairs of candidates x with the rows y that they cover. `want`: "table" (t and gains), "gains",
+// "largest" or "sparse"; returns the offsets, ids and values of "sparse".
+py::tuple stream_pairs(const Rows& x, const Rows& y, const std::string& dtype, int64_t D, const std::string& metric,
+                       double radius, Address weight, Address quality, double maximum, Address best,
+                       const std::string& want, Address t, Address out, int threads) {
+  const mrt::StreamProblem problem{
+      features(x, dtype, D),   features(y, dtype, D),    x[3],   y[3], metric_of(metric), radius,
+      at<const float>(weight), at<const float>(quality), maximum};
+  mrt::StreamResult::Sparse sparse;
+  const auto wanted = named<mrt::StreamResult>("want", want,
+                                               {{"table", {at<uint16_t>(t), at<int64_t>(out)}},
+                                                {"gains", {nullptr, at<int64_t>(out)}},
+                                                {"largest", {nullptr, nullptr, at<uint16_t>(out)}},
+                                                {"sparse", {nullptr, nullptr, nullptr, &sparse}}});
+  const mrt::StreamBadRows bad =
+      released([&] { return mrt::stream_pairs(problem, at<const uint16_t>(best), wanted, threads); });
+  return py::make_tuple(bad.candidates, bad.covered, sparse.offsets, sparse.ids, sparse.values);
+}
+
 py::list isas() {
   const mrt::Kernels* all[4];
   mrt::available_kernels(all);
@@ -262,6 +281,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("LARGEST_GROUP") = mrt::LARGEST_GROUP;
   m.def("similarity", &similarity);
   m.def("similarity_gradient", &similarity_gradient);
+  m.def("stream_pairs", &stream_pairs);
   m.def("neighbors", &neighbors);
   m.def("components", &components);
   m.def("facility_location_grouped", &facility_location_grouped);

@@ -33,6 +33,22 @@ def similarity_gradient(
     dy: int,
     threads: int,
 ) -> None: ...
+def stream_pairs(
+    x: tuple[int, int, int, int],
+    y: tuple[int, int, int, int],
+    dtype: str,
+    D: int,
+    metric: str,
+    radius: float,
+    weight: int,
+    quality: int,
+    maximum: float,
+    best: int,
+    want: str,
+    t: int,
+    out: int,
+    threads: int,
+) -> tuple[int, int, list[int], list[int], list[int]]: ...
 def neighbors(
     x: tuple[int, int, int, int],
     y: tuple[int, int, int, int] | None,

@@ -4,6 +4,7 @@ Who calls whom, top to bottom:
 
     cli/               the `mrtkern` command: info, select
     loss.py            token weights of five normalisations, the module   details.py   what a loss says beside its value
+    parallel.py        losses over a vocabulary that is split among ranks
     select.py          six strategies per prompt          budget.py   variance components, the best K
     ops/<op>/op.py     public function, checks that need no data, torch.library registration, gradient
     _dispatch.py       chooses the backend (the only place)
@@ -19,10 +20,13 @@ from mrtkern.loss import MultiResponseCrossEntropyLoss, response_weights
 from mrtkern.ops.cross_entropy.op import cross_entropy
 from mrtkern.ops.facility_location.op import facility_location
 from mrtkern.ops.facility_location.selection import Selection
+from mrtkern.ops.linear_cross_entropy.log_prob import linear_log_prob
+from mrtkern.ops.linear_cross_entropy.op import linear_cross_entropy
 from mrtkern.ops.neighbors.deduplicate import deduplicate
 from mrtkern.ops.neighbors.lists import Neighbors
 from mrtkern.ops.neighbors.op import neighbors
 from mrtkern.ops.similarity.op import similarity
+from mrtkern.parallel import vocabulary_parallel_cross_entropy, vocabulary_parallel_linear_cross_entropy
 from mrtkern.select import select_responses
 
 __version__ = "0.1.0"
@@ -37,10 +41,14 @@ __all__ = [
     "cross_entropy",
     "deduplicate",
     "facility_location",
+    "linear_cross_entropy",
+    "linear_log_prob",
     "neighbors",
     "optimal_k",
     "response_weights",
     "select_responses",
     "similarity",
     "variance_components",
+    "vocabulary_parallel_cross_entropy",
+    "vocabulary_parallel_linear_cross_entropy",
 ]

@@ -53,8 +53,8 @@ def parts(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def wide(x: Tensor) -> Tensor:
-    """x (float32, bfloat16, float16; finite) in float64, exact, subnormals included."""
-    return torch.ldexp(*parts(x.float()))
+    """x (finite) in float64, exact, subnormals of the narrower types included."""
+    return x if x.dtype == torch.float64 else torch.ldexp(*parts(x.float()))
 
 
 def scaled(x: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ def quantise(x: Tensor) -> Tensor:
 def quantise_fine(x: Tensor, lengths: Tensor) -> Tensor:
     """Rows x [T, D] times fine_radius / lengths [T], rounded, int16 [T, D]. A row of length 0 becomes zero."""
     scale = quotients(fine_radius(x.shape[1]), lengths)
-    return torch.round(x.double() * scale[:, None]).to(torch.int16)
+    return torch.round(wide(x) * scale[:, None]).to(torch.int16)
 
 
 def dots(q: Tensor, p: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from mrtkern import _check
 from mrtkern.details import LossDetails, response_tokens
 from mrtkern.ops.cross_entropy.op import cross_entropy
 from mrtkern.ops.cross_entropy.problem import IGNORE
+from mrtkern.ops.linear_cross_entropy.op import linear_cross_entropy
 
 OP = "response_weights"
 NORMALIZATIONS = ("token", "response", "prompt", "prompt_token", "prompt_sum")
@@ -231,11 +232,7 @@ class MultiResponseCrossEntropyLoss(torch.nn.Module):
             options |= {"offsets": offsets, "prompt": prompt}
         if weight is None:
             return cross_entropy(x, targets, **options)
-        from mrtkern.ops.linear_cross_entropy.op import linear_cross_entropy  # type: ignore
-
-        return linear_cross_entropy(  # type: ignore[no-any-return]
-            x, weight, targets, bias=bias, **options
-        )
+        return linear_cross_entropy(x, weight, targets, bias=bias, **options)
 
     def extra_repr(self) -> str:
         """What `print` shows."""

@@ -28,7 +28,8 @@ CSRC = [path for path in sorted((ROOT / "csrc").rglob("*")) if path.suffix in ("
 BUILD: dict[str, Any] = runpy.run_path(str(ROOT / "setup.py"))
 
 REQUIRED = {"__init__", "problem", "op", "reference"}
-ALLOWED = REQUIRED | {*BACKENDS, "selection", "lists", "deduplicate"}
+PARTS = {"selection", "lists", "deduplicate", "chunks", "head", "log_prob", "passes", "rows"}  # of one operation each
+ALLOWED = REQUIRED | {*BACKENDS, *PARTS}
 VARIABLES = {"MRTKERN_CUDA", "MRTKERN_CUDA_ARCHS", "MRTKERN_ISA"}
 LONGEST_FILE, LONGEST_FUNCTION = 500, 60
 

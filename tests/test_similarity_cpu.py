@@ -107,7 +107,9 @@ def digests(problem: Problem) -> list[Tensor]:
 def test_every_number_of_threads_gives_the_same_bits(N: int | None, metric: str, threads: Any) -> None:
     """A matrix that is shared when there are few of them, and a batch of which each thread takes its own."""
     dense = Problem("dense", 1, 700, N, 40, torch.float32, metric=metric, gamma=0.1)
-    for problem in (dense, replace(dense, kind="batched", B=70, M=90, N=None if N is None else 33)):
+    batch = replace(dense, kind="batched", B=70, M=90, N=None if N is None else 33)
+    long = replace(dense, kind="batched", B=17, M=1100, N=None if N is None else 1030, D=2)  # beyond 64 panels
+    for problem in (dense, batch, long):
         found = []
         for count in (1, 2, 4, 16):
             threads(count)
@@ -302,7 +304,7 @@ CALLS = (
 
 
 @pytest.mark.parametrize("call", CALLS)
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.full), 2])
 def test_ctrl_c_returns_within_half_a_second(count: int, call: str) -> None:
     program = INTERRUPTED.format(threads=count, call=call)
     done = subprocess.run(
@@ -362,7 +364,7 @@ print(high() - before - outputs, cpu.memory(problem, problem.pairs, {largest}))
         ("'packed', 2000, 60000, None, 128, torch.float32, sizes=(30,) * 2000", 30),
     ],
 )
-@pytest.mark.parametrize("metric", ["cosine", "rbf"])
+@pytest.mark.parametrize("metric", ["rbf", pytest.param("cosine", marks=pytest.mark.full)])  # rbf packs all there is
 @pytest.mark.parametrize("wants_grad", [False, True])
 def test_memory_stays_within_the_formula(wants_grad: bool, metric: str, shape: str, largest: int) -> None:
     """The stated bytes, and a MiB for pages and the heap."""

@@ -61,8 +61,10 @@ class Rows {
       mass += e.weight;
       has_weight = has_weight || e.weight != 0.0;
     }
-    if (!has_weight) clear_gradient(t);
-    if (!has_weight && (entries.empty() || !wants_results_)) return skip(t);
+    if (!has_weight && (entries.empty() || !wants_results_)) {
+      clear_gradient(t);
+      return skip(t);
+    }
     read_logits(t, entries);
     const bool has_gradient = has_weight && rows_.gradient != nullptr;
     Exponentials exponentials = {nullptr, nullptr};
@@ -70,6 +72,7 @@ class Rows {
     const Row row = statistics(t, exponentials);
     const double loss = write_results(t, row, entries) + (h != 0.0 ? h * row.entropy : 0.0);
     if (has_gradient) write_gradient(t, row, mass, h, exponentials, entries);
+    if (!has_weight) clear_gradient(t);  // not before: the gradient may be the logits
     return loss;
   }
 

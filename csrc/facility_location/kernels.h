@@ -17,6 +17,17 @@ namespace {
 // Adding and subtracting 1.5 * 2^23 rounds to integers, half to even, for values below 2^22.
 constexpr float INTEGERS = 0x1.8p23f;
 
+// t of one row of a tile, PANEL values, for candidate quality a; `unit` of the rows it covers.
+MRT_INLINE void fixed_point(const int32_t* __restrict products, int32_t base, const float* __restrict unit, float a,
+                            uint16_t* __restrict t) {
+  for (int c = 0; c < PANEL; ++c) {
+    const int32_t similarity = base + products[c];
+    const float s = static_cast<float>(similarity > 0 ? similarity : 0);
+    const float steps = (s * (unit[c] * a) + INTEGERS) - INTEGERS;
+    t[c] = static_cast<uint16_t>(static_cast<int32_t>(steps < STEPS ? steps : static_cast<float>(STEPS)));
+  }
+}
+
 struct FixedPoint {
   int32_t base;
   const float* unit;     // [stride], zero beyond N
@@ -25,16 +36,8 @@ struct FixedPoint {
 
   MRT_INLINE void operator()(int64_t row, int64_t column, const int32_t* __restrict tile) const {
     const int64_t rows = table.N - row < PANEL ? table.N - row : PANEL;
-    for (int64_t r = 0; r < rows; ++r) {
-      uint16_t* __restrict out = table.t + (row + r) * table.stride + column;
-      const float a = quality[row + r];
-      for (int c = 0; c < PANEL; ++c) {
-        const int32_t similarity = base + tile[r * PANEL + c];
-        const float s = static_cast<float>(similarity > 0 ? similarity : 0);
-        const float steps = (s * (unit[column + c] * a) + INTEGERS) - INTEGERS;
-        out[c] = static_cast<uint16_t>(static_cast<int32_t>(steps < STEPS ? steps : static_cast<float>(STEPS)));
-      }
-    }
+    for (int64_t r = 0; r < rows; ++r)
+      fixed_point(tile + r * PANEL, base, unit + column, quality[row + r], table.t + (row + r) * table.stride + column);
   }
 };
 

@@ -53,6 +53,14 @@ struct Kernels {
   void (*rank_keys)(uint64_t seed, uint64_t draw, uint64_t group_key, int64_t N, int64_t* keys);
   void (*sort_by_key)(const int64_t* keys, int64_t N, int32_t* order);
   int64_t (*sum_of_largest)(const int64_t* values, int64_t N, int64_t k);
+  void (*pairs_summed)(const Panels& candidates, const Panels& covered, int64_t U, const PairRule& rule, uint16_t* t,
+                       int64_t stride, int64_t* sums);
+  void (*pairs_gained)(const Panels& candidates, const Panels& covered, int64_t U, const PairRule& rule,
+                       const uint16_t* best, int64_t* gains);
+  void (*pairs_exceeding)(const Panels& candidates, const Panels& covered, int64_t U, const PairRule& rule,
+                          const uint16_t* best, PairKept kept, void* context);
+  void (*pairs_largest)(const Panels& candidates, const Panels& covered, int64_t U, const PairRule& rule,
+                        uint16_t* most);
   // cross_entropy: see cross_entropy/kernels.h
   RowStatistics (*row_statistics)(const void* logits, DType dtype, int64_t V, Transform transform, bool has_more,
                                   Exponentials out);

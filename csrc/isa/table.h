@@ -4,6 +4,7 @@
 
 #include "cross_entropy/kernels.h"
 #include "facility_location/kernels.h"
+#include "facility_location/stream.h"
 #include "isa/kernels.h"
 #include "neighbors/kernels.h"
 #include "similarity/direct.h"
@@ -49,6 +50,10 @@ constexpr Kernels table(const char* name) {
           rank_keys,
           sort_by_key,
           sum_of_largest,
+          pairs_summed,
+          pairs_gained,
+          pairs_exceeding,
+          pairs_largest,
           row_statistics,
           row_gradient,
           row_scale,

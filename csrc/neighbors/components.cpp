@@ -11,7 +11,7 @@
 #include "common/interrupt.h"
 #include "common/parallel.h"
 #include "isa/kernels.h"
-#include "neighbors/blocks.h"
+#include "tile/blocks.h"
 #include "tile/panels.h"
 
 namespace mrt {

@@ -16,8 +16,8 @@
 
 #include "common/interrupt.h"
 #include "common/parallel.h"
-#include "neighbors/blocks.h"
 #include "neighbors/lists.h"
+#include "tile/blocks.h"
 #include "tile/panels.h"
 
 namespace mrt {
@@ -101,7 +101,6 @@ class Search {
 
   // A block of rows against all columns, then its answers, while its lists are in the cache.
   void rectangular() {
-    constexpr int64_t STEP = 64;  // panels of columns between two looks at the clock
     const int64_t P = num_panels(p_.M), Q = num_panels(p_.N), block = block_panels(p_.M, x_->U(), threads_);
     const ProgressRange whole(0.0, 1.0);
     parallel_for((P + block - 1) / block, 1, threads_, [&](Worker& worker, int64_t item) {
@@ -110,8 +109,9 @@ class Search {
       const int64_t first = item * block, last = std::min(P, first + block);
       Lists<Score> lists = begin(w.memory, first * PANEL, std::min(p_.M, last * PANEL));
       open(lists, w);
-      for (int64_t q = 0; q < Q; q += STEP) {
-        scan_.scan(x_->panels(first, last), y_->panels(q, std::min(Q, q + STEP)), x_->U(), lists, exclusion(), p_.N);
+      for (int64_t q = 0; q < Q; q += MOST_COLUMNS) {
+        scan_.scan(x_->panels(first, last), y_->panels(q, std::min(Q, q + MOST_COLUMNS)), x_->U(), lists, exclusion(),
+                   p_.N);
         worker.checkpoint();
       }
       for (int64_t row = lists.first; row < lists.last; ++row) finish(lists, row, w);

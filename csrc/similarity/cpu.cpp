@@ -12,8 +12,8 @@
 #include "common/memory.h"
 #include "common/parallel.h"
 #include "isa/kernels.h"
-#include "neighbors/blocks.h"
 #include "similarity/groups.h"
+#include "tile/blocks.h"
 #include "tile/first_bad_row.h"
 
 namespace mrt {
@@ -22,6 +22,7 @@ namespace {
 
 // A result of this many bytes does not stay in any cache, and reading it in order to write it is waste.
 constexpr int64_t STREAMED_BYTES = 64 << 20;
+constexpr int64_t LARGEST_BLOCK = 64;  // panels of rows that the tile loop takes at a time
 
 class Forward {
  public:
@@ -34,7 +35,7 @@ class Forward {
     is_streamed_ = p_.x.first.dtype == DType::float32 && bytes >= STREAMED_BYTES;
     workspaces_.resize(std::max(threads_, 1));
     parallel_for(p_.B, groups_.grain(), threads_, [&](Worker& worker, int64_t b) {
-      if (!groups_.is_shared(b)) alone(groups_.at(b), workspace(worker.index()));
+      if (!groups_.is_shared(b)) alone(groups_.at(b), worker);
     });
     for (const int64_t b : groups_.shared()) together(groups_.at(b));
     return {bad_x_.row(), bad_y_.row()};
@@ -74,7 +75,8 @@ class Forward {
     return {s, g.x.dtype, g.M, g.N, p_.metric, p_.gamma, p_.is_self, is_streamed_ && is_aligned};
   }
 
-  void alone(const Group& g, Workspace& w) {
+  void alone(const Group& g, Worker& worker) {
+    Workspace& w = workspace(worker.index());
     const int64_t D = g.x.columns;
     const bool is_direct = p_.is_self && g.M <= DIRECT_ROWS && D >= DIRECT_FEATURES && p_.metric != Metric::rbf;
     if (is_direct && kernel_.direct_similarities(g.x, w.rows, scores(g))) return;
@@ -85,7 +87,13 @@ class Forward {
       if (bad_y_.report(other < 0 ? other : g.first_y + other)) return;
     }
     const Unit* const y = p_.is_self ? w.x : w.y;
-    kernel_.similarities({w.x, 0, num_panels(g.M)}, {y, 0, num_panels(g.N)}, D, scores(g));
+    const int64_t rows = num_panels(g.M), columns = num_panels(g.N);
+    for (int64_t r = 0; r < rows; r += LARGEST_BLOCK) {
+      for (int64_t c = p_.is_self ? r : 0; c < columns; c += LARGEST_BLOCK)
+        kernel_.similarities({w.x, r, std::min(r + LARGEST_BLOCK, rows)}, {y, c, std::min(c + LARGEST_BLOCK, columns)},
+                             D, scores(g));
+      worker.checkpoint();
+    }
   }
 
   void together(const Group& g) {

@@ -65,10 +65,10 @@ MRT_INLINE void prefetch_part(const Unit* next, int64_t units, int64_t part, int
     __builtin_prefetch(next + u * PANEL, 0, 2);
 }
 
-// Every panel of `rows` (at most MOST_ROWS) with every panel of `columns`. With is_upper the two are the same matrix and
-// only tiles on and above its diagonal (q >= p) are computed and handed over.
+// At most MOST_ROWS panels of `rows` with every panel of `columns`; see tiles.
 template <class Kind, class Epilogue>
-MRT_INLINE void tiles(const Panels& rows, const Panels& columns, int64_t U, bool is_upper, const Epilogue& epilogue) {
+MRT_INLINE void block_of_tiles(const Panels& rows, const Panels& columns, int64_t U, bool is_upper,
+                               const Epilogue& epilogue) {
   alignas(64) typename Kind::Sum waiting[MOST_ROWS][Kind::PANELS][TILE];
   for (int64_t q = columns.first; q < columns.last; q += Kind::PANELS) {
     const int parts = q + Kind::PANELS <= columns.last ? Kind::PANELS : 1;
@@ -78,18 +78,28 @@ MRT_INLINE void tiles(const Panels& rows, const Panels& columns, int64_t U, bool
       const int64_t end = U - begin < CHUNK ? U : begin + CHUNK;
       for (int64_t p = rows.first; p < last; ++p) {
         const Unit* const a = rows.units + p * U * PANEL;
-        auto* const products = end < U || begin > 0 ? waiting[p - rows.first] : waiting[0];
+        typename Kind::Sum* const products = waiting[U > CHUNK ? p - rows.first : 0][0];
         if (begin == 0 && left > 0)
           prefetch_part(b + parts * U * PANEL, (left < parts ? left : parts) * U, p - rows.first, last - rows.first);
         if (parts == Kind::PANELS) {
-          multiply<Kind, Kind::PANELS>(a, b, U, begin, end, products[0]);
+          multiply<Kind, Kind::PANELS>(a, b, U, begin, end, products);
         } else {
-          multiply<Kind, 1>(a, b, U, begin, end, products[0]);
+          multiply<Kind, 1>(a, b, U, begin, end, products);
         }
         for (int part = 0; part < parts && end == U; ++part)
-          if (!is_upper || q + part >= p) epilogue(p * PANEL, (q + part) * PANEL, products[part]);
+          if (!is_upper || q + part >= p) epilogue(p * PANEL, (q + part) * PANEL, products + part * TILE);
       }
     }
+  }
+}
+
+// Every panel of `rows` with every panel of `columns`. With is_upper the two are the same matrix and only tiles on and
+// above its diagonal (q >= p) are computed and handed over.
+template <class Kind, class Epilogue>
+MRT_INLINE void tiles(const Panels& rows, const Panels& columns, int64_t U, bool is_upper, const Epilogue& epilogue) {
+  for (int64_t p = rows.first; p < rows.last; p += MOST_ROWS) {
+    const int64_t last = rows.last - p < MOST_ROWS ? rows.last : p + MOST_ROWS;
+    block_of_tiles<Kind>({rows.units, p, last}, columns, U, is_upper, epilogue);
   }
 }
 

@@ -1,3 +1,3 @@
 """One folder per operation, the same files in each, one file per backend."""
 
-OPS = ("similarity", "neighbors", "facility_location", "cross_entropy")
+OPS = ("similarity", "neighbors", "facility_location", "cross_entropy", "linear_cross_entropy")

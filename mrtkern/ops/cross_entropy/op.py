@@ -179,19 +179,11 @@ def cross_entropy(
     Source: `mrtkern.ops.cross_entropy` has the equations.
     """
     if logits.ndim == 3 and targets.ndim == 2:
-        if offsets is not None:
-            _check.fail(OP, "offsets", "be None with padded targets", _check.shape(offsets))
-        if logits.shape[:2] != targets.shape:
-            shapes = f"logits {_check.shape(logits)} and targets {_check.shape(targets)}"
-            _check.fail(OP, "logits and targets", "be [R, L, V] and [R, L]", shapes)
-        R, L = targets.shape
-        offsets = torch.arange(0, R * L + 1, L, device=targets.device) if L else targets.new_zeros(R + 1)
-        token_weight = None if token_weight is None else token_weight.reshape(-1)
-        logits, targets = logits.reshape(R * L, -1), targets.reshape(-1)
+        logits, targets, token_weight, offsets = packed(OP, "logits", logits, targets, token_weight, offsets)
     options = Options(ignore_index, float(label_smoothing), float(z_loss), float(softcap or 0.0))
     _check_arguments(logits, targets, token_weight, target_offsets, options, softcap)
     if return_details:
-        _check_details(targets, offsets, prompt)
+        check_details(OP, targets, offsets, prompt)
     if inplace:
         _check_inplace(logits)
     arguments = (targets, token_weight, target_offsets, *options, return_details, check, backend)
@@ -219,6 +211,21 @@ def _check_arguments(
         _check.fail(OP, "logits", "be [T, V] with V at least 1", _check.shape(logits))
     check_targets(OP, logits.shape[0], logits.device, targets, token_weight, target_offsets)
     check_options(OP, options, softcap)
+
+
+def packed(
+    op: str, name: str, x: Tensor, targets: Tensor, token_weight: Tensor | None, offsets: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """Padded rows [R, L, …] one after the other, and the offsets of the responses."""
+    if offsets is not None:
+        _check.fail(op, "offsets", "be None with padded targets", _check.shape(offsets))
+    if x.shape[:2] != targets.shape:
+        shapes = f"{name} {_check.shape(x)} and targets {_check.shape(targets)}"
+        _check.fail(op, f"{name} and targets", "be [R, L, …] and [R, L]", shapes)
+    R, L = targets.shape
+    offsets = torch.arange(0, R * L + 1, L, device=targets.device) if L else targets.new_zeros(R + 1)
+    token_weight = None if token_weight is None else token_weight.reshape(-1)
+    return x.reshape(R * L, -1), targets.reshape(-1), token_weight, offsets
 
 
 def check_targets(
@@ -253,13 +260,14 @@ def check_options(op: str, options: Options, softcap: float | None) -> None:
         _check.fail(op, "softcap", "be None or positive and finite", softcap)
 
 
-def _check_details(targets: Tensor, offsets: Tensor | None, prompt: Tensor | None) -> None:
+def check_details(op: str, targets: Tensor, offsets: Tensor | None, prompt: Tensor | None) -> None:
+    """Which targets are whose response, and which response is whose prompt."""
     if offsets is None:
-        _check.fail(OP, "offsets", "be given with return_details, unless targets are padded", None)
-    _check.offsets(OP, offsets, targets.device)
+        _check.fail(op, "offsets", "be given with return_details, unless targets are padded", None)
+    _check.offsets(op, offsets, targets.device)
     if prompt is not None:
-        _check.int64(OP, "prompt", prompt)
-        _check.vector(OP, "prompt", prompt, offsets.shape[0] - 1, "response")
+        _check.int64(op, "prompt", prompt)
+        _check.vector(op, "prompt", prompt, offsets.shape[0] - 1, "response")
 
 
 def _check_inplace(logits: Tensor) -> None:

@@ -54,6 +54,8 @@ def forward(
     weighted = torch.where(w == 0, 0, w.double() * each)
     loss = torch.where(is_bad.any(), torch.nan, weighted.sum()).to(z.dtype)
 
+    none = z.new_empty(0)
+    best = logits_argmax(logits) if wants_details else none.long()  # before the gradient, which may replace them
     if gradient is not None:
         a = z.new_zeros(T).index_add_(0, rows, w)
         du = (a * (1 + 2 * z_loss * lse))[:, None] * p
@@ -65,9 +67,8 @@ def forward(
         has_weight = torch.zeros(T, dtype=torch.bool, device=device).index_fill_(0, rows[w != 0], True)
         gradient.copy_(torch.where(has_weight[:, None], du, 0))
 
-    none = z.new_empty(0)
     if not wants_details:
-        return Rows(loss, none, none, none, none.long())
+        return Rows(loss, none, none, none, best)
     counts = torch.zeros(T, dtype=torch.bool, device=device).index_fill_(0, rows[is_valid], True)
     entropy = log_sum - torch.where(p > 0, p * d, 0).sum(1)
     return Rows(
@@ -75,7 +76,7 @@ def forward(
         torch.where(is_valid, nll, 0),
         weighted.to(z.dtype),
         torch.where(counts, entropy, 0),
-        torch.where(counts, logits_argmax(logits), -1),
+        torch.where(counts, best, -1),
     )
 
 

@@ -22,7 +22,7 @@ DTYPES = {
     torch.float16: "float16",
 }
 MOST_COLUMNS = 2**31 - 64  # row numbers are 32 bits wide inside
-LARGEST_BLOCK = 1024  # rows of a thread's block, csrc/neighbors/blocks.cpp
+LARGEST_BLOCK = 1024  # rows of a thread's block, csrc/tile/blocks.cpp
 
 
 def why_not(problem: Problem) -> str | None:

@@ -1,5 +1,5 @@
 // Blocks of panels and lengths of rows.
-#include "neighbors/blocks.h"
+#include "tile/blocks.h"
 
 #include <algorithm>
 

@@ -12,6 +12,8 @@ namespace mrt {
 // Panels per block of rows: what the second-level cache holds, and enough blocks for everyone.
 int64_t block_panels(int64_t rows, int64_t U, int threads);
 
+constexpr int64_t MOST_COLUMNS = 64;  // panels of columns between two looks at the clock: a few milliseconds
+
 // The item-th pair of blocks row <= column, by columns.
 struct BlockPair {
   int64_t row, column;

@@ -1,0 +1,28 @@
+"""Cross-entropy of a linear head: the loss of `hidden @ weight.T`, its gradients, never more than one chunk of logits.
+
+    z_t = W h_t + b,   u = cap(z),   lse_t = log sum_v exp(u_tv),   p_tv = exp(u_tv - lse_t)
+    L   = sum_e w_e l_e,   l_e as in `mrtkern.ops.cross_entropy`, e the targets (entries) of row t
+
+hidden [T, D], weight [V, D], bias [V], targets [T], or [E] with target_offsets [T + 1].
+
+Gradients. w_e multiplies rows, so it goes into dz before anything is summed over rows:
+
+    dz_tv = dL/dz_tv,   dh = dz W,   dW = dz^T h,   db = sum_t dz_t
+
+L is a scalar, so its gradient is known up to a factor before backward is called: each chunk of logits becomes dz in
+place and is used up at once. Three products of 2 T V D operations, where a program that weighs the losses afterwards
+and recomputes its logits needs four. Rows whose weights are all 0 are dropped before the first product.
+
+`linear_log_prob` gives logp_t = u_ty - lse_t and the entropy H_t = lse_t - sum_v p_tv u_tv of each row, with
+u = cap(z) / temperature, and takes any upstream gradients a, c of the two:
+
+    dL/du_tv = a_t ([v = y_t] - p_tv) - c_t p_tv (log p_tv + H_t)
+
+They are not known in advance, so the logits of a chunk are computed again in backward: four products of 2 T V D.
+
+Chunks. C rows at a time stream W and dW once per chunk and touch C V fresh logits; `problem.chunk_rows` has the model.
+
+Sums. Logits are summed in float32 (float64 for float64) or in the type that the machine multiplies fastest among those
+the caller allows, losses in float64, dW and db in float32 over all chunks. The factor of backward is applied before the
+one rounding to the type of weight and hidden, so float16 gradients survive a loss scale.
+"""

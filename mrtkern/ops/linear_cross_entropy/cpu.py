@@ -1,0 +1,86 @@
+"""linear_cross_entropy on the CPU: torch.mm makes a chunk of logits, one compiled pass turns it into its gradient.
+
+Reads  hidden [T, D], weight [V, D] float32, bfloat16 or float16 with any strides.
+Writes nothing of its own: `chunks.run` holds the loop, the kernel of cross_entropy works in place on its chunk.
+Idea   the chunk is as small as the streams of weight and dW allow; weights of rows are folded in by the kernel.
+Sums   products in float32; in bfloat16 where the caller allows it and the machine has an instruction for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+import mrtkern._C as _C
+from mrtkern.ops.cross_entropy import cpu as cross_entropy
+from mrtkern.ops.cross_entropy.problem import Options, Rows
+from mrtkern.ops.linear_cross_entropy.problem import Cap, LogProbs, Problem, chunk_rows
+
+NO_TARGET = torch.iinfo(torch.int64).min  # the index to ignore: rows that are ignored do not come here
+
+
+def why_not(problem: Problem) -> str | None:
+    """None when the compiled kernel can run `problem`, otherwise the reason."""
+    if problem.device != "cpu":
+        return f"needs a CPU tensor, got one on {problem.device}"
+    if torch.float64 in (problem.hidden, problem.weight):
+        return "needs float32, bfloat16 or float16, got torch.float64"
+    return None
+
+
+def multiplies(problem: Problem) -> torch.dtype:
+    """The type of products and logits. Without its instruction a bfloat16 product took 4.7 times a float32 one (Xeon).
+
+    Never float16: the gradients of its logits would vanish.
+    """
+    has_bfloat16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if problem.product == torch.bfloat16 and has_bfloat16 else torch.float32
+
+
+def chunk_size(problem: Problem) -> int:
+    """Rows of a chunk."""
+    return chunk_rows(problem, multiplies(problem).itemsize)
+
+
+def memory(problem: Problem) -> int:
+    """Bytes of the work on a chunk of logits beyond the chunk: exponentials of one row in each thread."""
+    return (4 * problem.V + 4096) * torch.get_num_threads()
+
+
+def forward(
+    z: Tensor, targets: Tensor, token_weight: Tensor, target_offsets: Tensor | None, options: Options,
+    gradient: Tensor | None, wants_details: bool,
+) -> Rows:  # fmt: skip
+    """The loss of rows of logits z [C, V]; dL/dz goes to `gradient`, which may be z."""
+    return cross_entropy.forward(z, targets, token_weight, target_offsets, options, gradient, wants_details)
+
+
+def log_probs(z: Tensor, targets: Tensor, cap: Cap) -> LogProbs:
+    """Of rows of logits z [C, V]; targets [C] are classes."""
+    nll, entropy, lse = torch.empty(len(z)), torch.empty(len(z)), torch.empty(len(z), dtype=torch.float64)
+    out = [nll.data_ptr(), 0, entropy.data_ptr(), 0, lse.data_ptr()]
+    _rows(z, targets, cap, torch.ones(len(z)), out=out)
+    return LogProbs(nll.neg_(), entropy, lse)
+
+
+def log_probs_backward(
+    z: Tensor, targets: Tensor, cap: Cap, w: Tensor, c: Tensor | None, *, z_loss: float = 0.0, lse: Tensor | None = None
+) -> None:
+    """z [C, V] becomes the gradient of sum_t w_t (z_loss lse_t^2 - logp_t) + c_t H_t."""
+    _rows(z, targets, cap, w, c=c, z_loss=z_loss, lse=lse, gradient=z.data_ptr())
+
+
+def _rows(
+    z: Tensor, targets: Tensor, cap: Cap, w: Tensor, *, c: Tensor | None = None, z_loss: float = 0.0,
+    lse: Tensor | None = None, gradient: int = 0, out: Sequence[int] = (0,) * 5,
+) -> None:  # fmt: skip
+    """One call of the kernel, with one target per row."""
+    targets, w = targets.contiguous(), w.contiguous()
+    c, lse = (None if value is None else value.contiguous() for value in (c, lse))
+    _C.cross_entropy_rows(
+        z.data_ptr(), gradient, cross_entropy.DTYPES[z.dtype], len(z), z.shape[1], z.stride(0), z.stride(0),
+        targets.data_ptr(), 0, NO_TARGET, w.data_ptr(), 0.0, 0 if c is None else c.data_ptr(), 0.0, z_loss,
+        cap.softcap, 1 / cap.temperature, list(out), 0 if lse is None else lse.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip

@@ -1,0 +1,88 @@
+"""What both functions of a linear head ask of their arguments, and how gradients leave them."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mrtkern import _check
+from mrtkern.ops.cross_entropy.op import check_targets
+from mrtkern.ops.linear_cross_entropy.problem import Problem, memory
+
+
+def check_weight(op: str, weight: Any) -> None:
+    """Refuse heads that are not one dense matrix, naming the mend."""
+    if isinstance(weight, torch.nn.Module):
+        if hasattr(weight, "base_layer"):  # peft: its weight lacks what the adapter adds
+            _check.fail(
+                op, "weight", "be one matrix, so merge the adapter or leave lm_head out of target_modules",
+                f"a {type(weight).__name__} around {type(weight.base_layer).__name__}",
+            )  # fmt: skip
+        raise TypeError(f"{op}: weight must be a torch.Tensor such as lm_head.weight, got {type(weight).__name__}")
+    _check.floating(op, "weight", weight)
+    if any(base.__name__ == "DTensor" for base in type(weight).__mro__):
+        _check.fail(
+            op, "weight", "be whole: pass weight.full_tensor(), or weight.to_local() to the vocabulary-parallel "
+            "function", f"a DTensor placed {weight.placements}",
+        )  # fmt: skip
+
+
+def check(
+    op: str, hidden: Any, weight: Any, bias: Any, targets: Any, token_weight: Any = None, target_offsets: Any = None
+) -> None:
+    """Shapes, types and devices; nothing that reads a tensor."""
+    check_weight(op, weight)
+    if hidden.ndim != 2:
+        _check.fail(op, "hidden", "be [T, D]", _check.shape(hidden))
+    if weight.ndim != 2 or weight.shape[1] != hidden.shape[1]:
+        shapes = f"{_check.shape(weight)} with hidden {_check.shape(hidden)}"
+        _check.fail(op, "weight", "be [V, D] with the features D of hidden", shapes)
+    if not weight.shape[0]:
+        _check.fail(op, "weight", "have at least one row", _check.shape(weight))
+    if bias is not None:
+        _check.floating(op, "bias", bias)
+        _check.vector(op, "bias", bias, weight.shape[0], "row of weight")
+    _check.same_device(op, hidden=hidden, weight=weight, bias=bias)
+    check_targets(op, hidden.shape[0], hidden.device, targets, token_weight, target_offsets)
+
+
+def check_memory(op: str, problem: Problem, rows: ModuleType, targets: Tensor) -> None:
+    """Refuse what cannot fit, before anything is allocated."""
+    needed = memory(problem, rows.chunk_size(problem), rows.multiplies(problem), targets.shape[0])
+    needed += rows.memory(problem)
+    _check.fits(f"{op}: hidden and weight", needed, targets.device)
+
+
+def check_values(
+    op: str, targets: Tensor, target_offsets: Tensor | None, V: int, ignore_index: int, check: bool | None
+) -> None:
+    """What only the values of targets can tell. Call it inside an operator."""
+    if targets.device.type != "cpu" and not check:  # reading a value would wait for the device
+        return
+    if target_offsets is not None:
+        _check.offsets_values(op, target_offsets, targets.shape[0], "target_offsets", "targets")
+    _check.labels(op, targets, V, ignore_index)
+
+
+def needs(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> list[bool]:
+    """Whose gradient somebody will ask for."""
+    if not torch.is_grad_enabled():
+        return [False] * 3
+    return [hidden.requires_grad, weight.requires_grad, bias is not None and bias.requires_grad]
+
+
+def product_type(hidden: Tensor, weight: Tensor) -> torch.dtype:
+    """The type that products may have: autocast's, or the wider of the two."""
+    device = hidden.device.type
+    wider = torch.promote_types(hidden.dtype, weight.dtype)
+    if torch.is_autocast_enabled(device) and wider != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return wider
+
+
+def sums_in(product: torch.dtype) -> torch.dtype:
+    """The type of losses and gradients until they are rounded."""
+    return torch.float64 if product == torch.float64 else torch.float32

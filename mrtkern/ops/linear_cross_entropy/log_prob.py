@@ -1,0 +1,166 @@
+"""Public `linear_log_prob`: checks that need no data, dispatch, torch.library registration, gradient."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from mrtkern import _check, _dispatch
+from mrtkern.ops.cross_entropy.op import check_options
+from mrtkern.ops.cross_entropy.problem import IGNORE, Options
+from mrtkern.ops.linear_cross_entropy import head, passes
+from mrtkern.ops.linear_cross_entropy.problem import Cap, Problem
+from mrtkern.ops.linear_cross_entropy.rows import entries
+
+OP = "linear_log_prob"
+FOLDER = "linear_cross_entropy"  # its backends are that operation's
+
+torch.library.define(
+    "mrtkern::linear_log_prob",
+    "(Tensor hidden, Tensor weight, Tensor? bias, Tensor targets, int ignore_index, float softcap, float temperature, "
+    "ScalarType product, str? backend, bool? check) -> (Tensor logp, Tensor entropy)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+torch.library.define(
+    "mrtkern::linear_log_prob_backward",
+    "(Tensor? dlogp, Tensor? dentropy, Tensor hidden, Tensor weight, Tensor? bias, Tensor targets, int ignore_index, "
+    "float softcap, float temperature, ScalarType product, str? backend, bool[] needs) -> "
+    "(Tensor dh, Tensor dW, Tensor db)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def _forward(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, ignore_index: int, softcap: float,
+    temperature: float, product: torch.dtype, backend: str | None, check: bool | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Every check that reads values, the choice of the backend and the pass, below torch.compile."""
+    problem = Problem.of(hidden, weight, bias, product, (False, False, False), is_log_prob=True)
+    rows = _dispatch.run(FOLDER, backend, problem)
+    head.check_values(OP, targets, None, problem.V, ignore_index, check)
+    head.check_memory(OP, problem, rows, targets)
+    counts = targets != ignore_index
+    given = entries(targets, None, counts.to(head.sums_in(product)), counts)
+    with torch.autocast(hidden.device.type, enabled=False):
+        return passes.log_probs(rows, problem, hidden, weight, bias, given, Cap(softcap, temperature))
+
+
+def _backward(
+    dlogp: Tensor | None, dentropy: Tensor | None, hidden: Tensor, weight: Tensor, bias: Tensor | None,
+    targets: Tensor, ignore_index: int, softcap: float, temperature: float, product: torch.dtype, backend: str | None,
+    needs: list[bool],
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Gradients in the types of hidden, weight and bias; an empty tensor stands for one that nobody needs."""
+    problem = Problem.of(hidden, weight, bias, product, (needs[0], needs[1], needs[2]), is_log_prob=True)
+    rows = _dispatch.run(FOLDER, backend, problem)
+    head.check_memory(OP, problem, rows, targets)
+    wide = head.sums_in(product)
+    weights = torch.zeros(targets.shape, dtype=wide, device=targets.device) if dlogp is None else -dlogp.to(wide)
+    counts = weights != 0
+    if dentropy is not None:
+        counts |= dentropy != 0
+    given = entries(targets, None, weights, counts & (targets != ignore_index))
+    h = None if dentropy is None else dentropy.to(wide).contiguous()
+    if h is not None and given.rows is not None:
+        h = h[given.rows]
+    with torch.autocast(hidden.device.type, enabled=False):
+        made = passes.log_probs_backward(rows, problem, hidden, weight, bias, given, Cap(softcap, temperature), h)
+    found = ((made.hidden, hidden), (made.weight, weight), (made.bias, bias))
+    return tuple(hidden.new_empty(0) if d is None or value is None else d.to(value.dtype) for d, value in found)
+
+
+def _fake_forward(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, ignore_index: int, softcap: float,
+    temperature: float, product: torch.dtype, *_: object,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    wide = head.sums_in(product)
+    return hidden.new_empty(targets.shape, dtype=wide), hidden.new_empty(targets.shape, dtype=wide)
+
+
+def _fake_backward(
+    dlogp: Tensor | None, dentropy: Tensor | None, hidden: Tensor, weight: Tensor, bias: Tensor | None,
+    targets: Tensor, ignore_index: int, softcap: float, temperature: float, product: torch.dtype, backend: str | None,
+    needs: list[bool],
+) -> tuple[Tensor, ...]:  # fmt: skip
+    found = zip((hidden, weight, bias), needs, strict=True)
+    return tuple(hidden.new_empty(0) if v is None or not need else v.new_empty(v.shape) for v, need in found)
+
+
+def _no_second_derivative(*_: Any) -> NoReturn:
+    raise RuntimeError(f"{OP}: logp and entropy must be differentiated once at most, got a double backward")
+
+
+torch.library.impl("mrtkern::linear_log_prob", ("cpu", "cuda"), _forward)
+torch.library.impl("mrtkern::linear_log_prob_backward", ("cpu", "cuda"), _backward)
+torch.library.register_fake("mrtkern::linear_log_prob", _fake_forward)
+torch.library.register_fake("mrtkern::linear_log_prob_backward", _fake_backward)
+torch.library.register_autograd("mrtkern::linear_log_prob_backward", _no_second_derivative)
+
+
+class _LinearLogProb(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, options: tuple[Any, ...],
+        check: bool | None, needs: list[bool],
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        ctx.save_for_backward(hidden, weight, bias, targets)
+        ctx.options, ctx.needs = options, needs
+        ctx.set_materialize_grads(False)  # without a gradient of the entropy its part of the pass is not run
+        logp, entropy = torch.ops.mrtkern.linear_log_prob(hidden, weight, bias, targets, *options, check)
+        return logp, entropy
+
+    @staticmethod
+    def backward(ctx: Any, dlogp: Tensor | None, dentropy: Tensor | None) -> tuple[Tensor | None, ...]:
+        made = torch.ops.mrtkern.linear_log_prob_backward(dlogp, dentropy, *ctx.saved_tensors, *ctx.options, ctx.needs)
+        return *(d if need else None for d, need in zip(made, ctx.needs, strict=True)), None, None, None, None
+
+
+def linear_log_prob(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    temperature: float = 1.0,
+    ignore_index: int = IGNORE,
+    check: bool | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of each row's target and entropy of its distribution, from hidden states.
+
+        logits = cap(hidden @ weight.T + bias) / temperature       # cap: the identity, or softcap * tanh(z / softcap)
+        logp = logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+        entropy = torch.distributions.Categorical(logits=logits).entropy()
+
+    hidden [T, D], weight [V, D]: float32, float64, bfloat16, float16, also mixed. targets [T] int64: 0 … V - 1, or
+    ignore_index, for which both results are 0. bias [V]. temperature > 0. check: whether targets are checked; None: on
+    the CPU. backend: None chooses; a name is obeyed or refused.
+
+    Returns logp [T] and entropy [T], float32 (float64 for float64), in nats.
+    Gradient: hidden, weight, bias, where asked, for any upstream gradient of either result, once. Rows whose upstream
+    gradients are 0 are dropped before the product. Logits are computed again in backward: 8 T V D operations in all.
+    Deterministic: the same bits on every run and for every number of threads.
+    Memory beyond inputs and gradients: cpu at most 192 MiB of logits (or 16 rows), 16 KiB D of converted weight,
+    12 bytes per feature of a chunk, in backward 4 T D bytes, and 4 V D when weight is not float32; reference 36 T V.
+    Raises IndexError for a target outside the vocabulary (naming its position), ValueError for shapes and types that
+    do not match, RuntimeError for a double backward.
+    Source: `mrtkern.ops.linear_cross_entropy` has the equations.
+    """
+    _check.floating(OP, "hidden", hidden)
+    head.check(OP, hidden, weight, bias, targets)
+    check_options(OP, Options(ignore_index), softcap)
+    if not 0 < temperature < math.inf:
+        _check.fail(OP, "temperature", "be positive and finite", temperature)
+    needs = head.needs(hidden, weight, bias)
+    options = (ignore_index, softcap or 0.0, float(temperature), head.product_type(hidden, weight), backend)
+    logp: Tensor
+    entropy: Tensor
+    if any(needs):
+        logp, entropy = _LinearLogProb.apply(hidden, weight, bias, targets, options, check, needs)  # type: ignore[no-untyped-call]
+    else:
+        logp, entropy = torch.ops.mrtkern.linear_log_prob(hidden, weight, bias, targets, *options, check)
+    return logp, entropy

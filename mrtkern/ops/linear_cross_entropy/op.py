@@ -1,0 +1,196 @@
+"""Public `linear_cross_entropy`: checks that need no data, dispatch, torch.library registration, gradient."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from mrtkern import _check, _dispatch
+from mrtkern.details import LossDetails, response_details
+from mrtkern.ops.cross_entropy.op import check_details, check_options, packed
+from mrtkern.ops.cross_entropy.problem import IGNORE, Options, Rows
+from mrtkern.ops.linear_cross_entropy import head, passes
+from mrtkern.ops.linear_cross_entropy.problem import Problem
+from mrtkern.ops.linear_cross_entropy.rows import entries
+
+OP = "linear_cross_entropy"
+
+torch.library.define(
+    "mrtkern::linear_cross_entropy",
+    "(Tensor hidden, Tensor weight, Tensor? bias, Tensor targets, Tensor? token_weight, Tensor? target_offsets, "
+    "int ignore_index, float label_smoothing, float z_loss, float softcap, ScalarType product, str? backend, "
+    "bool? check, bool wants_details, bool[] needs) -> (Tensor loss, Tensor nll, Tensor weighted, Tensor entropy, "
+    "Tensor argmax, Tensor dh, Tensor dW, Tensor db)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+torch.library.define(
+    "mrtkern::linear_cross_entropy_backward",
+    "(Tensor grad, Tensor dh, Tensor dW, Tensor db, Tensor hidden, Tensor weight, Tensor? bias, bool[] needs) -> "
+    "(Tensor dh, Tensor dW, Tensor db)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def _forward(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, token_weight: Tensor | None,
+    target_offsets: Tensor | None, ignore_index: int, label_smoothing: float, z_loss: float, softcap: float,
+    product: torch.dtype, backend: str | None, check: bool | None, wants_details: bool, needs: list[bool],
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Every check that reads values, the choice of the backend and the pass, below torch.compile."""
+    problem = Problem.of(hidden, weight, bias, product, (needs[0], needs[1], needs[2]))
+    rows = _dispatch.run(OP, backend, problem)
+    head.check_values(OP, targets, target_offsets, problem.V, ignore_index, check)
+    head.check_memory(OP, problem, rows, targets)
+    wide = head.sums_in(product)
+    counts = targets != ignore_index
+    if token_weight is None:
+        each = torch.full(targets.shape, 1.0, dtype=wide, device=targets.device) / counts.sum().clamp(min=1)
+    else:
+        each = token_weight.to(wide)
+        counts = counts if wants_details else counts & (each != 0)
+    given = entries(targets, target_offsets, each, counts)
+    options = Options(ignore_index, label_smoothing, z_loss, softcap)
+    with torch.autocast(hidden.device.type, enabled=False):  # `product` says already what may be lowered
+        found, made = passes.losses(
+            rows, problem, hidden, weight, bias, given, options, targets.shape[0], wants_details
+        )
+    gradients = (made.hidden, made.weight, made.bias)
+    return *found, *(found.loss.new_empty(0) if d is None else d for d in gradients)
+
+
+def _fake_forward(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, token_weight: Tensor | None,
+    target_offsets: Tensor | None, ignore_index: int, label_smoothing: float, z_loss: float, softcap: float,
+    product: torch.dtype, backend: str | None, check: bool | None, wants_details: bool, needs: list[bool],
+) -> tuple[Tensor, ...]:  # fmt: skip
+    wide = head.sums_in(product)
+    shapes = (hidden.shape, weight.shape, weight.shape[:1])
+    made = (hidden.new_empty(shape if need else 0, dtype=wide) for shape, need in zip(shapes, needs, strict=True))
+    E, T = (targets.shape[0], hidden.shape[0]) if wants_details else (0, 0)
+    found = (hidden.new_empty(size, dtype=wide) for size in ((), E, E, T))
+    return *found, targets.new_empty(T), *made
+
+
+def _backward(
+    grad: Tensor, dh: Tensor, dW: Tensor, db: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None,
+    needs: list[bool],
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """The gradients times that of the loss, rounded once."""
+    given = zip((dh, dW, db), (hidden, weight, bias), strict=True)
+    return tuple((d * grad).to(d.dtype if value is None else value.dtype) for d, value in given)
+
+
+def _fake_backward(
+    grad: Tensor, dh: Tensor, dW: Tensor, db: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None,
+    needs: list[bool],
+) -> tuple[Tensor, ...]:  # fmt: skip
+    given = zip((dh, dW, db), (hidden, weight, bias), strict=True)
+    return tuple(torch.empty_like(d, dtype=d.dtype if value is None else value.dtype) for d, value in given)
+
+
+def _no_second_derivative(*_: Any) -> NoReturn:
+    raise RuntimeError(f"{OP}: the loss must be differentiated once at most, got a double backward")
+
+
+torch.library.impl("mrtkern::linear_cross_entropy", ("cpu", "cuda"), _forward)
+torch.library.impl("mrtkern::linear_cross_entropy_backward", ("cpu", "cuda"), _backward)
+torch.library.register_fake("mrtkern::linear_cross_entropy", _fake_forward)
+torch.library.register_fake("mrtkern::linear_cross_entropy_backward", _fake_backward)
+torch.library.register_autograd("mrtkern::linear_cross_entropy_backward", _no_second_derivative)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """The gradients are made in forward; backward multiplies them by the gradient of the loss and rounds them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, token_weight: Tensor | None,
+        target_offsets: Tensor | None, options: tuple[Any, ...], wants_details: bool, needs: list[bool],
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        inputs = (hidden, weight, bias, targets, token_weight, target_offsets)
+        *found, dh, dW, db = torch.ops.mrtkern.linear_cross_entropy(*inputs, *options, wants_details, needs)
+        ctx.save_for_backward(*inputs)
+        ctx.made = (dh, dW, db)  # not saved as tensors: backward may overwrite them
+        ctx.options, ctx.needs = options, needs
+        ctx.mark_non_differentiable(*found[1:])
+        ctx.set_materialize_grads(False)
+        return tuple(found)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        nothing = (None,) * 6
+        if grad is None:
+            return *(None,) * 3, *nothing
+        made, inputs, needs = ctx.made, ctx.saved_tensors, ctx.needs
+        if made is None:  # a second backward makes them again
+            made = torch.ops.mrtkern.linear_cross_entropy(*inputs, *ctx.options, False, needs)[5:]
+        if torch.compiler.is_compiling() or torch.is_grad_enabled():
+            made = torch.ops.mrtkern.linear_cross_entropy_backward(grad, *made, *inputs[:3], needs)
+        else:
+            ctx.made = None  # scaled in place, so they can be given away once
+            made = [d if x is None else d.mul_(grad).to(x.dtype) for d, x in zip(made, inputs[:3], strict=True)]
+        return *(d if need else None for d, need in zip(made, needs, strict=True)), *nothing
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    token_weight: Tensor | None = None,
+    ignore_index: int = IGNORE,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    target_offsets: Tensor | None = None,
+    return_details: bool = False,
+    offsets: Tensor | None = None,
+    prompt: Tensor | None = None,
+    check: bool | None = None,
+    backend: str | None = None,
+) -> Tensor | LossDetails:
+    """`cross_entropy` of a linear head, with one weight per target, loss and gradients in one pass over its rows.
+
+        loss = cross_entropy(hidden @ weight.T + bias, targets, token_weight=token_weight, …)
+
+    hidden [T, D] (or [R, L, D] with targets [R, L]), weight [V, D], bias [V]: float32, float64, bfloat16, float16, also
+    mixed; under autocast products may have its type. weight may be tied to an embedding. All else as in
+    `cross_entropy`: targets [T] int64, token_weight like targets (None: 1 / number of valid targets), ignore_index,
+    label_smoothing, z_loss, softcap, target_offsets [T + 1]; return_details with offsets [R + 1] and prompt [R];
+    check: whether targets are checked; None: on the CPU. backend: None chooses; a name is obeyed or refused.
+
+    Returns the loss, 0-d float32 (float64 for float64); with return_details LossDetails. Nothing valid: 0.
+    Gradient: hidden, weight, bias, where asked, once. They are made with the loss, in the summing type, multiplied by
+    the gradient of the loss and rounded once to their types. A second backward is right: it makes them again.
+    Cost: 6 T V D operations with gradients of hidden and weight. Rows without a valid target are dropped before the
+    product, and without return_details those whose weights are all 0: their gradient is 0 whatever they hold.
+    Deterministic: the same bits on every run and, on the CPU, for every number of threads (see `chunks.TERMS`).
+    Memory beyond inputs and gradients: cpu at most 192 MiB of logits (or 16 rows), 16 KiB D of converted weight,
+    12 bytes per feature of a chunk, 4 T D bytes, and 4 V D bytes when weight is not float32; reference 36 T V.
+    Raises IndexError for a target out of range (naming its position); ValueError for shapes, types and options that do
+    not fit, and for heads that are not one matrix; MemoryError when it cannot fit; RuntimeError for a double backward.
+    Source: `mrtkern.ops.linear_cross_entropy` has the equations.
+    """
+    _check.floating(OP, "hidden", hidden)
+    _check.int64(OP, "targets", targets)
+    if hidden.ndim == 3 and targets.ndim == 2:
+        hidden, targets, token_weight, offsets = packed(OP, "hidden", hidden, targets, token_weight, offsets)
+    head.check(OP, hidden, weight, bias, targets, token_weight, target_offsets)
+    options = Options(ignore_index, float(label_smoothing), float(z_loss), float(softcap or 0.0))
+    check_options(OP, options, softcap)
+    if return_details:
+        check_details(OP, targets, offsets, prompt)
+    needs = head.needs(hidden, weight, bias)
+    inputs = (hidden, weight, bias, targets, token_weight, target_offsets)
+    arguments = (*options, head.product_type(hidden, weight), backend, check)
+    if any(needs):
+        found = _LinearCrossEntropy.apply(*inputs, arguments, return_details, needs)  # type: ignore[no-untyped-call]
+    else:
+        found = torch.ops.mrtkern.linear_cross_entropy(*inputs, *arguments, return_details, needs)
+    rows = Rows(*found[:5])
+    if not return_details or offsets is None:
+        return rows.loss
+    return response_details(rows, targets, target_offsets, ignore_index, offsets, prompt)

@@ -1,0 +1,84 @@
+"""The passes over the chunks: losses with their gradients, log-probabilities, the gradient of those.
+
+`rows` is the module of a backend: its `forward` does one chunk of logits, `multiplies` and `chunk_size` say how.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from mrtkern.ops.cross_entropy.problem import Options, Rows
+from mrtkern.ops.linear_cross_entropy import chunks
+from mrtkern.ops.linear_cross_entropy.chunks import Gradients
+from mrtkern.ops.linear_cross_entropy.problem import Cap, Problem
+from mrtkern.ops.linear_cross_entropy.rows import Entries
+
+
+def losses(
+    rows: ModuleType, problem: Problem, hidden: Tensor, weight: Tensor, bias: Tensor | None, given: Entries,
+    options: Options, num_entries: int, wants_details: bool,
+) -> tuple[Rows, Gradients]:  # fmt: skip
+    """The loss and its gradients in one pass. Details are 0, argmax -1, where nothing counts."""
+    T, E = (given.num_rows(problem.T), len(given.targets)) if wants_details else (0, 0)
+    parts: list[Tensor] = []
+    nll, weighted = given.weight.new_empty(E), given.weight.new_empty(E)
+    entropy, argmax = given.weight.new_empty(T), given.targets.new_empty(T)
+
+    def step(z: Tensor, chunk: slice) -> None:
+        part, span = given.chunk(chunk), given.span(chunk)
+        gradient = z if problem.wants_grad else None
+        found = rows.forward(z, part.targets, part.weight, part.offsets, options, gradient, wants_details)
+        parts.append(found.loss)
+        if wants_details:
+            _, nll[span], weighted[span], entropy[chunk], argmax[chunk] = found
+
+    made = run(rows, problem, hidden, weight, bias, given, step)
+    loss = torch.stack([part.double() for part in parts]).sum() if parts else given.weight.new_zeros(())
+    loss = loss.to(given.weight.dtype)
+    if not wants_details:
+        return Rows(loss, nll, weighted, entropy, argmax), made
+    nll, weighted = given.spread(nll, num_entries), given.spread(weighted, num_entries)
+    if given.rows is not None:
+        entropy = entropy.new_zeros(problem.T).index_copy_(0, given.rows, entropy)
+        argmax = argmax.new_full((problem.T,), -1).index_copy_(0, given.rows, argmax)
+    return Rows(loss, nll, weighted, entropy, argmax), made
+
+
+def log_probs(
+    rows: ModuleType, problem: Problem, hidden: Tensor, weight: Tensor, bias: Tensor | None, given: Entries, cap: Cap
+) -> tuple[Tensor, Tensor]:
+    """logp [T], entropy [T]; 0 in rows that do not count."""
+    logp, entropy = torch.empty_like(given.weight), torch.empty_like(given.weight)
+
+    def step(z: Tensor, chunk: slice) -> None:
+        logp[chunk], entropy[chunk], _ = rows.log_probs(z, given.targets[chunk], cap)
+
+    run(rows, problem, hidden, weight, bias, given, step)
+    return given.spread(logp, problem.T), given.spread(entropy, problem.T)
+
+
+def log_probs_backward(
+    rows: ModuleType, problem: Problem, hidden: Tensor, weight: Tensor, bias: Tensor | None, given: Entries, cap: Cap,
+    c: Tensor | None, *, z_loss: float = 0.0, lse: Tensor | None = None,
+) -> Gradients:  # fmt: skip
+    """Gradients of sum_t given.weight_t (z_loss lse_t^2 - logp_t) + c_t H_t, from logits that are computed again."""
+
+    def step(z: Tensor, chunk: slice) -> None:
+        c_part, lse_part = (None if value is None else value[chunk] for value in (c, lse))
+        rows.log_probs_backward(z, given.targets[chunk], cap, given.weight[chunk], c_part, z_loss=z_loss, lse=lse_part)
+
+    return run(rows, problem, hidden, weight, bias, given, step)
+
+
+def run(
+    rows: ModuleType, problem: Problem, hidden: Tensor, weight: Tensor, bias: Tensor | None, given: Entries,
+    step: chunks.Step,
+) -> Gradients:  # fmt: skip
+    """The chunks of the rows that count, equal ones."""
+    size = rows.chunk_size(replace(problem, T=given.num_rows(problem.T)))
+    product = rows.multiplies(problem)
+    return chunks.run(hidden, weight, bias, given.rows, step, size=size, product=product, needs=problem.needs)

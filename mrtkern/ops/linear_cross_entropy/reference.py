@@ -1,0 +1,73 @@
+"""linear_cross_entropy in PyTorch: the definition that every other backend is tested against. Any device, any type.
+
+The loss of rows of logits is that of `mrtkern.ops.cross_entropy.reference`; here is what else a linear head is asked.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mrtkern.ops.cross_entropy import reference as cross_entropy
+from mrtkern.ops.cross_entropy.problem import Options, Rows
+from mrtkern.ops.linear_cross_entropy.problem import Cap, LogProbs, Problem
+
+
+def why_not(problem: Problem) -> str | None:
+    """The reference runs everything."""
+    return None
+
+
+def multiplies(problem: Problem) -> torch.dtype:
+    """The type of products and logits: as wide as the sums."""
+    return torch.float64 if problem.product == torch.float64 else torch.float32
+
+
+def chunk_size(problem: Problem) -> int:
+    """All rows at once."""
+    return problem.T
+
+
+def memory(problem: Problem) -> int:
+    """Bytes of the work on a chunk of logits beyond the chunk: up to eight matrices of its size and type."""
+    return 8 * problem.T * problem.V * multiplies(problem).itemsize
+
+
+def forward(
+    z: Tensor, targets: Tensor, token_weight: Tensor, target_offsets: Tensor | None, options: Options,
+    gradient: Tensor | None, wants_details: bool,
+) -> Rows:  # fmt: skip
+    """The loss of rows of logits z [C, V]; dL/dz goes to `gradient`, which may be z."""
+    return cross_entropy.forward(z, targets, token_weight, target_offsets, options, gradient, wants_details)
+
+
+def log_probs(z: Tensor, targets: Tensor, cap: Cap) -> LogProbs:
+    """Of rows of logits z [C, V]; targets [C] are classes."""
+    u = (cap.softcap * torch.tanh(z / cap.softcap) if cap.softcap else z) / cap.temperature
+    lse = u.logsumexp(1)  # [C]
+    log_p = u - lse[:, None]
+    p = log_p.exp()
+    y = targets.clamp(0, z.shape[1] - 1)  # what is not among V was refused before wherever values may be read
+    logp = torch.where(y == targets, log_p.gather(1, y[:, None])[:, 0], torch.nan)
+    return LogProbs(logp, -torch.special.xlogy(p, p).sum(1), lse.double())
+
+
+def log_probs_backward(
+    z: Tensor, targets: Tensor, cap: Cap, w: Tensor, c: Tensor | None, *, z_loss: float = 0.0, lse: Tensor | None = None
+) -> None:
+    """z [C, V] becomes the gradient of sum_t w_t (z_loss lse_t^2 - logp_t) + c_t H_t.
+
+    lse [C] is given where z has a part of the classes: targets among the others are negative then, and c is None.
+    """
+    tanh = torch.tanh(z / cap.softcap) if cap.softcap else z.new_zeros(1)
+    u = (cap.softcap * tanh if cap.softcap else z) / cap.temperature
+    lse = u.logsumexp(1) if lse is None else lse.to(z.dtype)
+    log_p = u - lse[:, None]
+    p = log_p.exp()
+    du = (w * (1 + 2 * z_loss * lse))[:, None] * p
+    if c is not None:
+        finite = log_p.clamp(min=torch.finfo(z.dtype).min)  # p log p is 0 where p is
+        entropy = -(p * finite).sum(1)
+        du -= c[:, None] * p * (finite + entropy[:, None])
+    du.scatter_add_(1, targets.clamp(0, z.shape[1] - 1)[:, None], torch.where(targets >= 0, -w, 0)[:, None])
+    z.copy_(du * (1 - tanh**2) / cap.temperature)

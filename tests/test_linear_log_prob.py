@@ -1,0 +1,246 @@
+"""linear_log_prob: equal to log_softmax, any upstream gradient, each row's part of it, limits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mrtkern import _dispatch, linear_cross_entropy, linear_log_prob
+from mrtkern.ops.linear_cross_entropy import chunks
+from mrtkern.ops.linear_cross_entropy.problem import Problem, memory
+from tests import oracle
+from tests.linear_heads import CHUNKS, double, every_backend, leaves, needs_cpu_backend, product_flops
+
+CPU = _dispatch.load("linear_cross_entropy", "cpu")
+OPTIONS = {"plain": {}, "temperature": {"temperature": 0.7}, "all": {"temperature": 1.3, "softcap": 2.0}}
+every_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def make_inputs(T: int, D: int, V: int, dtype: torch.dtype, ignored: float = 0.2) -> dict[str, Any]:
+    problem = Problem(T, D, V, dtype, dtype, dtype, has_bias=True, needs=(True, True, True), ignored=ignored)
+    inputs = problem.make_inputs()
+    del inputs["token_weight"]
+    return inputs
+
+
+def upstream(T: int) -> tuple[Tensor, Tensor]:
+    """Gradients of both signs; some rows have one of the two, some none."""
+    generator = torch.Generator().manual_seed(1)
+    a, c = torch.randn(2, T, generator=generator)
+    a[::3], c[::4] = 0, 0
+    return a, c
+
+
+def program(
+    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None = None, softcap: float | None = None,
+    temperature: float = 1.0,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """What a user would write, for autograd to differentiate."""
+    z = F.linear(hidden, weight, bias)
+    z = z if softcap is None else softcap * torch.tanh(z / softcap)
+    log_p = (z / temperature).log_softmax(1)
+    valid = targets != -100
+    logp = log_p.gather(1, targets.clamp(min=0)[:, None])[:, 0]
+    return logp * valid, -(log_p.exp() * log_p).sum(1) * valid
+
+
+def with_gradients(function: Any, inputs: dict[str, Any], a: Tensor, c: Tensor, **options: Any) -> tuple[Tensor, ...]:
+    logp, entropy = function(**inputs, **options)
+    gradients = torch.autograd.grad((a * logp + c * entropy).sum(), leaves(inputs))
+    return logp.detach(), entropy.detach(), *gradients
+
+
+def truth(inputs: dict[str, Any], a: Tensor, c: Tensor, **options: Any) -> tuple[Tensor, ...]:
+    return with_gradients(program, double(inputs), a.double(), c.double(), **options)
+
+
+@every_option
+def test_it_is_log_softmax_in_float64(options: dict[str, Any]) -> None:
+    inputs, (a, c) = make_inputs(12, 5, 9, torch.float64), upstream(12)
+    found = with_gradients(linear_log_prob, inputs, a.double(), c.double(), **options)
+    for got, value in zip(found, truth(inputs, a, c, **options), strict=True):
+        oracle.assert_summed(got, value, 100, 12.0)
+    assert all(value.dtype == torch.float64 for value in found)
+
+
+@every_option
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_reference_errs_by_the_rounding_of_its_sums(dtype: torch.dtype, options: dict[str, Any]) -> None:
+    inputs, (a, c) = make_inputs(30, 17, 120, dtype), upstream(30)
+    found = with_gradients(linear_log_prob, inputs, a, c, **options, backend="reference")
+    assert [value.dtype for value in found] == [torch.float32] * 2 + [dtype] * 3
+    steps = 30 + 17 + 120 + 32
+    for got, value in zip(found, truth(inputs, a, c, **options), strict=True):
+        oracle.assert_summed(got, value, steps, 10.0)  # the largest logit and the largest upstream gradient
+
+
+@needs_cpu_backend
+@every_option
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_cpu_backend_errs_at_most_twice_as_much_as_the_reference(dtype: torch.dtype, options: dict[str, Any]) -> None:
+    inputs, (a, c) = make_inputs(150, 40, 3000, dtype), upstream(150)
+    same = with_gradients(linear_log_prob, inputs, a, c, **options, backend="reference")
+    found = with_gradients(linear_log_prob, inputs, a, c, **options, backend="cpu")
+    for got, value, reference in zip(found, truth(inputs, a, c, **options), same, strict=True):
+        oracle.assert_close(got, value, reference)
+
+
+@every_option
+def test_gradient_is_the_derivative(options: dict[str, Any]) -> None:
+    inputs = make_inputs(6, 3, 7, torch.float64)
+
+    def function(hidden: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        return linear_log_prob(hidden, weight, inputs["targets"], bias=bias, **options)
+
+    assert torch.autograd.gradcheck(function, tuple(inputs[name] for name in ("hidden", "weight", "bias")))
+
+
+@every_backend
+@pytest.mark.parametrize("size", CHUNKS)
+def test_chunk_size_changes_nothing_but_rounding(size: int, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, (a, c) = make_inputs(40, 17, 50, torch.float32), upstream(40)
+    monkeypatch.setattr(_dispatch.load("linear_cross_entropy", backend), "chunk_size", lambda problem: size)
+    for got, value in zip(
+        with_gradients(linear_log_prob, inputs, a, c, backend=backend), truth(inputs, a, c), strict=True
+    ):
+        oracle.assert_summed(got, value, 40 + 17 + 50 + 32, 10.0)
+
+
+@needs_cpu_backend
+def test_same_bits_for_every_number_of_threads(threads: Any) -> None:
+    inputs, (a, c) = make_inputs(200, 600, 2100, torch.float32), upstream(200)
+    results = []
+    for count in (1, 2, 4):
+        threads(count)
+        results.append(with_gradients(linear_log_prob, inputs, a, c, backend="cpu"))
+    for other in results[1:]:
+        assert all(torch.equal(x, y) for x, y in zip(results[0], other, strict=True))
+
+
+@every_backend
+def test_its_negated_mean_is_the_cross_entropy(backend: str) -> None:
+    inputs = make_inputs(40, 17, 50, torch.float32)
+    count = (inputs["targets"] != -100).sum()
+    mean = -linear_log_prob(**inputs, backend=backend)[0].sum() / count
+    loss = linear_cross_entropy(**inputs, backend=backend)
+    assert isinstance(loss, Tensor)
+    oracle.assert_summed(mean.detach(), loss.detach(), 100, 10.0)
+    gradients = (torch.autograd.grad(value, leaves(inputs)) for value in (mean, loss))
+    for got, value in zip(*gradients, strict=True):
+        oracle.assert_summed(got, value, 100, 10.0)
+
+
+@every_backend
+def test_ignored_rows_are_zero_and_not_read(backend: str) -> None:
+    inputs, (a, c) = make_inputs(20, 5, 9, torch.float32, ignored=0.4), upstream(20)
+    out = inputs["targets"] == -100
+    expected = with_gradients(linear_log_prob, inputs, a, c, backend=backend)
+    with torch.no_grad():
+        inputs["hidden"][out] = torch.nan
+    found = with_gradients(linear_log_prob, inputs, a, c, backend=backend)
+    assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))
+    assert not any(bool(value[out].any()) for value in found[:3])
+
+
+@needs_cpu_backend
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_four_products_and_only_of_rows_with_an_upstream_gradient(dtype: torch.dtype) -> None:
+    T, D, V, kept = 64, 24, 100, 32
+    inputs = make_inputs(T, D, V, dtype, ignored=0.0)
+    product = 2 * V * D
+    logp, entropy = linear_log_prob(**inputs, backend="cpu")
+    assert product_flops(lambda: linear_log_prob(**inputs, backend="cpu")) == T * product
+    total = (logp * (torch.arange(T) < kept)).sum() + (entropy * (torch.arange(T) < kept - 8)).sum()
+    assert product_flops(lambda: torch.autograd.grad(total, leaves(inputs))) == 3 * kept * product
+
+
+@needs_cpu_backend
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_memory_stays_within_the_formula(dtype: torch.dtype) -> None:
+    T, D, V = 600, 64, 20000
+    inputs, (a, c) = make_inputs(T, D, V, dtype), upstream(T)
+    for needs in ((False,) * 3, (True,) * 3):
+        problem = Problem(T, D, V, dtype, dtype, dtype, needs=needs, has_bias=True, is_log_prob=True)
+        allowed = memory(problem, CPU.chunk_size(problem), CPU.multiplies(problem), T)
+        if any(needs):
+            total = sum((x * y).sum() for x, y in zip((a, c), linear_log_prob(**inputs, backend="cpu"), strict=True))
+            allowed += sum(value.nbytes for value in leaves(inputs))
+            peak, _ = oracle.peak_bytes(lambda total=total: torch.autograd.grad(total, leaves(inputs)))
+        else:
+            peak, _ = oracle.peak_bytes(lambda: linear_log_prob(**inputs, backend="cpu"))
+        assert peak <= allowed
+        assert allowed < T * V * 4 + sum(value.nbytes for value in leaves(inputs)) * 3
+
+
+def test_backward_may_run_often_and_only_once_deep() -> None:
+    inputs, (a, c) = make_inputs(20, 5, 9, torch.float64), upstream(20)
+    logp, entropy = linear_log_prob(**inputs)
+    total = (a * logp + c * entropy).sum()
+    first = torch.autograd.grad(total, leaves(inputs), retain_graph=True)
+    second = torch.autograd.grad(total, leaves(inputs), create_graph=True)
+    assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
+    with pytest.raises(RuntimeError, match=r"^linear_log_prob: logp and entropy must be differentiated once at most"):
+        second[0].sum().backward()
+
+
+def test_gradient_only_where_asked() -> None:
+    inputs = make_inputs(20, 5, 9, torch.float32)
+    inputs["weight"] = inputs["weight"].detach()
+    logp, entropy = linear_log_prob(**inputs)
+    entropy.sum().backward()
+    assert inputs["weight"].grad is None
+    assert inputs["hidden"].grad is not None
+    with torch.no_grad():
+        assert not any(value.requires_grad for value in linear_log_prob(**inputs))
+    assert logp.requires_grad
+
+
+def test_operators_pass_opcheck() -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        inputs = make_inputs(20, 5, 9, dtype)
+        tensors = [inputs[name].detach() for name in ("hidden", "weight", "bias", "targets")]
+        options = (-100, 2.0, 0.7, dtype, None)
+        torch.library.opcheck(torch.ops.mrtkern.linear_log_prob.default, (*tensors, *options, None))
+        for a, c in (upstream(20), (upstream(20)[0], None), (None, upstream(20)[1])):
+            arguments = (a, c, *tensors, *options, [True, True, False])
+            torch.library.opcheck(torch.ops.mrtkern.linear_log_prob_backward.default, arguments)
+
+
+def test_compiles_as_one_graph_with_its_gradient() -> None:
+    torch._dynamo.reset()
+    inputs, (a, c) = make_inputs(20, 5, 9, torch.float32), upstream(20)
+
+    def function() -> Tensor:
+        logp, entropy = linear_log_prob(**inputs, temperature=0.7)
+        return (a * logp.exp() + c * entropy).sum()
+
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    expected = torch.autograd.grad(function(), leaves(inputs))
+    assert all(
+        torch.equal(x, y) for x, y in zip(torch.autograd.grad(compiled(), leaves(inputs)), expected, strict=True)
+    )
+
+
+@every_backend
+def test_bad_arguments_are_named_in_one_sentence(backend: str) -> None:
+    inputs = make_inputs(4, 5, 9, torch.float32, ignored=0.0)
+    for temperature in (0.0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match=r"^linear_log_prob: temperature must be positive and finite, got"):
+            linear_log_prob(**inputs, temperature=temperature, backend=backend)
+    inputs["targets"][2] = 9
+    with pytest.raises(IndexError, match=r"^linear_log_prob: targets must be from 0 to 8 .* got 9 at position 2$"):
+        linear_log_prob(**inputs, backend=backend)
+
+
+@every_backend
+def test_few_and_no_rows_work(backend: str) -> None:
+    for T in (0, 1, chunks.LEAST_ROWS - 1, chunks.LEAST_ROWS):
+        inputs, (a, c) = make_inputs(T, 5, 9, torch.float32, ignored=0.0), upstream(T)
+        found = with_gradients(linear_log_prob, inputs, a, c, backend=backend)
+        for got, value in zip(found, truth(inputs, a, c), strict=True):
+            oracle.assert_summed(got, value, 100, 10.0)

@@ -1,0 +1,190 @@
+"""Losses over a split vocabulary, on two real gloo ranks: equal to one rank that has all of it."""
+
+from __future__ import annotations
+
+import itertools
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+
+import mrtkern
+from mrtkern.ops.linear_cross_entropy.problem import Problem
+from tests import oracle
+
+RANKS = 2
+CUT = 30  # of 101 classes: rank 0 has fewer than rank 1
+OPTIONS = {"plain": {}, "capped": {"softcap": 2.0, "z_loss": 1e-2}}
+DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def make_inputs(dtype: torch.dtype) -> dict[str, Any]:
+    """Ignored rows, rows of weight 0, weights of both signs; targets in both halves."""
+    inputs = Problem(
+        23, 12, 101, dtype, dtype, dtype, ignored=0.3, has_bias=True, needs=(True, True, True)
+    ).make_inputs()
+    inputs["token_weight"][::5] = 0
+    inputs["token_weight"][::3] *= -1
+    return inputs
+
+
+def shard(value: Tensor, rank: int) -> Tensor:
+    return (value[:CUT], value[CUT:])[rank].detach().clone().requires_grad_(value.requires_grad)
+
+
+def linear(inputs: dict[str, Any], rank: int, options: dict[str, Any]) -> tuple[Tensor, ...]:
+    """Loss and gradients of hidden and of this rank's rows of weight and bias."""
+    hidden = inputs["hidden"].detach().requires_grad_()
+    weight, bias = shard(inputs["weight"], rank), shard(inputs["bias"], rank)
+    loss = mrtkern.vocabulary_parallel_linear_cross_entropy(
+        hidden, weight, inputs["targets"], bias=bias, token_weight=inputs["token_weight"], first_class=CUT * rank,
+        group=dist.group.WORLD, **options,
+    )  # fmt: skip
+    return loss.detach(), *torch.autograd.grad(loss * 3, (hidden, weight, bias))
+
+
+def on_logits(inputs: dict[str, Any], rank: int, options: dict[str, Any]) -> tuple[Tensor, ...]:
+    """Loss and gradient of this rank's columns; without weights."""
+    z = torch.nn.functional.linear(inputs["hidden"], inputs["weight"], inputs["bias"]).detach()
+    part = (z[:, :CUT], z[:, CUT:])[rank].requires_grad_()
+    loss = mrtkern.vocabulary_parallel_cross_entropy(
+        part, inputs["targets"], first_class=CUT * rank, group=dist.group.WORLD, **options
+    )
+    return loss.detach(), torch.autograd.grad(loss * 3, part)[0]
+
+
+def sentences(rank: int) -> list[str]:
+    """What is refused, and how."""
+    inputs, said = make_inputs(torch.float32), []
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    mesh = init_device_mesh("cpu", (RANKS,))
+    whole = {name: inputs[name] for name in ("hidden", "targets")}
+    split = distribute_tensor(inputs["weight"].detach(), mesh, [Shard(0)])
+    inputs["targets"][4] = 101
+    inputs["token_weight"][4] = 1
+    calls = (
+        lambda: mrtkern.linear_cross_entropy(**whole, weight=split),
+        lambda: mrtkern.linear_log_prob(**whole, weight=split),
+        lambda: linear(inputs, rank, {}),
+        lambda: linear({**inputs, "targets": inputs["targets"].clamp(max=100)}, 0, {}),  # both say they are rank 0
+    )
+    for call in calls:
+        try:
+            call()
+            said.append("nothing")
+        except (ValueError, IndexError) as error:
+            said.append(str(error))
+    return said
+
+
+def counted_messages(rank: int) -> dict[str, int]:
+    """Collectives of one forward and backward."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities) as profiler:
+        linear(make_inputs(torch.float32), rank, {})
+    names = [event.key for event in profiler.key_averages() for _ in range(event.count)]
+    return {
+        "gathers": names.count("gloo:all_gather"),
+        "reductions": names.count("gloo:all_reduce"),
+    }
+
+
+def work(rank: int, store: str, results: str) -> None:
+    """One rank: everything, then the results go to a file."""
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=RANKS, timeout=timedelta(seconds=60)
+    )
+    found: dict[Any, Any] = {}
+    for (name, dtype), (option, options) in itertools.product(DTYPES.items(), OPTIONS.items()):
+        inputs = make_inputs(dtype)
+        found["linear", name, option] = linear(inputs, rank, options)
+        found["logits", name, option] = on_logits(inputs, rank, options)
+    found["sentences"], found["messages"] = sentences(rank), counted_messages(rank)
+    torch.save(found, f"{results}/{rank}")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
+    """What the two ranks found."""
+    folder: Path = tmp_path_factory.mktemp("ranks")
+    mp.spawn(work, (str(folder / "store"), str(folder)), nprocs=RANKS)
+    return [torch.load(folder / str(rank)) for rank in range(RANKS)]
+
+
+def whole(inputs: dict[str, Any], options: dict[str, Any]) -> tuple[Tensor, ...]:
+    loss = mrtkern.linear_cross_entropy(**inputs, **options, backend="reference")
+    assert isinstance(loss, Tensor)
+    tensors = (inputs["hidden"], inputs["weight"], inputs["bias"])
+    return loss.detach(), *torch.autograd.grad(loss * 3, tensors)
+
+
+def assert_close(got: Tensor, truth: Tensor, same_dtype_reference: Tensor) -> None:
+    """Twice the error of one rank in that type; in float64, which is the truth itself, the rounding of its sums."""
+    if got.dtype == torch.float64:
+        oracle.assert_summed(got, truth, 101 + 23 + 12, 10.0)  # classes, rows, features; the largest logit
+    else:
+        oracle.assert_close(got, truth, same_dtype_reference)
+
+
+def doubled(inputs: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: value.detach().double().requires_grad_(value.requires_grad) if value.is_floating_point() else value
+        for name, value in inputs.items()
+    }
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("name", DTYPES)
+def test_a_split_head_is_the_whole_head(ranks: list[dict[Any, Any]], name: str, option: str) -> None:
+    inputs, options = make_inputs(DTYPES[name]), OPTIONS[option]
+    truth, same = whole(doubled(inputs), options), whole(inputs, options)
+    (loss, dh, *first), (other_loss, other_dh, *second) = (found["linear", name, option] for found in ranks)
+    assert torch.equal(loss, other_loss)
+    assert torch.equal(dh, other_dh)
+    joined = (loss, dh, *(torch.cat(parts) for parts in zip(first, second, strict=True)))
+    for got, value, reference in zip(joined, truth, same, strict=True):
+        assert_close(got, value, reference)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("name", DTYPES)
+def test_split_logits_are_whole_logits(ranks: list[dict[Any, Any]], name: str, option: str) -> None:
+    inputs, options = make_inputs(DTYPES[name]), OPTIONS[option]
+    z = torch.nn.functional.linear(inputs["hidden"], inputs["weight"], inputs["bias"]).detach()
+
+    def one_rank(logits: Tensor) -> tuple[Tensor, Tensor]:
+        logits = logits.clone().requires_grad_()
+        loss = mrtkern.cross_entropy(logits, inputs["targets"], **options, backend="reference")
+        assert isinstance(loss, Tensor)
+        return loss.detach(), torch.autograd.grad(loss * 3, logits)[0]
+
+    (loss, first), (other_loss, second) = (found["logits", name, option] for found in ranks)
+    assert torch.equal(loss, other_loss)
+    joined = (loss, torch.cat([first, second], 1))
+    for got, value, reference in zip(joined, one_rank(z.double()), one_rank(z), strict=True):
+        assert_close(got, value, reference)
+
+
+def test_one_message_forward_and_one_backward(ranks: list[dict[Any, Any]]) -> None:
+    assert [found["messages"] for found in ranks] == [{"gathers": 1, "reductions": 1}] * RANKS
+
+
+def test_sharded_heads_and_foreign_targets_are_refused_on_every_rank(ranks: list[dict[Any, Any]]) -> None:
+    for found in ranks:
+        loss, log_prob, outside, overlapping = found["sentences"]
+        assert loss.startswith("linear_cross_entropy: weight must be whole: pass weight.full_tensor()")
+        assert log_prob.startswith("linear_log_prob: weight must be whole: pass weight.full_tensor()")
+        assert outside == (
+            "vocabulary_parallel_linear_cross_entropy: targets must each be a class of exactly one rank, "
+            "got 101 at position 4, which 0 have"
+        )
+        assert overlapping.endswith((", which 2 have", ", which 0 have"))

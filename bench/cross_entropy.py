@@ -26,6 +26,7 @@ from mrtkern import _dispatch
 OP = "cross_entropy"
 CHECKED = 64  # rows at either end whose gradient is compared
 ROUNDINGS = 16  # a program that is further off than this many roundings of its type is not computing the loss
+FLOAT32_SUMS = 2e-5  # what peers may err at least: torch.compile sums a row of 128,256 in float32, 7e-6 off
 LOSS = 1e-5  # largest relative error of our loss
 COMPILED = "torch.compile"
 
@@ -184,11 +185,10 @@ def check(inputs: Inputs, answers: Mapping[str, dict[str, Tensor]]) -> dict[str,
     found: dict[str, str] = {}
     for name, given in answers.items():
         error = {part: float((given[part] - right[part]).abs().max() / right[part].abs().max()) for part in right}
-        is_ours = name.startswith("mrtkern")
-        limits = {
-            "loss": LOSS if is_ours else ROUNDINGS * rounding,
-            "gradient": (2 if is_ours else ROUNDINGS) * rounding,
-        }
+        if name.startswith("mrtkern"):
+            limits = {"loss": LOSS, "gradient": 2 * rounding}
+        else:
+            limits = dict.fromkeys(right, max(ROUNDINGS * rounding, FLOAT32_SUMS))
         for part, limit in limits.items():
             if not error[part] <= limit:
                 raise WrongAnswer(f"the {part} of {name} is off by {error[part]:.2e}, allowed are {limit:.2e}")

@@ -1,5 +1,4 @@
 // The Python face of csrc: addresses, sizes and strides come in, sentences go out. The only file that knows pybind11.
-#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -197,13 +196,6 @@ double cross_entropy_rows(Address logits, Address gradient, const std::string& d
       [&] { return mrt::cross_entropy_rows(rows, options, results, at<const double>(given_lse), threads); });
 }
 
-// Bytes that nobody has touched, on huge pages where the system has them; freed with the last array that shares them.
-py::array_t<uint8_t> fresh_pages(int64_t bytes) {
-  auto* buffer = released([&] { return new mrt::Buffer(static_cast<size_t>(bytes)); });
-  const py::capsule owner(buffer, [](void* p) { delete static_cast<mrt::Buffer*>(p); });
-  return py::array_t<uint8_t>(bytes, buffer->data(), owner);
-}
-
 mrt::Precision precision_of(const std::string& name) {
   return named<mrt::Precision>(
       "precision", name,
@@ -307,5 +299,4 @@ PYBIND11_MODULE(_C, m) {
   m.def("components", &components);
   m.def("facility_location_grouped", &facility_location_grouped);
   m.def("cross_entropy_rows", &cross_entropy_rows);
-  m.def("fresh_pages", &fresh_pages);
 }

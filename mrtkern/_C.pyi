@@ -1,9 +1,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import numpy
-import numpy.typing
-
 LARGEST_GROUP: int
 
 _Rows = tuple[int, str, int, int, int, int]  # address, type, strides of batch, row and column, rows of a matrix
@@ -124,4 +121,3 @@ def cross_entropy_rows(
     given_lse: int,
     threads: int,
 ) -> float: ...
-def fresh_pages(bytes: int) -> numpy.typing.NDArray[numpy.uint8]: ...

@@ -10,7 +10,6 @@ Who calls whom, top to bottom:
     _dispatch.py       chooses the backend (the only place)
     ops/<op>/          reference.py (the definition) · cpu.py (csrc/ through mrtkern._C)
     _progress.py       who wants to know how far a long call is
-    _memory.py         results on huge pages
     lattice.py         the int16 quantiser, _random.py the counting hash: definitions that every backend repeats
     csrc/              bindings.cpp → <op>/cpu.cpp → isa/ (three instruction sets) → tile/ and <op>/kernels.h
 """

@@ -238,7 +238,7 @@ def peak_bytes(call: Callable[[], Any]) -> tuple[int, Any]:
 
 # Of one exponential in units of 2**-24, as csrc/cross_entropy/lanes.h derives it; one more where a product follows.
 EXPONENTIAL = 4
-LANE_SUM = 32 + 5  # additions in float32: 32 numbers per lane, two registers of up to 16 lanes
+LANE_SUM = 32  # numbers that one lane adds up in float32
 LOSS = 1e-5  # relative, what the loss of realistic logits promises in every type
 
 

@@ -6,6 +6,7 @@ import mmap
 import os
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,24 @@ def test_cpu_kernel_gives_the_same_bits_for_every_number_of_threads(case: Case, 
     for loss, gradient in results[1:]:
         assert torch.equal(loss, results[0][0])
         assert torch.equal(gradient, results[0][1])
+
+
+@needs_cpu_backend
+def test_concurrent_callers_get_their_own_answers(threads: Any) -> None:
+    threads(2)
+    inputs = {**rows(90, 3000), "token_weight": torch.rand(90)}
+    expected = with_gradient(inputs, backend="cpu")
+    found: list[Any] = []
+    callers = [
+        threading.Thread(target=lambda: found.extend(with_gradient(inputs, backend="cpu") for _ in range(5)))
+        for _ in range(4)
+    ]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join(60)
+    assert len(found) == 20
+    assert all(torch.equal(loss, expected[0]) and torch.equal(gradient, expected[1]) for loss, gradient in found)
 
 
 @needs_cpu_backend

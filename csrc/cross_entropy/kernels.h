@@ -3,7 +3,7 @@
 // Idea: a block of the row is read from memory once; its exponentials are summed and stored while it is in the innermost
 // cache. The second pass finds them in the L2 cache and writes the gradient, weight folded in. With a cap or an entropy it
 // computes them again from the logits.
-// Sums: float32 over 32 numbers per lane and the lanes, float64 beyond.
+// Sums: float32 over 32 numbers per lane, float64 beyond.
 #pragma once
 
 #include "cross_entropy/cross_entropy.h"
@@ -122,9 +122,9 @@ MRT_INLINE RowStatistics statistics(const typename Type::Element* z, int64_t V, 
     for (int64_t v = 0; v < count; v += PIECE) {
       Sums<Type, Cap, HAS_MORE> piece{cap, lanes::fill(shift)};
       piece.add(z + begin + v, count - v < PIECE ? count - v : PIECE, out.e ? out.e + begin + v : nullptr);
-      row.sum += lanes::sum(piece.sum.a + piece.sum.b);
-      row.weighted += lanes::sum(piece.weighted.a + piece.weighted.b);
-      row.plain += lanes::sum(piece.plain.a + piece.plain.b);
+      row.sum += lanes::sum(piece.sum.a, piece.sum.b);
+      row.weighted += lanes::sum(piece.weighted.a, piece.weighted.b);
+      row.plain += lanes::sum(piece.plain.a, piece.plain.b);
     }
   }
   return row;

@@ -58,10 +58,12 @@ MRT_INLINE Float multiply_add(Float a, Float b, Float c) {
 #endif
 }
 
-// Lanes by halves, as everywhere.
-MRT_INLINE float sum(Float v) {
-  float lane[COUNT];
-  memcpy(lane, &v, sizeof lane);
+// Of two registers, in float64; lanes by halves, as everywhere.
+MRT_INLINE double sum(Float a, Float b) {
+  typedef double Doubles __attribute__((vector_size(8 * COUNT)));
+  const Doubles both = __builtin_convertvector(a, Doubles) + __builtin_convertvector(b, Doubles);
+  double lane[COUNT];
+  memcpy(lane, &both, sizeof lane);
   for (int width = COUNT / 2; width > 0; width /= 2)
     for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
   return lane[0];

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mrtkern import _check, _dispatch, _memory
+from mrtkern import _check, _dispatch
 from mrtkern.details import LossDetails, response_details
 from mrtkern.ops.cross_entropy.problem import IGNORE, Options, Problem, Rows
 
@@ -47,7 +47,7 @@ def _run(
     needed = module.memory(problem) + (problem.T * problem.V * logits.element_size() if fresh else 0)
     _check.fits(f"{OP}: logits", needed, logits.device)
     size = tuple(logits.shape) if fresh else (0,)
-    gradient = logits if inplace else _memory.empty(size, logits.dtype, logits.device)
+    gradient = logits if inplace else torch.empty(size, dtype=logits.dtype, device=logits.device)
     rows: Rows = module.forward(*arguments, gradient if wants_grad or inplace else None, wants_details)
     return rows, gradient
 

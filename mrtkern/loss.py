@@ -151,12 +151,11 @@ def response_weights(
         if response_weight.requires_grad:
             _check.fail(OP, "response_weight", "not require a gradient, because it gets none", "one that does")
     _check.same_device(OP, targets=targets, prompt=prompt, response_weight=response_weight)
-    totals = (num_prompts, num_responses, num_tokens)
-    names = ("num_prompts", "num_responses", "num_tokens")
-    per_response = (responses_per_prompt, tokens_per_response, tokens_per_prompt)
-    names_per_response = ("responses_per_prompt", "tokens_per_response", "tokens_per_prompt")
-    counts = [_count(name, value, None, device) for name, value in zip(names, totals, strict=True)]
-    counts += [_count(name, value, R, device) for name, value in zip(names_per_response, per_response, strict=True)]
+    totals = {"num_prompts": num_prompts, "num_responses": num_responses, "num_tokens": num_tokens}
+    counts = [_count(name, value, None, device) for name, value in totals.items()]
+    counts.append(_count("responses_per_prompt", responses_per_prompt, R, device))
+    counts.append(_count("tokens_per_response", tokens_per_response, R, device))
+    counts.append(_count("tokens_per_prompt", tokens_per_prompt, R, device))
     weights: Tensor = torch.ops.mrtkern.response_weights(
         flat, normalize, offsets, prompt, response_weight, ignore_index, float(constant), *counts
     )

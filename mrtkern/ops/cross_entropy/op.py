@@ -184,10 +184,8 @@ def cross_entropy(
     _check_arguments(logits, targets, token_weight, target_offsets, options, softcap)
     if return_details:
         check_details(OP, targets, offsets, prompt)
-    if inplace:
-        _check_inplace(logits)
+    inplace = inplace and _overwrites(logits)
     arguments = (targets, token_weight, target_offsets, *options, return_details, check, backend)
-    inplace = inplace and not torch.compiler.is_compiling()
     if torch.is_grad_enabled() and logits.requires_grad:
         results = _CrossEntropy.apply(logits, inplace, *arguments)  # type: ignore[no-untyped-call]
     elif inplace:
@@ -270,10 +268,12 @@ def check_details(op: str, targets: Tensor, offsets: Tensor | None, prompt: Tens
         _check.vector(op, "prompt", prompt, offsets.shape[0] - 1, "response")
 
 
-def _check_inplace(logits: Tensor) -> None:
+def _overwrites(logits: Tensor) -> bool:
+    """Refuse what cannot be overwritten; inside torch.compile nothing is."""
     if logits.requires_grad and logits.is_leaf and torch.is_grad_enabled():
         _check.fail(OP, "inplace", "be False for logits that are a leaf and require a gradient", True)
     T, V = logits.shape
     if (V > 1 and logits.stride(1) != 1) or (T > 1 and logits.stride(0) < V):
         rule = "have adjacent columns and rows that do not overlap to be overwritten"
         _check.fail(OP, "logits", rule, f"strides {list(logits.stride())}")
+    return not torch.compiler.is_compiling()

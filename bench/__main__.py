@@ -114,7 +114,8 @@ def run_case(op: Any, case: Any, args: argparse.Namespace, roofline: Roofline, t
             own, found = base_competitors(op, inputs, stack, tree, args.base)
             answers |= found
         checked = op.check(inputs, answers)
-        competitors = [*own, *others, *roofline.competitors(inputs["x"].detach())]
+        limits = op.limits(inputs) if hasattr(op, "limits") and args.peers else []
+        competitors = [*own, *others, *limits, *roofline.competitors(inputs["x"].detach())]
         flush = Flush()
         interleave(competitors, 1, before=flush)  # the answers above were the first warm-up, this is the second
         rounds = min(args.rounds, getattr(op, "MOST_ROUNDS", {}).get(case.name, args.rounds))

@@ -23,7 +23,7 @@ from mrtkern import _dispatch
 OP = "linear_cross_entropy"
 CHECKED = 64  # rows at either end, and classes
 CHUNK = 512  # rows of the peers' tuned chunks: best of 64 … 2,048
-PART = 4  # bfloat16 products without an instruction for them take minutes: peers but one get a quarter of the rows
+PART = 4  # without an instruction for bfloat16 products torch's take minutes: the peers get a quarter of the rows
 LOSS_ERROR = 1e-5  # relative, of ours; of the peers 1e-2: eager bfloat16 rounds every loss
 NAIVE, COMPILED, CHECKPOINTED = "naive", "torch.compile", "checkpointed chunks"
 DEFAULT, TUNED = "torch chunked none·w, default", "torch chunked none·w, tuned"
@@ -46,7 +46,14 @@ TARGETS = (
     Target(f"{SIZE} float32", "≤ 256 MiB", "memory", 256),
     Target(f"{SIZE} bfloat16", "≤ 256 MiB + a float32 accumulator", "memory", 256 + 125),
 )
-REASONS: dict[tuple[str, str], str] = {}  # (name of the case, text of the target) -> why it is missed
+CACHED = (  # on the machine of the last run
+    "weight and dW lie in its last-level cache of 260 MiB, so streaming them once for 32 rows costs torch little; "
+    "ours runs at 92 % of the roof, which is 2.5 times faster than torch"
+)
+REASONS = {  # (name of the case, text of the target) -> why it is missed
+    (f"{SIZE} float32", "≥ 2.7 × torch's chunked none·w"): CACHED,
+    (f"{SIZE} float32, 40 % ignored", "≥ 2.7 × torch's chunked none·w"): "torch chunks have no ignored rows here",
+}
 
 Inputs = dict[str, Any]  # x (the head), hidden, targets, token_weight
 
@@ -144,7 +151,7 @@ def others(inputs: Inputs) -> list[Competitor]:
     T = hidden.shape[0]
     few = T if head.dtype == torch.float32 else T // PART
     found = [
-        competitor(NAIVE, naive_loss, "(F.cross_entropy(F.linear(h, W), y, reduction='none') * w).sum()"),
+        competitor(NAIVE, naive_loss, "(F.cross_entropy(F.linear(h, W), y, reduction='none') * w).sum()", few),
         competitor(COMPILED, lambda *given: compiled_loss()(*given), "of the naive program", few),
         competitor(CHECKPOINTED, checkpointed_loss, f"{CHUNK} rows at a time", few),
     ]

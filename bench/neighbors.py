@@ -8,6 +8,7 @@ what they found, never by row numbers, because glosses have exact duplicates.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -32,9 +33,13 @@ CHECKED = 16  # rows of the sample that everyone searches for, and as many among
 MOST_PAIRS = 10**9  # of cases that variants of ours are timed on too
 ROUNDINGS = 64  # cosines that are further off than this many float32 roundings are no cosines
 
+PEAK = "multiplying alone"
+
 TARGETS = (
     Target("6,272 x 50,000", ">= 2.2 x faiss.knn", "speedup", 2.2, "faiss.knn"),
     Target("float32, 6,272 x 50,000", ">= 1.35 x faiss.knn", "speedup", 1.35, "faiss.knn"),
+    Target("6,272 x 50,000 normal", ">= 76 % of the int16 peak", "cost", 1 / 0.76, PEAK),
+    Target("float32, 6,272 x 50,000 normal", ">= 85 % of the float32 peak", "cost", 1 / 0.85, PEAK),
     Target("20,000 normal", ">= 3 x faiss.knn", "speedup", 3.0, "faiss.knn"),
     Target("50,000 normal", ">= 3 x faiss.knn", "speedup", 3.0, "faiss.knn"),
     Target("117,791 glosses", ">= 2.5 x faiss.knn", "speedup", 2.5, "faiss.knn"),
@@ -132,6 +137,18 @@ def others(inputs: Inputs) -> list[Competitor]:
         found.append(searcher("sklearn ArgKmin", search.sklearn_knn, inputs, SLOW_PART, "squared distances"))
         found.append(searcher("usearch exact", search.usearch_knn, inputs, SLOW_PART // 4, "float32"))
     return [competitor for competitor in found if competitor is not None]
+
+
+def limits(inputs: Inputs) -> list[Competitor]:
+    """Multiplying alone, in registers: the peak that the products of a case are held against."""
+    if inputs["k"] is None or importlib.util.find_spec("mrtkern._C") is None:
+        return []
+    from mrtkern import _C
+
+    kind = "float32" if inputs["precision"] == "float32" else "int16"
+    flops = 2 * pairs(inputs) * inputs["x"].shape[1] // (1 if inputs["y"] is not None else 2)
+    run = partial(_C.multiply_only, kind, flops, torch.get_num_threads())
+    return [Competitor(PEAK, run, note=f"the operations in {kind} registers, nothing loaded", has_memory=False)]
 
 
 def searcher(name: str, knn: search.Search, inputs: Inputs, most: int, note: str) -> Competitor | None:

@@ -13,6 +13,7 @@
 
 #include "common/interrupt.h"
 #include "common/memory.h"
+#include "common/parallel.h"
 #include "cross_entropy/cross_entropy.h"
 #include "facility_location/facility_location.h"
 #include "isa/kernels.h"
@@ -261,6 +262,17 @@ py::tuple stream_pairs(const Rows& x, const Rows& y, const std::string& dtype, i
   return py::make_tuple(bad.candidates, bad.covered, sparse.offsets, sparse.ids, sparse.values);
 }
 
+// Does that many operations in registers, shared among the threads: the least time that a product can take.
+void multiply_only(const std::string& dtype, int64_t flops, int threads) {
+  const auto multiply = named<int64_t (*)(int64_t)>(
+      "dtype", dtype, {{"int16", mrt::kernels().multiply_int16}, {"float32", mrt::kernels().multiply_float32}});
+  constexpr int64_t PARTS = 64;
+  released([&] {
+    mrt::parallel_for(PARTS, 1, threads, [&](mrt::Worker&, int64_t) { multiply(flops / PARTS); });
+    return 0;
+  });
+}
+
 py::list isas() {
   const mrt::Kernels* all[4];
   mrt::available_kernels(all);
@@ -281,6 +293,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("LARGEST_GROUP") = mrt::LARGEST_GROUP;
   m.def("similarity", &similarity);
   m.def("similarity_gradient", &similarity_gradient);
+  m.def("multiply_only", &multiply_only, "The peak of this machine: operations with nothing to load.");
   m.def("stream_pairs", &stream_pairs);
   m.def("neighbors", &neighbors);
   m.def("components", &components);

@@ -33,6 +33,7 @@ def similarity_gradient(
     dy: int,
     threads: int,
 ) -> None: ...
+def multiply_only(dtype: str, flops: int, threads: int) -> None: ...
 def stream_pairs(
     x: tuple[int, int, int, int],
     y: tuple[int, int, int, int],

@@ -319,19 +319,6 @@ def test_subnormal_rows_have_a_direction_whatever_the_callers_float_mode(backend
     assert flushed.ids.tolist() == expected.ids.tolist() and torch.equal(flushed.value, expected.value)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_widening_is_exact(dtype):
-    """Every pattern of bits of 16, of 32 the ends of every exponent; the conversion of torch is exact, too."""
-    bits = torch.arange(-(2**15), 2**15, dtype=torch.int32)
-    x = (
-        torch.cat([bits << 16, bits << 16 | 0xFFFF]).view(torch.float32)
-        if dtype == torch.float32
-        else bits.to(torch.int16).view(dtype)
-    )
-    x = x[torch.isfinite(x)]
-    assert torch.equal(lattice.wide(x), x.double())
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_zero_vectors_are_half_similar_to_everything(backend):
     x = torch.zeros(6, 4)

@@ -26,6 +26,9 @@ struct Kernels {
                           Unit* staged, Unit* panels);
   int64_t (*pack_floats)(const Scaling& scaling, const Features& x, int64_t first, int64_t count, float* converted,
                          Unit* staged, Unit* panels);
+  // the peak of this machine: see tile/peak.h
+  int64_t (*multiply_int16)(int64_t flops);
+  int64_t (*multiply_float32)(int64_t flops);
   // similarity: see similarity/kernels.h, direct.h and gradient.h
   void (*similarities)(const Panels& rows, const Panels& columns, int64_t U, const ScoreMatrix& to);
   bool (*direct_similarities)(const Features& x, float* scratch, const ScoreMatrix& to);

@@ -11,6 +11,7 @@
 #include "similarity/gradient.h"
 #include "similarity/kernels.h"
 #include "tile/pack.h"
+#include "tile/peak.h"
 
 namespace mrt {
 namespace {
@@ -29,6 +30,8 @@ constexpr Kernels table(const char* name) {
   return {name,
           pack_lattice,
           pack_floats,
+          multiply_only<Pairs>,
+          multiply_only<Floats>,
           similarities,
           direct_similarities,
           pack_features,

@@ -33,6 +33,7 @@ namespace {
 struct Pairs {
   using Register = __m512i;
   using Sum = int32_t;
+  using Feature = int16_t;
   static constexpr int WIDTH = 16, ROWS = 8, PANELS = 2;
   static MRT_INLINE Register zero() { return _mm512_setzero_si512(); }
   static MRT_INLINE Register load(const Unit* p) { return _mm512_load_si512(p); }
@@ -48,6 +49,7 @@ struct Pairs {
 struct Floats {
   using Register = __m512;
   using Sum = float;
+  using Feature = float;
   static constexpr int WIDTH = 16, ROWS = 8, PANELS = 2;
   static MRT_INLINE Register zero() { return _mm512_setzero_ps(); }
   static MRT_INLINE Register load(const Unit* p) { return _mm512_castsi512_ps(_mm512_load_si512(p)); }
@@ -165,6 +167,7 @@ MRT_INLINE void transpose(const Unit* in, int64_t stride, Unit* out) {
 struct Pairs {
   using Register = __m256i;
   using Sum = int32_t;
+  using Feature = int16_t;
   static constexpr int WIDTH = 8, ROWS = 4, PANELS = 1;
   static MRT_INLINE Register zero() { return _mm256_setzero_si256(); }
   static MRT_INLINE Register load(const Unit* p) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(p)); }
@@ -179,6 +182,7 @@ struct Pairs {
 struct Floats {
   using Register = __m256;
   using Sum = float;
+  using Feature = float;
   static constexpr int WIDTH = 8, ROWS = 4, PANELS = 1;
   static MRT_INLINE Register zero() { return _mm256_setzero_ps(); }
   static MRT_INLINE Register load(const Unit* p) { return _mm256_castsi256_ps(Pairs::load(p)); }
@@ -209,6 +213,7 @@ MRT_INLINE int32_t excess(const uint16_t* t, const uint16_t* best, int64_t count
 struct Pairs {
   typedef int32_t Register __attribute__((vector_size(16)));
   using Sum = int32_t;
+  using Feature = int16_t;
   static constexpr int WIDTH = 4, ROWS = 2, PANELS = 1;
   static MRT_INLINE Register zero() { return Register{}; }
   static MRT_INLINE Register load(const Unit* p) {
@@ -230,6 +235,7 @@ struct Pairs {
 struct Floats {
   typedef float Register __attribute__((vector_size(16)));
   using Sum = float;
+  using Feature = float;
   static constexpr int WIDTH = 4, ROWS = 2, PANELS = 1;
   static MRT_INLINE Register zero() { return Register{}; }
   static MRT_INLINE Register load(const Unit* p) {

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
 from mrtkern import _check, _dispatch
 from mrtkern.ops.cross_entropy.op import check_options, check_targets
@@ -125,6 +126,10 @@ class _Linear(torch.autograd.Function):
         return *(None if d is None else d.mul_(grad).to(value.dtype) for d, value in found), None, None, None, None
 
 
+# torch.compiler.disable imports the compiler at once, seconds for everyone; this one does so at the first call.
+_eager = _disable_dynamo
+
+
 def _wanted(logits: Tensor, given: Entries, is_copy: bool = False) -> Tensor:
     """The rows that count, columns adjacent."""
     if given.rows is not None:
@@ -132,7 +137,7 @@ def _wanted(logits: Tensor, given: Entries, is_copy: bool = False) -> Tensor:
     return logits.clone(memory_format=torch.contiguous_format) if is_copy else logits.contiguous()
 
 
-@torch.compiler.disable
+@_eager
 def vocabulary_parallel_cross_entropy(
     logits: Tensor,
     targets: Tensor,
@@ -173,7 +178,7 @@ def vocabulary_parallel_cross_entropy(
     return loss
 
 
-@torch.compiler.disable
+@_eager
 def vocabulary_parallel_linear_cross_entropy(
     hidden: Tensor,
     weight: Tensor,

@@ -286,7 +286,7 @@ cpu.forward(x[:1000], None, None, "cosine", 1.0)
 grad = torch.ones(16384, 16384, dtype=torch.bfloat16)
 pressed = []
 def press():
-    time.sleep(0.5)
+    time.sleep(0.1)
     pressed.append(time.monotonic())
     os.kill(os.getpid(), signal.SIGINT)
 threading.Thread(target=press).start()

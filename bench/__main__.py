@@ -48,9 +48,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--base", metavar="REF", help="build this git revision in a temporary folder and time it alternately"
     )
-    parser.add_argument(
-        "--case", default="", metavar="NAME", help="only cases whose name contains this; long cases are run only so"
-    )
+    parser.add_argument("--case", default="", metavar="NAME", help="only cases whose name contains this")
     parser.add_argument("--threads", type=int, metavar="N", help="threads for everyone (default: torch's)")
     parser.add_argument("--rounds", type=int, metavar="N", help=f"rounds of A B C (default: {ROUNDS})")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_ROUNDS} rounds, no peak memory")
@@ -141,7 +139,7 @@ def peak_memory(op: Any, inputs: Any, names: list[str]) -> dict[str, int | None]
 
 def run_op(op: Any, args: argparse.Namespace, roofline: Roofline, tree: Path | None) -> None:
     """All cases of one operation: print them, and write them down when the run is complete."""
-    cases = [case for case in op.cases() if args.case in case.name and (args.case or "long" not in case.tags)]
+    cases = [case for case in op.cases() if args.case in case.name]
     if not cases:
         raise SystemExit(
             f"bench: no case of {op.OP} has {args.case!r} in its name: " + ", ".join(c.name for c in op.cases())

@@ -144,7 +144,7 @@ def memory(problem: Problem, size: int, product: torch.dtype, targets: int) -> i
 
 @dataclass(frozen=True)
 class Case:
-    """A problem with a name and the places that use it: "test", "bench", "long": only when asked for."""
+    """A problem with a name and the places that use it: "test", "bench", "long": minutes with its peers."""
 
     name: str
     problem: Problem
@@ -164,7 +164,7 @@ _F32, _F64, _BF16, _F16 = torch.float32, torch.float64, torch.bfloat16, torch.fl
 _ALL = {"needs": (True, True, True), "has_bias": True}
 
 CASES = (
-    _case("2,048 x 1,024 x 32,000 float32", "bench", 2048, 1024, 32_000, _F32),
+    _case("2,048 x 1,024 x 32,000 float32, none ignored", "bench", 2048, 1024, 32_000, _F32),
     _case("2,048 x 1,024 x 32,000 float32, 40 % ignored", "bench", 2048, 1024, 32_000, _F32, ignored=0.4),
     _case("2,048 x 1,024 x 32,000 bfloat16", "bench", 2048, 1024, 32_000, _BF16),
     _case("2,048 x 896 x 151,936 float32", "bench long", 2048, 896, 151_936, _F32),

@@ -1,0 +1,15 @@
+// Questions about devices, answered by CUDA's runtime.
+#include "common/cuda.h"
+
+#include "common/launch.h"
+
+namespace mrt {
+
+int cuda_device_count() {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) == cudaSuccess) return count;
+  cudaGetLastError();  // no driver or no device: remembered otherwise, and reported by the next launch
+  return 0;
+}
+
+}  // namespace mrt

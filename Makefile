@@ -5,6 +5,7 @@ VENV   ?= .venv
 
 CSRC   := $(shell find csrc -type f 2>/dev/null)
 RUN    := $(VENV)/bin/python
+LAYERS := interpret or emulator or sanitize or compile
 
 .PHONY: demo test check full bench gpu
 
@@ -16,14 +17,15 @@ demo: $(VENV)/built
 test: $(VENV)/built
 	$(RUN) -m pytest -q
 
-check: $(VENV)/built
+check: $(VENV)/built $(VENV)/layers
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
 	$(RUN) -m mypy
 	$(VENV)/bin/clang-format --dry-run -Werror $(filter %.cpp %.h %.cu %.cuh,$(CSRC))
 	$(MAKE) test
+	$(RUN) -m pytest -q -m "($(LAYERS)) and not full"
 
-full: $(VENV)/built
+full: $(VENV)/built $(VENV)/layers
 	$(RUN) -m pytest -q -m ""
 
 bench: $(VENV)/built
@@ -38,6 +40,11 @@ $(VENV)/installed: pyproject.toml setup.py constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install -qq -c constraints.txt setuptools pybind11
 	$(RUN) -m pip install -qq -c constraints.txt --no-build-isolation -e ".[cli,text,test,bench,dev]"
+	touch $@
+
+# Triton, and what long tests compare with.
+$(VENV)/layers: $(VENV)/installed
+	$(RUN) -m pip install -qq -c constraints.txt --no-build-isolation -e ".[peers]"
 	touch $@
 
 # Recompiles what a change in csrc reaches; the objects are shared with the installation above.

@@ -119,6 +119,13 @@ def test_the_map_of_the_package_names_every_module() -> None:
     assert {module for module in unnamed if module not in (mrtkern.__doc__ or "")} == set()
 
 
+def test_make_check_takes_every_layer_that_make_test_leaves_out(pytestconfig: pytest.Config) -> None:
+    options = pytestconfig.getini("addopts")
+    left_out = set(re.findall(r"\w+", options[options.index("-m") + 1])) - {"not", "or"}
+    layers = re.search(r"^LAYERS := (.+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert layers and left_out == {*layers[1].split(" or "), "full"}
+
+
 def test_the_version_is_the_same_everywhere() -> None:
     quoted = {"pyproject.toml": 'version = "{}"\n', "CITATION.cff": "version: {}\n", "CHANGELOG.md": "## [{}]"}
     for file, pattern in quoted.items():
@@ -162,6 +169,7 @@ def test_every_instruction_set_has_its_flags() -> None:
     assert {path.stem for path in (ROOT / "csrc" / "isa").glob("*.cpp")} == {*BUILD["ISA_FLAGS"], "choose"}
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize("isa", BUILD["ISA_FLAGS"])
 def test_objects_of_an_instruction_set_compile_without_warnings_and_export_no_weak_symbols(
     isa: str, tmp_path: Path

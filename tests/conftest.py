@@ -1,20 +1,46 @@
-"""Fixtures of all tests: new memory is NaN, threads are restored, what needs a GPU is skipped visibly without one."""
+"""Fixtures of all tests: new memory is NaN, threads are restored, what lacks its machine is skipped visibly.
+
+Triton reads TRITON_INTERPRET when it is first imported: with a GPU its kernels are compiled and tests marked `gpu` run,
+without one they are interpreted and tests marked `interpret` run.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
+HAS_GPU = torch.cuda.is_available()
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+if not HAS_GPU:
+    os.environ["TRITON_INTERPRET"] = "1"
+
+MISSING = {
+    "gpu": None if HAS_GPU else "no GPU on this machine",
+    "interpret": "triton is not installed" if not HAS_TRITON else "a GPU runs these kernels here" if HAS_GPU else None,
+}
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `gpu` are reported as skipped where there is none."""
-    if torch.cuda.is_available():
-        return
+    """Tests whose mark asks for what this machine lacks are reported as skipped."""
     for item in items:
-        if item.get_closest_marker("gpu"):
-            item.add_marker(pytest.mark.skip(reason="no GPU on this machine"))
+        for mark, reason in MISSING.items():
+            if reason and item.get_closest_marker(mark):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True)
+def interpreted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests marked `interpret` run Triton's kernels on CPU tensors, in the strict interpreter."""
+    if request.node.get_closest_marker("interpret"):
+        from mrtkern import _triton
+        from tests import interpreter
+
+        interpreter.guard(monkeypatch)
+        monkeypatch.setattr(_triton, "DEVICES", ("cuda", "cpu"))
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ import mmap
 import os
 import subprocess
 import sys
-import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 
 from mrtkern.ops.cross_entropy.op import cross_entropy
 from mrtkern.ops.cross_entropy.problem import Case
-from tests import oracle
+from tests import oracle, process
 from tests.losses import CPU, KERNEL_CASES, NARROW, ROOT, details_of, every, needs_cpu_backend, rows, with_gradient
 
 # Against the reference
@@ -93,14 +93,7 @@ def test_concurrent_callers_get_their_own_answers(threads: Any) -> None:
     inputs = {**rows(90, 3000), "token_weight": torch.rand(90)}
     expected = with_gradient(inputs, backend="cpu")
     found: list[Any] = []
-    callers = [
-        threading.Thread(target=lambda: found.extend(with_gradient(inputs, backend="cpu") for _ in range(5)))
-        for _ in range(4)
-    ]
-    for caller in callers:
-        caller.start()
-    for caller in callers:
-        caller.join(60)
+    process.at_once([lambda: found.extend(with_gradient(inputs, backend="cpu") for _ in range(5))] * 4)
     assert len(found) == 20
     assert all(torch.equal(loss, expected[0]) and torch.equal(gradient, expected[1]) for loss, gradient in found)
 
@@ -165,31 +158,21 @@ def test_more_than_two_to_the_31_logits() -> None:
     assert torch.equal(logits, expected)
 
 
-MEMORY = """
-import torch
-from mrtkern.ops.cross_entropy.op import cross_entropy
-T, V, dtype = 512, 128256, torch.{dtype}
-torch.set_num_threads(2)
-cross_entropy(torch.randn(64, V).to(dtype).requires_grad_(), torch.zeros(64, dtype=torch.int64)).backward()
-z, y = torch.randn(T, V).to(dtype).requires_grad_(), torch.randint(0, V, (T,))
-with open("/proc/self/clear_refs", "w") as file:
-    file.write("5")
-def high():
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024
-before = high()
-if {inplace}:
-    cross_entropy(z.detach(), y, inplace=True)
-else:
-    gradient, = torch.autograd.grad(cross_entropy(z, y), z)
-print((high() - before) / (1 if {inplace} else z.nbytes))
-"""
+def measured(dtype: torch.dtype, inplace: bool) -> Callable[[], Any]:
+    torch.set_num_threads(2)
+    T, V = 512, 128256
+    cross_entropy(torch.randn(64, V).to(dtype).requires_grad_(), torch.zeros(64, dtype=torch.int64)).backward()
+    z, y = torch.randn(T, V).to(dtype).requires_grad_(), torch.randint(0, V, (T,))
+    if inplace:
+        return lambda: cross_entropy(z.detach(), y, inplace=True)
+    return lambda: torch.autograd.grad(cross_entropy(z, y), z)
 
 
 @needs_cpu_backend
-@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak of memory cannot be reset here")
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize(("inplace", "limit"), [(False, 1.05), (True, 2 * 2**20)])
-def test_memory_is_one_gradient_or_in_place_a_row_per_thread(inplace: bool, limit: float, dtype: str) -> None:
-    program = MEMORY.format(dtype=dtype, inplace=inplace)
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert float(done.stdout) <= limit
+@process.needs_peak
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_memory_is_one_gradient_or_in_place_a_row_per_thread(dtype: torch.dtype) -> None:
+    """Beyond the gradient, which is the result: a twentieth of it; in place two MiB."""
+    nbytes = 512 * 128256 * dtype.itemsize
+    assert process.peak(measured, dtype, False) <= 0.05 * nbytes
+    assert process.peak(measured, dtype, True) <= 2 * 2**20

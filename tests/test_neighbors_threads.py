@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-import threading
-import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from mrtkern import _dispatch
 from mrtkern.ops.neighbors.deduplicate import deduplicate
 from mrtkern.ops.neighbors.op import neighbors
 from mrtkern.ops.neighbors.problem import Inputs, Problem
-from tests import lists, oracle
+from tests import lists, oracle, process
 
 CPU = _dispatch.load("neighbors", "cpu")
 pytestmark = pytest.mark.skipif(isinstance(CPU, str), reason=f"compiled kernels: {CPU}")
@@ -53,20 +52,14 @@ def test_float32_has_the_same_bits_for_every_number_of_threads(threads: Any) -> 
 
 
 @pytest.mark.parametrize("kind", ["rectangle", "self graph", "deduplicate"])
-def test_more_threads_than_cores_do_not_collapse(kind: str, threads: Any) -> None:
+def test_more_threads_than_cores_do_not_collapse(kind: str) -> None:
     x = lists.normal(3000, 64)
     call = {
         "rectangle": lambda: neighbors(x, 16, y=x, backend="cpu"),
         "self graph": lambda: neighbors(x, 16, backend="cpu"),
         "deduplicate": lambda: deduplicate(x, 0.6, backend="cpu"),
     }[kind]
-    best: dict[int, float] = {}
-    for count in (1, 2, 4, 16) * 5:
-        threads(count)
-        start = time.perf_counter()
-        call()
-        best[count] = min(best.get(count, float("inf")), time.perf_counter() - start)
-    assert best[16] < 1.5 * max(best[1], best[2], best[4])
+    process.assert_more_threads_than_cores_do_not_collapse(call)
 
 
 def test_workers_are_rebuilt_after_a_fork(threads: Any) -> None:
@@ -74,11 +67,7 @@ def test_workers_are_rebuilt_after_a_fork(threads: Any) -> None:
     threads(4)
     inputs = Inputs(lists.normal(500, 16), None, 5, "cosine", 1.0, "exact", True, None, None)
     expected = CPU.forward(inputs)[0].tolist()
-    child = os.fork()
-    if child == 0:
-        signal.alarm(20)
-        os._exit(0 if CPU.forward(inputs)[0].tolist() == expected else 1)
-    assert os.waitpid(child, 0)[1] == 0
+    assert process.holds_in_a_fork(lambda: CPU.forward(inputs)[0].tolist() == expected)
     assert CPU.forward(inputs)[0].tolist() == expected
 
 
@@ -91,62 +80,36 @@ def test_eight_concurrent_callers_get_their_own_answers(threads: Any) -> None:
     def call(i: int) -> None:
         found[i] = [lists.digest(neighbors(rows[i], 6, backend="cpu")) for _ in range(20)]
 
-    callers = [threading.Thread(target=call, args=(i,)) for i in range(8)]
-    for caller in callers:
-        caller.start()
-    for caller in callers:
-        caller.join(60)
+    process.at_once(partial(call, i) for i in range(8))
     assert found == {i: [expected[i]] * 20 for i in range(8)}
 
 
 def test_concurrent_callers_hear_of_their_own_progress_only() -> None:
     told: dict[int, list[float]] = {0: [], 1: []}
-    callers = [
-        threading.Thread(target=lambda i=i: neighbors(lists.normal(2000, 16), 4, progress=told[i].append)) for i in told
-    ]
-    for caller in callers:
-        caller.start()
-    for caller in callers:
-        caller.join(60)
+    x = lists.normal(2000, 16)
+    process.at_once(partial(neighbors, x, 4, progress=told[i].append) for i in told)
     assert all(fractions == sorted(fractions) and fractions.count(1.0) == 1 for fractions in told.values())
 
 
-INTERRUPTED = """
-import os, signal, threading, time, torch
-from mrtkern.ops.neighbors.deduplicate import deduplicate
-from mrtkern.ops.neighbors.op import neighbors
-torch.set_num_threads({threads})
-x = torch.randn(100_000, 256)
-neighbors(x[:100], 2, backend="cpu")
-pressed = []
-def press():
-    time.sleep(0.3)
-    pressed.append(time.monotonic())
-    os.kill(os.getpid(), signal.SIGINT)
-threading.Thread(target=press).start()
-try:
-    {call}
-    print("finished")
-except KeyboardInterrupt:
-    print(time.monotonic() - pressed[0])
-"""
+INTERRUPTED: dict[str, Callable[[torch.Tensor], Any]] = {
+    "self graph": lambda x: neighbors(x, 10, backend="cpu"),
+    "rectangle in float32": lambda x: neighbors(x, 10, y=x, precision="float32", backend="cpu"),
+    "every list overflows": lambda x: neighbors(torch.ones_like(x), 10, backend="cpu"),
+    "deduplicate": lambda x: deduplicate(x, 0.9, backend="cpu"),
+}
+
+
+def interrupted(name: str, count: int) -> Callable[[], Any]:
+    torch.set_num_threads(count)
+    x = torch.randn(100_000, 256)
+    neighbors(x[:100], 2, backend="cpu")
+    return lambda: INTERRUPTED[name](x)
 
 
 @pytest.mark.parametrize("count", [1, 2])
-@pytest.mark.parametrize(
-    "call",
-    [
-        'neighbors(x, 10, backend="cpu")',
-        'neighbors(x, 10, y=x, precision="float32", backend="cpu")',
-        'neighbors(torch.ones(100_000, 256), 10, backend="cpu")',  # every list overflows
-        'deduplicate(x, 0.9, backend="cpu")',
-    ],
-)
-def test_ctrl_c_returns_within_half_a_second(call: str, count: int) -> None:
-    program = INTERRUPTED.format(call=call, threads=count)
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.stdout.strip() != "finished", "the call is too short to be interrupted"
-    assert float(done.stdout) < 0.5
+@pytest.mark.parametrize("name", INTERRUPTED)
+def test_ctrl_c_returns_within_half_a_second(name: str, count: int) -> None:
+    assert process.seconds_after_ctrl_c(interrupted, name, count) < 0.5
 
 
 def test_the_callers_float_modes_do_not_reach_the_kernels() -> None:
@@ -167,46 +130,45 @@ def test_a_million_rows_fit_in_four_gib_beside_the_input() -> None:
     assert CPU.memory(Problem(10**6, None, 0, 384, torch.float32, kind="components")) <= 4 * GIB
 
 
-MEMORY = """
-import resource, torch
-from mrtkern.ops.neighbors.deduplicate import deduplicate
-from mrtkern.ops.neighbors.op import neighbors
-torch.set_num_threads(2)
-x, y = torch.randn({M}, {D}), torch.randn({N}, {D})
-neighbors(x[:64], 4, backend="cpu")
-neighbors(x[:64], 4, y=y[:64], backend="cpu")
-deduplicate(x[:64], 0.9, backend="cpu")
-with open("/proc/self/clear_refs", "w") as file:
-    file.write("5")
-def high():
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024
-before = high()
-found = {call}
-outputs = sum(v.nbytes for v in (found.ids, found.scores)) if hasattr(found, "ids") else 8 * {M}
-print(high() - before - outputs)
-"""
+MEASURED: dict[str, tuple[Callable[..., Any], Problem]] = {
+    "self graph": (
+        lambda x, y: neighbors(x, 64, backend="cpu"),
+        Problem(40_000, None, 64, 64, torch.float32),
+    ),
+    "products": (
+        lambda x, y: neighbors(x, 64, metric="dot", backend="cpu"),
+        Problem(12_000, None, 64, 256, torch.float32, metric="dot"),
+    ),
+    "rectangle": (
+        lambda x, y: neighbors(x, 9, y=y, backend="cpu"),
+        Problem(3_000, 60_000, 9, 128, torch.float32),
+    ),
+    "rectangle in float32": (
+        lambda x, y: neighbors(x, 9, y=y, precision="float32", backend="cpu"),
+        Problem(3_000, 60_000, 9, 128, torch.float32, precision="float32"),
+    ),
+    "deduplicate": (
+        lambda x, y: deduplicate(x, 0.9, backend="cpu"),
+        Problem(40_000, None, 0, 128, torch.float32, kind="components"),
+    ),
+}
 
 
-@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak of memory cannot be reset here")
-@pytest.mark.parametrize(
-    ("call", "problem"),
-    [
-        ('neighbors(x, 64, backend="cpu")', Problem(40_000, None, 64, 64, torch.float32)),
-        ('neighbors(x, 64, metric="dot", backend="cpu")', Problem(12_000, None, 64, 256, torch.float32, metric="dot")),
-        ('neighbors(x, 9, y=y, backend="cpu")', Problem(3_000, 60_000, 9, 128, torch.float32)),
-        (
-            'neighbors(x, 9, y=y, precision="float32", backend="cpu")',
-            Problem(3_000, 60_000, 9, 128, torch.float32, precision="float32"),
-        ),
-        ('deduplicate(x, 0.9, backend="cpu")', Problem(40_000, None, 0, 128, torch.float32, kind="components")),
-    ],
-)
-def test_memory_is_what_the_formula_says(call: str, problem: Problem) -> None:
+def measured(name: str) -> Callable[[], Any]:
+    call, problem = MEASURED[name]
+    torch.set_num_threads(2)
+    x, y = torch.randn(problem.M, problem.D), torch.randn(problem.N or 64, problem.D)
+    call(x[:64], y[:64])
+    return lambda: call(x, y)
+
+
+@process.needs_peak
+@pytest.mark.parametrize("name", MEASURED)
+def test_memory_is_what_the_formula_says(name: str, threads: Any) -> None:
     """At most the stated bytes, and two MiB for pages and stacks; and not less than half of them, or it is idle."""
-    program = MEMORY.format(M=problem.M, N=problem.N or 64, D=problem.D, call=call)
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    stated = CPU.memory(problem)
-    assert stated / 2 <= int(done.stdout) <= stated + 2**21
+    threads(2)
+    stated = CPU.memory(MEASURED[name][1])
+    assert stated / 2 <= process.peak(measured, name) <= stated + 2**21
 
 
 # Size

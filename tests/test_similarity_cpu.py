@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import mmap
 import os
-import signal
 import subprocess
 import sys
-import threading
-import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from torch import Tensor
 from mrtkern import _dispatch
 from mrtkern.ops.similarity.op import similarity
 from mrtkern.ops.similarity.problem import CASES, METRICS, Case, Problem
-from tests import oracle
+from tests import oracle, process
 
 CPU = _dispatch.load("similarity", "cpu")
 pytestmark = pytest.mark.skipif(isinstance(CPU, str), reason=f"compiled kernels: {CPU}")
@@ -243,11 +242,7 @@ def test_a_forked_child_computes_too(threads: Any) -> None:
     threads(4)
     torch.utils.deterministic.fill_uninitialized_memory = False
     expected = CPU.forward(x, None, None, "cosine", 1.0).numpy().tobytes()
-    child = os.fork()
-    if child == 0:
-        signal.alarm(20)
-        os._exit(0 if CPU.forward(x, None, None, "cosine", 1.0).numpy().tobytes() == expected else 1)
-    assert os.waitpid(child, 0)[1] == 0
+    assert process.holds_in_a_fork(lambda: CPU.forward(x, None, None, "cosine", 1.0).numpy().tobytes() == expected)
 
 
 def test_eight_concurrent_callers_get_their_own_answers(threads: Any) -> None:
@@ -259,11 +254,7 @@ def test_eight_concurrent_callers_get_their_own_answers(threads: Any) -> None:
     def call(i: int) -> None:
         wrong.extend(i for _ in range(10) if not torch.equal(similarity(matrices[i], backend="cpu"), expected[i]))
 
-    callers = [threading.Thread(target=call, args=(i,)) for i in range(8)]
-    for caller in callers:
-        caller.start()
-    for caller in callers:
-        caller.join(60)
+    process.at_once(partial(call, i) for i in range(8))
     assert wrong == []
 
 
@@ -277,101 +268,67 @@ def test_the_callers_float_modes_do_not_reach_the_kernels() -> None:
         torch.set_flush_denormal(False)
 
 
-INTERRUPTED = """
-import os, signal, threading, time, torch
-from mrtkern.ops.similarity import cpu
-torch.set_num_threads({threads})
-x = torch.ones(16384, 8192, dtype=torch.bfloat16)
-cpu.forward(x[:1000], None, None, "cosine", 1.0)
-grad = torch.ones(16384, 16384, dtype=torch.bfloat16)
-pressed = []
-def press():
-    time.sleep(0.1)
-    pressed.append(time.monotonic())
-    os.kill(os.getpid(), signal.SIGINT)
-threading.Thread(target=press).start()
-try:
-    {call}
-    print("finished")
-except KeyboardInterrupt:
-    print(time.monotonic() - pressed[0])
-"""
-CALLS = (
-    'cpu.forward(x, None, None, "cosine", 1.0)',
-    'cpu.backward(grad, x, None, None, "cosine", 1.0, True, False)',
-    'cpu.forward(x.view(32, 512, 8192), None, None, "cosine", 1.0)',
-)
+def interrupted(kind: str, count: int) -> Callable[[], Any]:
+    torch.set_num_threads(count)
+    x = torch.ones(16384, 8192, dtype=torch.bfloat16)
+    CPU.forward(x[:1000], None, None, "cosine", 1.0)
+    if kind == "batched":
+        x = x.view(32, 512, 8192)
+    if kind == "gradient":
+        grad = torch.ones(16384, 16384, dtype=torch.bfloat16)
+        return lambda: CPU.backward(grad, x, None, None, "cosine", 1.0, True, False)
+    return lambda: CPU.forward(x, None, None, "cosine", 1.0)
 
 
-@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("kind", ["dense", "gradient", "batched"])
 @pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.full), 2])
-def test_ctrl_c_returns_within_half_a_second(count: int, call: str) -> None:
-    program = INTERRUPTED.format(threads=count, call=call)
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
-    )
-    assert done.stdout.strip() != "finished", "the call is too short to be interrupted"
-    assert float(done.stdout) < 0.5
+def test_ctrl_c_returns_within_half_a_second(count: int, kind: str) -> None:
+    assert process.seconds_after_ctrl_c(interrupted, kind, count) < 0.5
 
 
 @pytest.mark.parametrize("problem", [Problem("dense", 1, 1500, None, 128, torch.float32), TEST_CASES[0].problem])
-def test_more_threads_than_cores_do_not_collapse(problem: Problem, threads: Any) -> None:
-    inputs, best = problem.make_inputs(), dict.fromkeys((1, 2, 4, 16), float("inf"))
-    for count in list(best) * 7:
-        threads(count)
-        start = time.perf_counter()
+def test_more_threads_than_cores_do_not_collapse(problem: Problem) -> None:
+    inputs = problem.make_inputs()
+
+    def call() -> None:
         for _ in range(3):
             similarity(**inputs, backend="cpu")
-        best[count] = min(best[count], time.perf_counter() - start)
-    assert best[16] < 1.5 * max(best[1], best[2], best[4])
+
+    process.assert_more_threads_than_cores_do_not_collapse(call, rounds=7)
 
 
-MEMORY = """
-import torch
-from mrtkern.ops.similarity import cpu
-from mrtkern.ops.similarity.problem import Problem
-problem = {problem}
-inputs = problem.make_inputs()
-x, y, offsets = inputs["x"].detach(), inputs.get("y"), inputs.get("offsets")
-y = None if y is None else y.detach()
-cut = None if offsets is None else torch.tensor([0, 40])
-small = (x[..., :40, :], None if y is None else y[..., :40, :], cut)
-options = (problem.metric, 1.0)
-grad = torch.zeros(problem.pairs).view(cpu.forward(x, y, offsets, *options).shape)
-def call(x, y, offsets, grad):
-    if problem.wants_grad:
-        return cpu.backward(grad, x, y, offsets, *options, True, y is not None)
-    return [cpu.forward(x, y, offsets, *options)]
-call(*small, torch.zeros_like(cpu.forward(*small, *options)))
-with open("/proc/self/clear_refs", "w") as file:
-    file.write("5")
-def high():
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024
-before = high()
-found = call(x, y, offsets, grad)
-outputs = sum(value.nbytes for value in found if value is not None)
-print(high() - before - outputs, cpu.memory(problem, problem.pairs, {largest}))
-"""
+# The largest matrices and groups, which decide what threads keep.
+MEASURED = {
+    "dense with itself": Problem("dense", 1, 4096, None, 1024, torch.float32),
+    "dense": Problem("dense", 1, 3000, 2000, 1024, torch.float32),
+    "batched": Problem("batched", 64, 256, None, 1024, torch.float32),
+    "packed": Problem("packed", 2000, 60000, None, 128, torch.float32, sizes=(30,) * 2000),
+}
 
 
-@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak of memory cannot be reset here")
-@pytest.mark.parametrize(
-    ("shape", "largest"),
-    [
-        ("'dense', 1, 4096, None, 1024, torch.float32", 4096),
-        ("'dense', 1, 3000, 2000, 1024, torch.float32", 3000),
-        ("'batched', 64, 256, None, 1024, torch.float32", 256),
-        ("'packed', 2000, 60000, None, 128, torch.float32, sizes=(30,) * 2000", 30),
-    ],
-)
+def measured(problem: Problem) -> Callable[[], Any]:
+    inputs = problem.make_inputs()
+    x, y, offsets = inputs["x"].detach(), inputs.get("y"), inputs.get("offsets")
+    y = None if y is None else y.detach()
+    cut = None if offsets is None else torch.tensor([0, 40])
+    small = (x[..., :40, :], None if y is None else y[..., :40, :], cut)
+
+    def call(x: Tensor, y: Tensor | None, offsets: Tensor | None, grad: Tensor) -> Any:
+        if problem.wants_grad:
+            return CPU.backward(grad, x, y, offsets, problem.metric, 1.0, True, y is not None)
+        return CPU.forward(x, y, offsets, problem.metric, 1.0)
+
+    grads = [torch.zeros_like(CPU.forward(*given, problem.metric, 1.0)) for given in (small, (x, y, offsets))]
+    call(*small, grads[0])
+    return lambda: call(x, y, offsets, grads[1])
+
+
+@process.needs_peak
+@pytest.mark.parametrize("name", MEASURED)
 @pytest.mark.parametrize("metric", ["rbf", pytest.param("cosine", marks=pytest.mark.full)])  # rbf packs all there is
 @pytest.mark.parametrize("wants_grad", [False, True])
-def test_memory_stays_within_the_formula(wants_grad: bool, metric: str, shape: str, largest: int) -> None:
+def test_memory_stays_within_the_formula(wants_grad: bool, metric: str, name: str) -> None:
     """The stated bytes, and a MiB for pages and the heap."""
-    problem = f"Problem({shape}, metric={metric!r}, wants_grad={wants_grad})"
-    done = subprocess.run(
-        [sys.executable, "-c", MEMORY.format(problem=problem, largest=largest)],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    used, stated = map(int, done.stdout.split())
-    assert used <= stated + 2**20
+    problem = replace(MEASURED[name], metric=metric, wants_grad=wants_grad)
+    largest = max(problem.sizes or (problem.M,))
+    assert process.peak(measured, problem) <= CPU.memory(problem, problem.pairs, largest) + 2**20

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-import threading
-import time
-from pathlib import Path
+import warnings
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -16,12 +12,11 @@ import torch
 from mrtkern import _dispatch
 from mrtkern.ops.facility_location.op import facility_location
 from mrtkern.ops.facility_location.problem import CASES, Inputs, Problem
-from mrtkern.select import METHODS
-from tests import selections
+from mrtkern.select import METHODS, select_responses
+from tests import process, selections
 
 CPU = _dispatch.load("facility_location", "cpu")
 pytestmark = pytest.mark.skipif(isinstance(CPU, str), reason="mrtkern._C is not installed")
-ROOT = Path(__file__).parent.parent
 
 
 def _select() -> str:
@@ -56,53 +51,28 @@ def test_workers_are_rebuilt_after_a_fork(threads):
     inputs = Inputs("grouped", x, offsets, k, *[None] * 7, key, "shifted_cosine", 1.0, "index", 0, 0, "x")  # fmt: skip
     threads(4)
     expected = CPU.forward(inputs).ids.tolist()
-    child = os.fork()
-    if child == 0:
-        signal.alarm(20)
-        os._exit(0 if CPU.forward(inputs).ids.tolist() == expected else 1)
-    assert os.waitpid(child, 0)[1] == 0
+    assert process.holds_in_a_fork(lambda: CPU.forward(inputs).ids.tolist() == expected)
     assert CPU.forward(inputs).ids.tolist() == expected
 
 
 def test_eight_concurrent_callers_get_their_own_answers(threads):
     threads(2)
     expected, found = _select(), []
-    callers = [threading.Thread(target=lambda: found.extend(_select() for _ in range(20))) for _ in range(8)]
-    for caller in callers:
-        caller.start()
-    for caller in callers:
-        caller.join(60)
+    process.at_once([lambda: found.extend(_select() for _ in range(20))] * 8)
     assert found == [expected] * 160
 
 
-INTERRUPTED = """
-import os, signal, threading, time, torch
-from mrtkern.ops.facility_location.op import facility_location
-torch.set_num_threads({threads})
-x = torch.randn(4096, 4096)
-x = x.repeat({groups}, 1) if {groups} > 1 else x
-offsets = torch.arange({groups} + 1) * 4096
-facility_location(x[:10], 2, offsets=torch.tensor([0, 10]), backend="cpu")
-pressed = []
-def press():
-    time.sleep(0.3)
-    pressed.append(time.monotonic())
-    os.kill(os.getpid(), signal.SIGINT)
-threading.Thread(target=press).start()
-try:
-    facility_location(x, 4000, offsets=offsets, backend="cpu")
-    print("finished")
-except KeyboardInterrupt:
-    print(time.monotonic() - pressed[0])
-"""
+def groups_of_4096(groups: int, count: int) -> Callable[[], Any]:
+    torch.set_num_threads(count)
+    x = torch.randn(4096, 4096)
+    x, offsets = x.repeat(groups, 1), torch.arange(groups + 1) * 4096
+    facility_location(x[:10], 2, offsets=torch.tensor([0, 10]), backend="cpu")
+    return lambda: facility_location(x, 4000, offsets=offsets, backend="cpu")
 
 
-@pytest.mark.parametrize(("groups", "count"), [(3, 1), (3, 2)])
-def test_ctrl_c_returns_within_half_a_second(groups, count):
-    program = INTERRUPTED.format(groups=groups, threads=count)
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.stdout.strip() != "finished", "the call is too short to be interrupted"
-    assert float(done.stdout) < 0.5
+@pytest.mark.parametrize("count", [1, 2])
+def test_ctrl_c_returns_within_half_a_second(count):
+    assert process.seconds_after_ctrl_c(groups_of_4096, 3, count) < 0.5
 
 
 def test_the_callers_float_modes_do_not_reach_the_kernels():
@@ -117,69 +87,49 @@ def test_the_callers_float_modes_do_not_reach_the_kernels():
         torch.set_flush_denormal(False)
 
 
-def test_more_threads_than_cores_do_not_collapse(threads):
+def test_more_threads_than_cores_do_not_collapse():
     x = torch.randn(160 * 64, 128)
     offsets = torch.arange(161) * 64
-    best = {}
-    for count in (1, 2, 4, 16) * 5:
-        threads(count)
-        start = time.perf_counter()
-        facility_location(x, 16, offsets=offsets, backend="cpu")
-        best[count] = min(best.get(count, float("inf")), time.perf_counter() - start)
-    assert best[16] < 1.5 * max(best[1], best[2], best[4])
+    process.assert_more_threads_than_cores_do_not_collapse(
+        lambda: facility_location(x, 16, offsets=offsets, backend="cpu")
+    )
 
 
-MEMORY = """
-import resource, torch
-from mrtkern.select import select_responses
-B, N, D = {B}, {N}, 8
-x, offsets, reward = torch.randn(B * N, D), torch.arange(B + 1) * N, torch.rand(B * N)
-select_responses(x[: 4 * N], offsets[:5], 4, method={method!r}, reward=reward[: 4 * N])
-with open("/proc/self/clear_refs", "w") as file:
-    file.write("5")
-def high():
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024
-before = high()
-found = select_responses(x, offsets, 4, method={method!r}, reward=reward)
-outputs = sum(v.numel() * v.element_size() for v in vars(found).values() if v is not None)
-print(high() - before - outputs)
-"""
+def groups_of_equal_size(B: int, N: int, method: str) -> Callable[[], Any]:
+    warnings.simplefilter("ignore")  # quality_diversity says that it runs dry
+    x, offsets, reward = torch.randn(B * N, 8), torch.arange(B + 1) * N, torch.rand(B * N)
+    select_responses(x[: 4 * N], offsets[:5], 4, method=method, reward=reward[: 4 * N])
+    return lambda: select_responses(x, offsets, 4, method=method, reward=reward)
 
 
-@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak of memory cannot be reset here")
+@process.needs_peak
+@pytest.mark.parametrize(
+    ("B", "N"),
+    [
+        (75_000, 4),  # both of more rows than are worked on at a time, twice
+        (1_200, 256),
+        pytest.param(1_000_000, 4, marks=pytest.mark.full),
+        pytest.param(6_000, 256, marks=pytest.mark.full),
+    ],
+)
 @pytest.mark.parametrize("method", METHODS)
-def test_memory_beyond_outputs_stays_under_64_mib(method):
-    """A million prompts of 4 responses, and 6,000 of 256: beyond outputs nothing grows with the number of prompts."""
-    for B, N in ((1_000_000, 4), (6_000, 256)):
-        program = MEMORY.format(B=B, N=N, method=method)
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
-        )
-        assert int(done.stdout) <= 64 * 2**20, f"{B} prompts of {N}: {int(done.stdout) / 2**20:.0f} MiB"
+def test_memory_beyond_outputs_stays_under_64_mib(method, B, N):
+    """Of prompts of 4 responses and of 256: beyond outputs nothing grows with the number of prompts."""
+    assert process.peak(groups_of_equal_size, B, N, method) <= 64 * 2**20
 
 
-LARGE_GROUP = """
-import torch
-from mrtkern.ops.facility_location.op import facility_location
-torch.set_num_threads(1)
-x, offsets = torch.randn(4096, 1024), torch.tensor([0, 4096])
-facility_location(x[:64], 4, offsets=torch.tensor([0, 64]), backend="cpu")
-with open("/proc/self/clear_refs", "w") as file:
-    file.write("5")
-def high():
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024
-before = high()
-facility_location(x, 64, offsets=offsets, backend="cpu")
-print(high() - before)
-"""
+def a_large_group() -> Callable[[], Any]:
+    torch.set_num_threads(1)
+    x, offsets = torch.randn(4096, 1024), torch.tensor([0, 4096])
+    facility_location(x[:64], 4, offsets=torch.tensor([0, 64]), backend="cpu")
+    return lambda: facility_location(x, 64, offsets=offsets, backend="cpu")
 
 
-@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak of memory cannot be reset here")
+@process.needs_peak
 def test_memory_of_a_large_group_is_what_the_docstring_says():
     """The stated bytes, and a MiB for results and pages; and not less than half of them, or the formula is idle."""
-    done = subprocess.run([sys.executable, "-c", LARGE_GROUP], cwd=ROOT, capture_output=True, text=True, check=True)
     stated = CPU.memory(Problem("grouped", 4096, 1024, 1, torch.float32, "cpu", 4096), 1)
-    assert stated / 2 <= int(done.stdout) <= stated + 2**20
+    assert stated / 2 <= process.peak(a_large_group) <= stated + 2**20
 
 
 def test_what_cannot_fit_is_refused_up_front():

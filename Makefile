@@ -5,7 +5,7 @@ VENV   ?= .venv
 
 CSRC   := $(shell find csrc -type f 2>/dev/null)
 RUN    := $(VENV)/bin/python
-LAYERS := interpret or emulator or sanitize or compile
+LAYERS := isa or interpret or emulator or sanitize or compile
 
 .PHONY: demo test check full bench gpu
 

@@ -1,13 +1,8 @@
-"""Neighbours of the shared cases and of hard rows: made in one place for tests of backends, threads, instruction sets.
-
-Run as a program (`python -m tests.lists BACKEND THREADS …`) it prints one line per call and number of threads: the
-instruction set is chosen once per process, so each gets a process of its own.
-"""
+"""Neighbours of the shared cases and of hard rows: made in one place for tests of backends and threads."""
 
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -16,9 +11,7 @@ import torch
 from torch import Tensor
 
 from mrtkern import _dispatch
-from mrtkern.ops.neighbors.deduplicate import deduplicate
 from mrtkern.ops.neighbors.lists import Neighbors
-from mrtkern.ops.neighbors.op import neighbors
 from mrtkern.ops.neighbors.problem import CASES, METRICS, Inputs, Problem
 
 SMALL = [case for case in CASES if "test" in case.tags]
@@ -104,21 +97,3 @@ def digest(found: Neighbors | Tensor) -> str:
     """All bits, but for the sign of zeros."""
     parts = (found,) if isinstance(found, Tensor) else (found.ids, found.scores + 0.0)
     return hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts)).hexdigest()[:16]
-
-
-def main(backend: str, *threads: str) -> None:
-    for count in threads:
-        torch.set_num_threads(int(count))
-        for name, arguments in calls():
-            if why_not(backend, arguments) is None:
-                print(digest(neighbors(**arguments, backend=backend)), name)
-        for name, rows in HARD.items():
-            print(digest(deduplicate(rows(), 0.9, backend=backend)), name)
-    if backend == "cpu":
-        from mrtkern import _C
-
-        print(_C.isa(), file=sys.stderr)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

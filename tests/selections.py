@@ -1,13 +1,8 @@
-"""Every selection of the shared cases as a digest, for comparing backends, threads and instruction sets bit by bit.
-
-Run as a program (`python -m tests.selections BACKEND THREADS …`) it prints one line per case and number of threads: the
-instruction set is chosen once per process, so each gets a process of its own.
-"""
+"""Every selection of the shared cases as a digest, for comparing backends and numbers of threads bit by bit."""
 
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
@@ -56,19 +51,3 @@ def digest(selection: Selection) -> str:
     """All fields, all bits."""
     parts = (getattr(selection, field.name) for field in fields(selection))
     return hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts if part is not None)).hexdigest()[:16]
-
-
-def main(backend: str, *threads: str) -> None:
-    for count in threads:
-        torch.set_num_threads(int(count))
-        for case in SMALL:
-            for name, options in calls(case):
-                print(digest(select(case, backend, **options)), name)
-    if backend == "cpu":
-        from mrtkern import _C
-
-        print(_C.isa(), file=sys.stderr)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

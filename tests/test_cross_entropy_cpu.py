@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import mmap
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +13,7 @@ import torch
 from mrtkern.ops.cross_entropy.op import cross_entropy
 from mrtkern.ops.cross_entropy.problem import Case
 from tests import oracle, process
-from tests.losses import CPU, KERNEL_CASES, NARROW, ROOT, details_of, every, needs_cpu_backend, rows, with_gradient
+from tests.losses import KERNEL_CASES, NARROW, details_of, every, needs_cpu_backend, rows, with_gradient
 
 # Against the reference
 
@@ -96,16 +92,6 @@ def test_concurrent_callers_get_their_own_answers(threads: Any) -> None:
     process.at_once([lambda: found.extend(with_gradient(inputs, backend="cpu") for _ in range(5))] * 4)
     assert len(found) == 20
     assert all(torch.equal(loss, expected[0]) and torch.equal(gradient, expected[1]) for loss, gradient in found)
-
-
-@needs_cpu_backend
-@pytest.mark.parametrize("isa", [] if isinstance(CPU, str) else CPU._C.isas()[1:])
-def test_tests_of_the_kernel_pass_on_every_other_instruction_set(isa: str) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-k", "test_cpu_kernel", str(Path(__file__))]
-    done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "MRTKERN_ISA": isa}, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout
 
 
 @needs_cpu_backend

@@ -1,13 +1,9 @@
-"""The compiled search as a guest of a process: instruction sets, threads, forks, Ctrl-C, several callers, memory."""
+"""The compiled search as a guest of a process: threads, forks, Ctrl-C, several callers, memory."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,23 +18,19 @@ from tests import lists, oracle, process
 
 CPU = _dispatch.load("neighbors", "cpu")
 pytestmark = pytest.mark.skipif(isinstance(CPU, str), reason=f"compiled kernels: {CPU}")
-ROOT = Path(__file__).parent.parent
 GIB = 2**30
 
 
-def test_threads_and_instruction_sets_change_nothing() -> None:
-    """All calls with one answer, 1 to 16 threads, every path of this machine: one digest a call."""
-    from mrtkern import _C
-
-    program = [sys.executable, "-m", "tests.lists", "cpu", "1", "2", "4", "16"]
-    lines: set[str] = set()
-    for isa in _C.isas():
-        environment = {**os.environ, "MRTKERN_ISA": isa}
-        done = subprocess.run(program, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
-        assert done.stderr.strip() == isa
-        lines |= set(done.stdout.splitlines())
-    runnable = [name for name, arguments in lists.calls() if lists.why_not("cpu", arguments) is None]
-    assert len(lines) == len(runnable) + len(lists.HARD)
+def test_every_number_of_threads_gives_the_same_bits(threads: Any) -> None:
+    """All calls with one answer: those of one thread are the reference's, test_neighbors.py says."""
+    found: dict[int, list[str]] = {}
+    for count in (1, 2, 4, 16):
+        threads(count)
+        runnable = [arguments for _, arguments in lists.calls() if lists.why_not("cpu", arguments) is None]
+        answers = [neighbors(**arguments, backend="cpu") for arguments in runnable]
+        kept = [deduplicate(rows(), 0.9, backend="cpu") for rows in lists.HARD.values()]
+        found[count] = [lists.digest(answer) for answer in (*answers, *kept)]
+    assert found[2] == found[1] and found[4] == found[1] and found[16] == found[1]
 
 
 def test_float32_has_the_same_bits_for_every_number_of_threads(threads: Any) -> None:

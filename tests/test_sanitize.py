@@ -1,10 +1,9 @@
 """The compiled kernels under sanitizers: csrc built with them in a copy of the repository, and its own tests run there.
 
 address   AddressSanitizer and UndefinedBehaviorSanitizer: every test that names the cpu backend, on every path
-thread    ThreadSanitizer: every test about threads and concurrent callers
+thread    ThreadSanitizer: every test about threads and concurrent callers, on every path
 
-Tests are chosen by the words in their names, so those of a later operation are taken too. Only csrc is instrumented:
-reads beyond the memory of a tensor are seen because the runtime, loaded first, hands out that memory.
+Only csrc is instrumented: reads beyond the memory of a tensor are seen because the runtime, loaded first, hands it out.
 """
 
 from __future__ import annotations
@@ -25,6 +24,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import process
+
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = runpy.run_path(str(ROOT / "setup.py"))
 FLAGS = {  # after those of setup.py, so that these count
@@ -42,11 +43,7 @@ OPTIONS = {
     "UBSAN_OPTIONS": f"print_stacktrace=1:exitcode={FAILED}",
     "TSAN_OPTIONS": f"ignore_noninstrumented_modules=1:exitcode={FAILED}",  # torch and Python are not instrumented
 }
-SELECTIONS = {
-    # torch.compile starts compilers, and instruction sets are chosen here, a process each
-    "address": "(cpu or concurrent or number_of_threads) and not compile and not opcheck and not instruction_sets",
-    "thread": "concurrent or number_of_threads or instruction_sets",
-}
+SELECTIONS = {"address": process.KERNEL_TESTS, "thread": "concurrent or number_of_threads"}
 LEFT_OUT = shutil.ignore_patterns(".*", "build", "demo", "*.so", "*.egg-info", "__pycache__")
 
 FAULTS = """
@@ -176,14 +173,9 @@ def test_concurrent_callers_are_clean(tree: Callable[[str], Path]) -> None:
 @pytest.mark.full
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
-def test_memory_and_arithmetic_are_clean(tree: Callable[[str], Path], isa: str) -> None:
+@pytest.mark.parametrize("sanitizer", SELECTIONS)
+def test_kernels_are_clean(tree: Callable[[str], Path], sanitizer: str, isa: str) -> None:
     extension = pytest.importorskip("mrtkern._C", reason="installed without compiled kernels")
     if isa not in extension.isas():
         pytest.skip(f"this machine has no {isa}")
-    passes("address", tree("address"), SELECTIONS["address"], MRTKERN_ISA=isa)
-
-
-@pytest.mark.full
-@pytest.mark.timeout(1800)
-def test_threads_do_not_race(tree: Callable[[str], Path]) -> None:
-    passes("thread", tree("thread"), SELECTIONS["thread"])
+    passes(sanitizer, tree(sanitizer), SELECTIONS[sanitizer], MRTKERN_ISA=isa)

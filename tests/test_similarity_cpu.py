@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import mmap
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +20,6 @@ from tests import oracle, process
 
 CPU = _dispatch.load("similarity", "cpu")
 pytestmark = pytest.mark.skipif(isinstance(CPU, str), reason=f"compiled kernels: {CPU}")
-ROOT = Path(__file__).parent.parent
 
 TEST_CASES = [case for case in CASES if "test" in case.tags and case.problem.dtype != torch.float64]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -80,19 +75,6 @@ def test_sizes_err_no_more_than_twice_the_reference(M: int, N: int | None, D: in
 @pytest.mark.parametrize("N", [None, 20])
 def test_batches_err_no_more_than_twice_the_reference(N: int | None, dtype: torch.dtype) -> None:
     assert_close_to_truth(Problem("batched", 5, 17, N, 70, dtype).make_inputs())
-
-
-def test_every_instruction_set_passes_the_same_tests() -> None:
-    """The instruction set is chosen once per process: the others run the tests of errors and limits in their own."""
-    from mrtkern import _C
-
-    tests = "err_no_more or same_bits or zero or finite or lengths or strides"
-    for isa in set(_C.isas()) - {_C.isa()}:
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", tests]
-        done = subprocess.run(
-            command, cwd=ROOT, env={**os.environ, "MRTKERN_ISA": isa}, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, f"{isa}: {done.stdout[-2000:]}"
 
 
 def digests(problem: Problem) -> list[Tensor]:

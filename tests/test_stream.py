@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -75,12 +71,3 @@ def test_a_row_that_is_not_finite_is_named() -> None:
     given["y"][17, 2] = torch.nan
     with pytest.raises(AssertionError, match="17"):
         stream("gains", METRICS[0], 1, **given)
-
-
-@pytest.mark.parametrize("isa", C.isas()[1:])
-def test_narrower_instruction_sets_pass_the_same_tests(isa: str) -> None:
-    if os.environ.get("MRTKERN_ISA"):
-        pytest.skip("already capped")
-    command = [sys.executable, "-m", "pytest", "-q", "-k", "reference", str(Path(__file__))]
-    done = subprocess.run(command, env={**os.environ, "MRTKERN_ISA": isa}, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout

@@ -112,7 +112,7 @@ def test_an_installation_without_compiler_explains_itself(without_compiler: tupl
 def test_the_data_and_the_types_are_installed(without_compiler: tuple[str, Path]) -> None:
     site = without_compiler[1]
     expected = {path.relative_to(ROOT) for path in (ROOT / "mrtkern" / "data").iterdir() if path.is_file()}
-    expected |= {Path("mrtkern/py.typed"), Path("mrtkern/_C.pyi")}
+    expected |= {Path("mrtkern/py.typed"), Path("mrtkern/_C.pyi"), Path("mrtkern/_cuda.pyi")}
     assert {path for path in expected if not (site / path).exists()} == set()
 
 

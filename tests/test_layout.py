@@ -138,10 +138,11 @@ def test_there_are_at_most_three_environment_variables() -> None:
     assert found <= VARIABLES
 
 
-def test_the_stub_of_the_extension_names_what_it_offers() -> None:
-    extension = pytest.importorskip("mrtkern._C", reason="installed without compiled kernels")
+@pytest.mark.parametrize("module", ["_C", "_cuda"])
+def test_the_stub_of_an_extension_names_what_it_offers(module: str) -> None:
+    extension = pytest.importorskip(f"mrtkern.{module}", reason="installed without these kernels")
     stub = set()
-    for node in tree(ROOT / "mrtkern" / "_C.pyi").body:
+    for node in tree(ROOT / "mrtkern" / f"{module}.pyi").body:
         if isinstance(node, ast.FunctionDef):
             stub.add(node.name)
         elif isinstance(node, ast.AnnAssign):
@@ -156,7 +157,7 @@ def test_csrc_knows_no_torch_and_only_the_bindings_know_pybind11() -> None:
     for path in CSRC:
         headers = re.findall(r'#\s*include\s*[<"]([^">]+)', path.read_text(encoding="utf-8"))
         assert not [header for header in headers if re.match(r"(torch|ATen|c10)/", header)], name(path)
-        if name(path) != "csrc/bindings.cpp":
+        if name(path) not in ("csrc/bindings.cpp", "csrc/bindings_cuda.cpp"):
             assert not [header for header in headers if header.startswith(("pybind11/", "Python.h"))], name(path)
 
 

@@ -12,4 +12,16 @@ int cuda_device_count() {
   return 0;
 }
 
+std::vector<int> cuda_archs() {
+  std::vector<int> archs{__CUDA_ARCH_LIST__};
+  for (int& arch : archs) arch /= 10;
+  return archs;
+}
+
+int cuda_runtime_version() {
+  int version = 0;
+  cudaRuntimeGetVersion(&version);
+  return version;
+}
+
 }  // namespace mrt

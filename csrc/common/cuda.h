@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <stdexcept>
+#include <vector>
 
 namespace mrt {
 
@@ -20,5 +21,11 @@ struct CudaError : std::runtime_error {
 
 // Devices that this process can use: none without a driver, and that is no error.
 int cuda_device_count();
+
+// Compute capabilities that the kernels were compiled for, times ten, ascending: 80 for sm_80.
+std::vector<int> cuda_archs();
+
+// Of CUDA's runtime that is linked in, 1000 * major + 10 * minor.
+int cuda_runtime_version();
 
 }  // namespace mrt

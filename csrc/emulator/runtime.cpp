@@ -112,6 +112,11 @@ cudaError_t cudaGetLastError() {
   return std::exchange(last, cudaSuccess);
 }
 
+cudaError_t cudaRuntimeGetVersion(int* version) {
+  *version = 0;
+  return cudaSuccess;
+}
+
 cudaError_t cudaGetDeviceCount(int* count) {
   *count = NUM_DEVICES;
   return cudaSuccess;

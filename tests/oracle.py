@@ -128,7 +128,7 @@ def neighbor_scores(x: Tensor, y: Tensor, metric: str = "cosine", gamma: float =
     dots = summed(np.multiply, a[:, None], b[None])
     if metric == "dot":
         return dots
-    lengths = np.sqrt(summed(np.multiply, a, a))[:, None] * np.sqrt(summed(np.multiply, b, b))
+    lengths = np.sqrt(summed(np.multiply, a, a)[:, None] * summed(np.multiply, b, b))
     cos = np.where(lengths > 0, dots / np.where(lengths > 0, lengths, 1), 0).clip(-1, 1)
     return {"cosine": cos, "shifted_cosine": (1 + cos) / 2, "clamped_cosine": np.maximum(cos, 0)}[metric]
 

@@ -58,6 +58,18 @@ def test_the_threshold_is_compared_in_float64(backend: str) -> None:
 
 
 @every_backend
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_at_threshold_one_no_row_is_kept_twice(dtype: torch.dtype, backend: str) -> None:
+    """A copy has cosine 1 exactly, also a copy times a power of two, whatever the rounding of its length."""
+    if reason := _dispatch.why_not("neighbors", backend, Problem(180, None, 0, 20, dtype, kind="components")):
+        pytest.skip(reason)
+    for D in (1, 2, 20, 384):
+        x = lists.normal(60, D).to(dtype)
+        kept = deduplicate(torch.cat([x, x, x * 4]), 1.0, backend=backend)
+        assert int(kept.max()) < 60
+
+
+@every_backend
 def test_a_chain_is_kept_once_however_long_and_in_whatever_order(backend: str) -> None:
     """400 directions on a half circle, each near its neighbours only, in random order: one chain."""
     angle = torch.linspace(0, 3, 400, dtype=torch.float64)

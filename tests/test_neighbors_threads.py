@@ -104,12 +104,13 @@ def test_ctrl_c_returns_within_half_a_second(name: str, count: int) -> None:
     assert process.seconds_after_ctrl_c(interrupted, name, count) < 0.5
 
 
-def test_the_callers_float_modes_do_not_reach_the_kernels() -> None:
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_the_callers_float_modes_change_nothing(backend: str) -> None:
     x = lists.normal(60, 8) * 1e-41
-    expected = lists.digest(neighbors(x, 4, backend="cpu"))
+    expected = lists.digest(neighbors(x, 4, backend=backend))
     assert torch.set_flush_denormal(True)
     try:
-        assert lists.digest(neighbors(x, 4, backend="cpu")) == expected
+        assert lists.digest(neighbors(x, 4, backend=backend)) == expected
     finally:
         torch.set_flush_denormal(False)
 

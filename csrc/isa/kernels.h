@@ -43,7 +43,7 @@ struct Kernels {
   void (*exact_dots)(const double* x, const Features& y, const int32_t* ids, int64_t n, float* scratch, double* wide,
                      double* dots);
   void (*wide_row)(const Features& x, int64_t row, float* scratch, double* out);
-  void (*lengths)(const Features& x, int64_t first, int64_t count, float* scratch, double* wide, double* out);
+  void (*squares)(const Features& x, int64_t first, int64_t count, float* scratch, double* wide, double* out);
   // facility_location: see facility_location/kernels.h
   void (*pairs)(const Unit* panels, int64_t U, int64_t p, int32_t base, const float* unit, const float* quality,
                 const PairTable& table);

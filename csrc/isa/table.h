@@ -42,7 +42,7 @@ constexpr Kernels table(const char* name) {
           connect,
           exact_dots,
           wide_row,
-          lengths,
+          squares,
           pairs,
           gains,
           largest,

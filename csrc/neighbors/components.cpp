@@ -51,7 +51,7 @@ class Forest {
 // What one thread needs to decide a pair.
 struct Judge {
   const Features& x;
-  const std::vector<double>& lengths;
+  const std::vector<double>& squares;
   const Kernels& kernel;
   const double threshold;
   const int32_t certain;  // products from here on reach the threshold
@@ -71,8 +71,7 @@ struct Judge {
     const int32_t id = static_cast<int32_t>(j);
     double dot;
     kernel.exact_dots(row.data(), x, &id, 1, converted.data(), wide.data(), &dot);
-    const double product = lengths[i] * lengths[j];
-    return product > 0 ? std::clamp(dot / product, -1.0, 1.0) : 0.0;
+    return cosine_of(dot, squares[i], squares[j]);
   }
 };
 
@@ -82,12 +81,12 @@ int64_t components(const Features& x, int64_t N, double threshold, double radius
   const Kernels& kernel = kernels();
   const PackedRows rows(x, N, {{radius, false}, {}}, threads);
   if (rows.bad_row() >= 0) return rows.bad_row();
-  const std::vector<double> lengths = row_lengths(x, N, threads);
+  const std::vector<double> squares = row_squares(x, N, threads);
   const double square = radius * radius, error = product_error(radius, x.columns);
   const int32_t lowest = static_cast<int32_t>(std::floor(threshold * square - error));
   const int32_t certain = static_cast<int32_t>(std::ceil(threshold * square + error));
   Forest forest(N);
-  std::vector<Judge> judges(std::max(threads, 1), Judge{x, lengths, kernel, threshold, certain, forest, {}, {}, {}});
+  std::vector<Judge> judges(std::max(threads, 1), Judge{x, squares, kernel, threshold, certain, forest, {}, {}, {}});
   const int64_t P = num_panels(N), block = block_panels(N, rows.U(), threads), B = (P + block - 1) / block;
   const ProgressRange whole(0.0, 1.0);
   parallel_for(B * (B + 1) / 2, 1, threads, [&](Worker& worker, int64_t item) {

@@ -6,7 +6,7 @@
 //         place: the answer is exact whatever the data; near-duplicates only cost time.
 // Self    Each tile is computed once and offered to the lists of both sides. Blocks of rows meet in rounds in which no
 //         block has two partners (the circle method), so lists need neither locks nor copies.
-// Memory  packed rows 4 U ceil16(rows) for each side, 8 bytes per length, per list 8 (capacity + 1): one list per row
+// Memory  packed rows 4 U ceil16(rows) for each side, 8 bytes per squared length, per list 8 (capacity + 1): one list per row
 //         of x in the symmetric schedule, otherwise one per row of each thread's block.
 #include <algorithm>
 #include <cmath>
@@ -38,10 +38,10 @@ class Search {
       : p_(problem), r_(result), threads_(threads) {}
 
   BadRows run() {
-    lengths_x_ = row_lengths(p_.x, p_.M, threads_);
-    if (!p_.is_self) lengths_y_ = row_lengths(p_.y, p_.N, threads_);
-    const std::vector<double>& columns = p_.is_self ? lengths_x_ : lengths_y_;
-    longest_ = columns.empty() ? 0.0 : *std::max_element(columns.begin(), columns.end());
+    squares_x_ = row_squares(p_.x, p_.M, threads_);
+    if (!p_.is_self) squares_y_ = row_squares(p_.y, p_.N, threads_);
+    const std::vector<double>& columns = squares_y();
+    longest_ = columns.empty() ? 0.0 : std::sqrt(*std::max_element(columns.begin(), columns.end()));
     const bool is_dot = p_.metric == Metric::dot, is_symmetric = p_.is_self && !is_dot;
     x_.emplace(p_.x, p_.M, packing(is_common()), threads_);
     if (!is_symmetric) y_.emplace(p_.y, p_.N, packing(is_dot), threads_);
@@ -62,6 +62,11 @@ class Search {
     std::vector<Candidate<Score>> candidates;
     int64_t loaded = -1;  // which row of x `row` holds
   };
+
+  const std::vector<double>& squares_y() const { return p_.is_self ? squares_x_ : squares_y_; }
+
+  // Whether all products of a row are 0.
+  bool is_zero(int64_t row) const { return squares_x_[row] == 0 || longest_ == 0; }
 
   Packing packing(bool by_longest) const {
     const double length = by_longest ? longest_ : 0.0;
@@ -95,7 +100,7 @@ class Search {
   Lists<Score> begin(ListMemory<Score>& memory, int64_t first, int64_t last) {
     Lists<Score> lists = memory.open(first, last);
     for (int64_t i = first; i < last; ++i)
-      if (lengths_x_[i] == 0) lists.threshold[i - first] = memory.never();  // answered by `fill`
+      if (is_zero(i)) lists.threshold[i - first] = memory.never();  // answered by `fill`
     return lists;
   }
 
@@ -186,8 +191,7 @@ class Search {
   // What a float64 product means, except that negative cosines are left as they are: `report` clamps them.
   double metric(int64_t row, int64_t id, double dot) const {
     if (p_.metric == Metric::dot) return dot;
-    const double product = lengths_x_[row] * (p_.is_self ? lengths_x_ : lengths_y_)[id];
-    const double cosine = product > 0 ? std::clamp(dot / product, -1.0, 1.0) : 0.0;
+    const double cosine = cosine_of(dot, squares_x_[row], squares_y()[id]);
     return p_.metric == Metric::shifted_cosine ? (1.0 + cosine) / 2.0 : cosine;
   }
 
@@ -205,7 +209,7 @@ class Search {
   double unit(int64_t row) const {
     const double square = p_.precision == Precision::float32 ? 1.0 : p_.radius * p_.radius;
     if (p_.metric != Metric::dot) return 1.0 / square;
-    return (is_common() ? longest_ : lengths_x_[row]) * longest_ / square;
+    return (is_common() ? longest_ : std::sqrt(squares_x_[row])) * longest_ / square;
   }
 
   // A value in the units of the user.
@@ -224,7 +228,7 @@ class Search {
     const int64_t r = row - lists.first;
     scan_.cut(lists, r, p_.k, 0, margin_);
     int64_t n = decide(lists, r, w);
-    const bool ties_at_zero = p_.metric == Metric::clamped_cosine || lengths_x_[row] == 0;
+    const bool ties_at_zero = p_.metric == Metric::clamped_cosine || is_zero(row);
     while (ties_at_zero && n > 0 && w.candidates[n - 1].value <= 0) --n;
     for (int64_t i = 0; i < n; ++i) {
       ids[i] = w.candidates[i].id;
@@ -256,7 +260,7 @@ class Search {
   const double error_ = product_error(p_.radius, p_.x.columns);
   const Score margin_ = p_.precision == Precision::exact ? static_cast<Score>(2 * error_) : Score();
   double longest_ = 0.0;
-  std::vector<double> lengths_x_, lengths_y_;
+  std::vector<double> squares_x_, squares_y_;
   std::optional<PackedRows> x_, y_;
   std::vector<Workspace> workspaces_;
 };

@@ -170,11 +170,11 @@ void exact_dots(const double* x, const Features& y, const int32_t* ids, int64_t 
   }
 }
 
-// lengths[i] = |row first + i|, float64; of the scaled row where wide_row scales.
-void lengths(const Features& x, int64_t first, int64_t count, float* scratch, double* wide, double* out) {
+// squares[i] = |row first + i|^2, float64; of the scaled row where wide_row scales.
+void squares(const Features& x, int64_t first, int64_t count, float* scratch, double* wide, double* out) {
   for (int64_t i = 0; i < count; ++i) {
     wide_row(x, first + i, scratch, wide);
-    out[i] = std::sqrt(dot(wide, wide, x.columns));
+    out[i] = dot(wide, wide, x.columns);
   }
 }
 

@@ -147,6 +147,7 @@ bool direct_similarities(const Features& x, float* scratch, const ScoreMatrix& t
       Mirrored<float, Store>{store}(p * PANEL, q * PANEL, tiles[p][q]);
     }
   }
+  if (to.is_streamed) finish_streams();
   return true;
 }
 

@@ -1,4 +1,4 @@
-// Blocks of panels and lengths of rows.
+// Blocks of panels and squared lengths of rows.
 #include "tile/blocks.h"
 
 #include <algorithm>
@@ -29,13 +29,13 @@ BlockPair block_pair(int64_t item) {
   return {item - column * (column + 1) / 2, column};
 }
 
-std::vector<double> row_lengths(const Features& x, int64_t rows, int threads) {
+std::vector<double> row_squares(const Features& x, int64_t rows, int threads) {
   std::vector<double> found(rows);
   parallel_for((rows + CHUNK - 1) / CHUNK, 1, threads, [&](Worker&, int64_t chunk) {
     std::vector<float> converted(x.columns);
     std::vector<double> wide(x.columns);
     const int64_t first = chunk * CHUNK;
-    kernels().lengths(x, first, std::min(CHUNK, rows - first), converted.data(), wide.data(), found.data() + first);
+    kernels().squares(x, first, std::min(CHUNK, rows - first), converted.data(), wide.data(), found.data() + first);
   });
   return found;
 }

@@ -1,6 +1,7 @@
-// What the searches over all pairs of rows share: blocks of panels, lengths, and the error of an integer product.
+// What the searches over all pairs of rows share: blocks of panels, squared lengths, and the error of an integer product.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <vector>
@@ -20,8 +21,14 @@ struct BlockPair {
 };
 BlockPair block_pair(int64_t item);
 
-// |x| of every row, float64.
-std::vector<double> row_lengths(const Features& x, int64_t rows, int threads);
+// |x|^2 of every row, float64.
+std::vector<double> row_squares(const Features& x, int64_t rows, int threads);
+
+// The cosine of two rows from their product and their squares. Exactly 1 for equal rows: sqrt(s * s) is s.
+inline double cosine_of(double dot, double square_x, double square_y) {
+  const double product = square_x * square_y;
+  return product > 0 ? std::clamp(dot / std::sqrt(product), -1.0, 1.0) : 0.0;
+}
 
 // How far a product of two lattice rows can be from the product of the rows of length `radius` that they stand for:
 // each was moved by at most sqrt(D) / 2. Two more for the rounding of thresholds.

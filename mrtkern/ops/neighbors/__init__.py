@@ -1,7 +1,7 @@
 """Neighbours: the K rows with the largest scores, of every row.
 
     dot(x, y) = 16 interleaved lanes (lane d % 16 adds x_d y_d, d ascending), then lanes by halves 8, 4, 2, 1
-    cos(x, y) = dot(x, y) / (|x| |y|), clamped to [-1, 1], 0 when either is zero;  |x| = sqrt(dot(x, x))
+    cos(x, y) = dot(x, y) / sqrt(dot(x, x) dot(y, y)), clamped to [-1, 1], 0 when either is zero, 1 for equal rows
 
     metric            score
     cosine            cos
@@ -23,10 +23,10 @@ row of its own group where groups are given, and where fewer than K are left the
     float32      float32 sums of rows of length 1, in the backend's order    within a few roundings of the exact one
 
 The fine lattice has r = 32767 - sqrt(D) / 2 and q = rint(x_d (r / length)), half to even: |q| <= 32767, so p is exact
-in int32. length is |x| for cosines. For dot, rows of x take their own length and all rows of y the largest |y|; without
-y all rows take the largest |x|; the score is p (a b / r^2), a and b those lengths. float64 rows are rounded to float32
-first, scaled as above. rbf, and dot of float64, have precision exact only. Scores are rounded once to float32 at the
-end.
+in int32. length is |x| = sqrt(dot(x, x)) for cosines. For dot, rows of x take their own length and all rows of y the
+largest |y|; without y all rows take the largest |x|; the score is p (a b / r^2), a and b those lengths. float64 rows
+are rounded to float32 first, scaled as above. rbf, and dot of float64, have precision exact only. Scores are rounded
+once to float32 at the end.
 
 Links: rows are linked when cos >= threshold; components of that graph are what `deduplicate` keeps one row of.
 

@@ -41,7 +41,7 @@ def why_not(problem: Problem) -> str | None:
 def memory(problem: Problem) -> int:
     """Bytes beyond inputs and result, at most.
 
-    Packed rows (4 bytes per unit, a unit is two int16 or one float32), 8 bytes per length; lists of
+    Packed rows (4 bytes per unit, a unit is two int16 or one float32), 8 bytes per squared length; lists of
     8 (capacity + 1) bytes, capacity = k + max(k, 192) rounded up to 16: one per row of x without y, otherwise one per
     row of the blocks under way; per thread 40 bytes per feature of a panel and 32 per slot of a list.
     """

@@ -59,17 +59,18 @@ class Scorer:
             self.common = float(lattice.square_root(lattice.squared_norms(y)).max()) if y.shape[0] else 0.0
 
     def prepared(self, x: Tensor, is_x: bool) -> tuple[Tensor, Tensor]:
-        """Rows whose products are summed, and the lengths [M] that scores need."""
+        """Rows whose products are summed, and what scores need: exact, the squares |x|^2 [M]; else the lengths [M]."""
         if self.is_cosine and x.dtype == torch.float64:
             x = lattice.scaled(x) if self.precision == "exact" else lattice.to_float32(x)
-        lengths = lattice.square_root(lattice.squared_norms(x))
+        squares = lattice.squared_norms(x)
         if self.precision == "exact":
-            return x.double(), lengths
+            return lattice.wide(x), squares
+        lengths = lattice.square_root(squares)
         if self.common is not None and not (is_x and self.is_own):
             lengths = torch.full_like(lengths, self.common)
         if self.precision == "int16":
             return lattice.quantise_fine(x, lengths), lengths
-        return (x.double() / torch.where(lengths > 0, lengths, 1.0)[:, None]).float(), lengths
+        return (lattice.wide(x) / torch.where(lengths > 0, lengths, 1.0)[:, None]).float(), lengths
 
     def keys(self, x: tuple[Tensor, Tensor], y: tuple[Tensor, Tensor]) -> Tensor:
         """What the order is decided by, float64 [M, N]."""
@@ -97,8 +98,8 @@ class Scorer:
 
 
 def cosines(dots: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Cosines [M, N] from dots [M, N] and lengths x [M], y [N]."""
-    lengths = x[:, None] * y
+    """Cosines [M, N] from dots [M, N] and squares x [M], y [N]: exactly 1 for equal rows, because sqrt(s s) is s."""
+    lengths = lattice.square_root(x[:, None] * y)
     return torch.where(lengths > 0, dots / lengths, 0.0).clamp_(-1, 1)
 
 

@@ -79,6 +79,7 @@ def seconds_after_ctrl_c(prepare: Callable[..., Callable[[], Any]], *arguments: 
 
 
 def _interrupted(prepare: Callable[..., Callable[[], Any]], arguments: tuple[Any, ...]) -> float:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in a shell's background
     call, pressed = prepare(*arguments), []
 
     def press() -> None:

@@ -174,7 +174,7 @@ int64_t facility_location_grouped(Address x, const std::string& dtype, int64_t r
 double cross_entropy_rows(Address logits, Address gradient, const std::string& dtype, int64_t T, int64_t V,
                           int64_t logits_stride, int64_t gradient_stride, Address targets, Address target_offsets,
                           int64_t ignore_index, Address weight, double uniform_weight, Address entropy_weight,
-                          double label_smoothing, double z_loss, double softcap, double scale,
+                          double label_smoothing, double z_loss, double softcap, double scale, int64_t classes,
                           const std::vector<Address>& out, Address given_lse, int threads) {
   const mrt::LogitRows rows{at<const void>(logits),
                             at<void>(gradient),
@@ -189,7 +189,7 @@ double cross_entropy_rows(Address logits, Address gradient, const std::string& d
                             at<const float>(weight),
                             static_cast<float>(uniform_weight),
                             at<const float>(entropy_weight)};
-  const mrt::LossOptions options{label_smoothing, z_loss, softcap, scale};
+  const mrt::LossOptions options{label_smoothing, z_loss, softcap, scale, classes};
   const mrt::RowResults results{at<float>(out.at(0)), at<float>(out.at(1)), at<float>(out.at(2)),
                                 at<int64_t>(out.at(3)), at<double>(out.at(4))};
   return released(

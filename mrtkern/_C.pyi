@@ -117,6 +117,7 @@ def cross_entropy_rows(
     z_loss: float,
     softcap: float,
     scale: float,
+    classes: int,
     out: list[int],
     given_lse: int,
     threads: int,

@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -22,9 +23,28 @@ def shape(tensor: Tensor) -> str:
 
 
 def tensor(op: str, argument: str, value: Any) -> None:
-    """Refuse what is not a tensor."""
+    """Refuse what is not a dense tensor of this process."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: {argument} must be a torch.Tensor, got {type(value).__name__}")
+    if is_distributed(value):
+        rule = f"be of this process alone: pass {argument}.full_tensor() or {argument}.to_local()"
+        fail(op, argument, rule, f"a DTensor placed {value.placements}")  # type: ignore[attr-defined]
+    if value.layout != torch.strided or value.is_nested:
+        fail(op, argument, "be dense", "a nested tensor" if value.is_nested else value.layout)
+
+
+def is_distributed(value: Tensor) -> bool:
+    """Whether the value lies in several processes; without importing what is slow to import."""
+    return any(base.__name__ == "DTensor" for base in type(value).__mro__)
+
+
+def no_tangent(op: str, **tensors: Tensor | None) -> None:
+    """Refuse forward-mode differentiation, which operators would pass in silence, as if their derivative were 0."""
+    if torch.compiler.is_compiling():
+        return
+    for name, value in tensors.items():
+        if value is not None and forward_ad.unpack_dual(value).tangent is not None:
+            raise RuntimeError(f"{op}: {name} must be differentiated by backward, got a tangent of forward mode")
 
 
 def floating(op: str, argument: str, value: Any) -> None:

@@ -16,7 +16,7 @@ from mrtkern.ops.linear_cross_entropy.op import linear_cross_entropy
 
 OP = "response_weights"
 NORMALIZATIONS = ("token", "response", "prompt", "prompt_token", "prompt_sum")
-Count = int | Tensor
+Count = float | Tensor
 
 torch.library.define(
     "mrtkern::response_weights",
@@ -127,8 +127,9 @@ def response_weights(
     response, do not count in R, K and P. prompt [R] int64: any numbers in any order; None: each response its own.
     response_weight v [R], used as given; None: 1, and 1 / K of its prompt under "prompt" and "prompt_sum".
     When a step is split over ranks or accumulated batches, the counts of the whole step: num_prompts, num_responses,
-    num_tokens are P, R and the sum of T_r (ints or 0-d tensors). For responses [R] here: responses_per_prompt is K of
-    its prompt, tokens_per_response its T_r, tokens_per_prompt its prompt's sum of v_r T_r (v_r 1 if not given).
+    num_tokens are P, R and the sum of T_r (numbers or 0-d tensors; where ranks average their gradients, divided by the
+    number of ranks). For responses [R] here: responses_per_prompt is K of its prompt, tokens_per_response its T_r,
+    tokens_per_prompt its prompt's sum of v_r T_r (v_r 1 if not given).
 
     Returns float32, the shape of targets; 0 where ignored. No gradient. Deterministic; sums in float64. On a GPU
     nothing is read back, and offsets are not checked. Memory: about 40 bytes per token and 150 per response.
@@ -183,11 +184,11 @@ def _count(name: str, value: Count | None, R: int | None, device: torch.device) 
         return None
     size = () if R is None else (R,)
     if not isinstance(value, Tensor):
-        if value < 1:
-            _check.fail(OP, name, "be at least 1", value)
-        return torch.full(size, value, dtype=torch.int64, device=device)
+        if not (isinstance(value, (int, float)) and 0 < value < math.inf):
+            _check.fail(OP, name, "be positive and finite", repr(value))
+        return torch.full(size, value, dtype=torch.float64, device=device)
     if value.shape not in ((), size):
-        _check.fail(OP, name, "be an int or " + ("0-d" if R is None else f"of shape [{R}]"), _check.shape(value))
+        _check.fail(OP, name, "be a number or " + ("0-d" if R is None else f"of shape [{R}]"), _check.shape(value))
     if value.device != device:
         _check.fail(OP, name, f"be on the device of targets ({device})", value.device)
     return value.expand(size)

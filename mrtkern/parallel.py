@@ -1,6 +1,7 @@
 """Losses over a vocabulary that is split among the ranks of a process group: each holds some classes of every row.
 
-    forward    lse and target logit of the own classes, one all-gather of 3 T numbers, the loss of the whole vocabulary
+    forward    lse and target logit of the own classes, one all-gather of 3 T numbers (with label smoothing 5 T), the
+               loss of the whole vocabulary
     backward   dz = w (exp(z - lse) - [v = y]) of the own classes; one all-reduce of dh
 
 Hidden states, targets and weights are the same on every rank, and so is the loss. No rank sees another's logits.
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 
 from mrtkern import _check, _dispatch
-from mrtkern.ops.cross_entropy.op import check_options, check_targets
+from mrtkern.ops.cross_entropy.op import check_targets, checked_options
 from mrtkern.ops.cross_entropy.problem import IGNORE, Options
 from mrtkern.ops.linear_cross_entropy import head, passes
 from mrtkern.ops.linear_cross_entropy.problem import Cap, Problem
@@ -32,31 +33,38 @@ class _Shard:
     op: str
     group: dist.ProcessGroup
     given: Entries  # rows that count; their targets are numbered from this rank's first class, -1 where it has them not
-    z_loss: float
+    options: Options
     cap: Cap
 
     @classmethod
     def of(
         cls, op: str, group: dist.ProcessGroup, first_class: int, V: int, targets: Tensor, token_weight: Tensor | None,
-        ignore_index: int, z_loss: float, softcap: float | None, wide: torch.dtype,
+        options: Options, wide: torch.dtype,
     ) -> _Shard:  # fmt: skip
         if first_class < 0:
             _check.fail(op, "first_class", "be the number of this rank's first class", first_class)
-        valid = targets != ignore_index
-        weight = (valid / valid.sum().clamp(min=1) if token_weight is None else token_weight).to(wide)
+        valid = targets != options.ignore_index
+        weight = valid.to(wide) / valid.sum().clamp(min=1) if token_weight is None else token_weight.to(wide)
         own = targets - first_class
         own = torch.where((own >= 0) & (own < V), own, -1)
-        return cls(op, group, entries(own, None, weight, valid & (weight != 0)), z_loss, Cap(softcap or 0.0))
+        return cls(op, group, entries(own, None, weight, valid & (weight != 0)), options, Cap(options.softcap))
+
+    @property
+    def num_statistics(self) -> int:
+        """Numbers per row that a rank tells the others."""
+        return 5 if self.options.label_smoothing else 3
 
     def statistics(self, rows: ModuleType, z: Tensor, chunk: slice) -> Tensor:
-        """Of some rows: lse, target logit (0 elsewhere), whether the target is here: [3, C] float64."""
-        targets = self.given.targets[chunk]
-        logp, _, lse = rows.log_probs(z, targets.clamp(min=0), self.cap)
-        return torch.stack([lse, torch.where(targets < 0, 0, lse + logp), (targets >= 0).double()])
+        """Of some rows, [3 or 5, C] float64: lse, target logit (0 elsewhere), whether the target is here; for label
+        smoothing the sum of the logits and the number of classes."""
+        targets, V = self.given.targets[chunk], z.shape[1]
+        logp, _, lse, mean = rows.log_probs(z, targets.clamp(min=0), self.cap, bool(self.options.label_smoothing))
+        told = [lse, torch.where(targets < 0, 0, lse + logp), (targets >= 0).double()]
+        return torch.stack(told if mean is None else [*told, mean * V, torch.full_like(mean, V)])
 
-    def merge(self, mine: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss and the lse [T'] of the whole vocabulary, from the statistics [3, T'] of every rank."""
-        everyone = mine.new_empty((dist.get_world_size(self.group), *mine.shape))  # [ranks, 3, T']
+    def merge(self, mine: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, int]:
+        """The loss, lse [T'] and classes of the whole vocabulary, from the statistics [3 or 5, T'] of every rank."""
+        everyone = mine.new_empty((dist.get_world_size(self.group), *mine.shape))  # [ranks, 3 or 5, T']
         dist.all_gather(list(everyone), mine.contiguous(), group=self.group)
         lse = everyone[:, 0].logsumexp(0)
         owners = everyone[:, 2].sum(0)
@@ -67,17 +75,25 @@ class _Shard:
                 f"{self.op}: targets must each be a class of exactly one rank, got {int(targets[t])} at position {t}, "
                 f"which {int(owners[i])} have"
             )
-        each = lse - everyone[:, 1].sum(0) + self.z_loss * lse**2
-        return (self.given.weight * each).sum().to(self.given.weight.dtype), lse
+        each, classes, smoothing = lse - everyone[:, 1].sum(0), 0, self.options.label_smoothing
+        if smoothing and len(lse):
+            total, num_classes = everyone[:, 3:].sum(0)  # [T'] each
+            each, classes = (1 - smoothing) * each + smoothing * (lse - total / num_classes), int(num_classes[0])
+        each = each + self.options.z_loss * lse**2
+        return (self.given.weight * each).sum().to(self.given.weight.dtype), lse, classes
+
+    def whole(self, classes: int) -> dict[str, Any]:
+        """What the gradient of a part of the classes must know of the others, beside their lse."""
+        return {"z_loss": self.options.z_loss, "label_smoothing": self.options.label_smoothing, "classes": classes}
 
 
 class _Logits(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, shard: _Shard, rows: ModuleType) -> Tensor:
         z = _wanted(logits, shard.given)
-        loss, lse = shard.merge(shard.statistics(rows, z, slice(0, len(z))), targets)
+        loss, lse, classes = shard.merge(shard.statistics(rows, z, slice(0, len(z))), targets)
         ctx.save_for_backward(logits, lse)
-        ctx.shard, ctx.rows = shard, rows
+        ctx.shard, ctx.rows, ctx.whole = shard, rows, shard.whole(classes)
         return loss
 
     @staticmethod
@@ -86,10 +102,8 @@ class _Logits(torch.autograd.Function):
         logits, lse = ctx.saved_tensors
         shard = ctx.shard
         dz = _wanted(logits, shard.given, is_copy=True)
-        ctx.rows.log_probs_backward(
-            dz, shard.given.targets, shard.cap, shard.given.weight, None, z_loss=shard.z_loss, lse=lse
-        )
-        dz *= grad
+        weight = shard.given.weight * grad  # before the one rounding to the type of the logits
+        ctx.rows.log_probs_backward(dz, shard.given.targets, shard.cap, weight, None, lse=lse, **ctx.whole)
         if shard.given.rows is None:
             return dz, None, None, None
         return torch.zeros_like(logits).index_copy_(0, shard.given.rows, dz), None, None, None
@@ -102,15 +116,15 @@ class _Linear(torch.autograd.Function):
         rows: ModuleType, problem: Problem,
     ) -> Tensor:  # fmt: skip
         counted = shard.given.targets.shape[0]
-        mine = torch.empty(3, counted, dtype=torch.float64, device=hidden.device)
+        mine = torch.empty(shard.num_statistics, counted, dtype=torch.float64, device=hidden.device)
 
         def step(z: Tensor, chunk: slice) -> None:
             mine[:, chunk] = shard.statistics(rows, z, chunk)
 
         passes.run(rows, replace(problem, needs=(False,) * 3), hidden, weight, bias, shard.given, step)
-        loss, lse = shard.merge(mine, targets)
+        loss, lse, classes = shard.merge(mine, targets)
         ctx.save_for_backward(hidden, weight, bias, lse)
-        ctx.shard, ctx.rows, ctx.problem = shard, rows, problem
+        ctx.shard, ctx.rows, ctx.problem, ctx.whole = shard, rows, problem, shard.whole(classes)
         return loss
 
     @staticmethod
@@ -119,7 +133,7 @@ class _Linear(torch.autograd.Function):
         hidden, weight, bias, lse = ctx.saved_tensors
         shard = ctx.shard
         given = (ctx.rows, ctx.problem, hidden, weight, bias, shard.given, shard.cap, None)
-        made = passes.log_probs_backward(*given, z_loss=shard.z_loss, lse=lse)
+        made = passes.log_probs_backward(*given, lse=lse, **ctx.whole)
         if made.hidden is not None:
             dist.all_reduce(made.hidden, group=shard.group)
         found = ((made.hidden, hidden), (made.weight, weight), (made.bias, bias))
@@ -146,6 +160,7 @@ def vocabulary_parallel_cross_entropy(
     group: dist.ProcessGroup,
     token_weight: Tensor | None = None,
     ignore_index: int = IGNORE,
+    label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     softcap: float | None = None,
     backend: str | None = None,
@@ -155,9 +170,9 @@ def vocabulary_parallel_cross_entropy(
         cross_entropy(torch.cat([logits of rank 0, logits of rank 1, …], 1), targets, …)
 
     logits [T, V_r]: the classes first_class … first_class + V_r - 1 of every row, any split that covers each once.
-    targets [T] int64 in the whole vocabulary, token_weight [T], ignore_index, z_loss, softcap: the same on every rank
-    and as in `cross_entropy`; without token_weight the mean over valid tokens. group: an existing process group; every
-    rank of it must make the call. backend: None chooses; a name is obeyed or refused.
+    targets [T] int64 in the whole vocabulary, token_weight [T], ignore_index, label_smoothing, z_loss, softcap: the
+    same on every rank and as in `cross_entropy`; without token_weight the mean over valid tokens. group: an existing
+    process group; every rank of it must make the call. backend: None chooses; a name is obeyed or refused.
 
     Returns the loss, a scalar, the same on every rank. Gradient: logits, the own columns, nothing sent.
     Deterministic: the same bits on every run. Memory: a copy of the logits in backward, their gradient.
@@ -168,12 +183,12 @@ def vocabulary_parallel_cross_entropy(
     if logits.ndim != 2:
         _check.fail(op, "logits", "be [T, V_r]", _check.shape(logits))
     check_targets(op, logits.shape[0], logits.device, targets, token_weight, None)
-    check_options(op, Options(z_loss=z_loss), softcap)
+    options = checked_options(op, ignore_index, softcap, label_smoothing, z_loss)
     T, V = logits.shape
     problem = Problem(T, 0, V, logits.dtype, logits.dtype, logits.dtype, logits.device.type)
     rows = _dispatch.run("linear_cross_entropy", backend, problem)
     wide = head.sums_in(logits.dtype)
-    shard = _Shard.of(op, group, first_class, V, targets, token_weight, ignore_index, z_loss, softcap, wide)
+    shard = _Shard.of(op, group, first_class, V, targets, token_weight, options, wide)
     loss: Tensor = _Logits.apply(logits, targets, shard, rows)  # type: ignore[no-untyped-call]
     return loss
 
@@ -189,6 +204,7 @@ def vocabulary_parallel_linear_cross_entropy(
     bias: Tensor | None = None,
     token_weight: Tensor | None = None,
     ignore_index: int = IGNORE,
+    label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     softcap: float | None = None,
     backend: str | None = None,
@@ -203,22 +219,21 @@ def vocabulary_parallel_linear_cross_entropy(
 
     Returns the loss, a scalar, the same on every rank. Gradient: weight and bias, the own rows; hidden, summed over the
     ranks by one all-reduce, which every rank must ask for. Logits are computed again in backward: 8 T V D operations.
-    Deterministic: the same bits on every run. Memory: as `linear_log_prob`, and 24 bytes per row and rank.
+    Deterministic: the same bits on every run. Memory: as `linear_log_prob`, and per row and rank 24 bytes, with label
+    smoothing 40.
     Raises IndexError, on every rank, for a target that not exactly one rank has. torch.compile breaks its graph here.
     """
     op = "vocabulary_parallel_linear_cross_entropy"
     _check.floating(op, "hidden", hidden)
     head.check(op, hidden, weight, bias, targets, token_weight)
-    check_options(op, Options(z_loss=z_loss), softcap)
+    options = checked_options(op, ignore_index, softcap, label_smoothing, z_loss)
     needs = head.needs(hidden, weight, bias)
     product = head.product_type(hidden, weight)
     problem = Problem.of(hidden, weight, bias, product, (needs[0], needs[1], needs[2]), is_log_prob=True)
     rows = _dispatch.run("linear_cross_entropy", backend, problem)
     head.check_memory(op, problem, rows, targets)
     wide = head.sums_in(product)
-    shard = _Shard.of(
-        op, group, first_class, weight.shape[0], targets, token_weight, ignore_index, z_loss, softcap, wide
-    )
+    shard = _Shard.of(op, group, first_class, weight.shape[0], targets, token_weight, options, wide)
     with torch.autocast(hidden.device.type, enabled=False):
         loss: Tensor = _Linear.apply(hidden, weight, bias, targets, shard, rows, problem)  # type: ignore[no-untyped-call]
     return loss

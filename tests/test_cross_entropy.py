@@ -169,6 +169,21 @@ def test_minus_infinity_is_probability_zero(backend: str) -> None:
 
 
 @every_backend
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_a_target_of_minus_infinity_is_lost_without_spoiling_its_gradient(softcap: float | None, backend: str) -> None:
+    inputs = {**rows(2, 70), "token_weight": torch.tensor([0.5, -2.0]), "softcap": softcap}
+    inputs["logits"][[0, 1], inputs["targets"]] = -torch.inf
+    loss, gradient = with_gradient(inputs, backend=backend)
+    z = inputs["logits"].double().requires_grad_()
+    u = z if softcap is None else softcap * torch.tanh(z / softcap)
+    each = F.cross_entropy(u, inputs["targets"], reduction="none")
+    truth = (each * inputs["token_weight"]).sum()
+    assert bool(loss.isnan()) == (softcap is None)  # infinity - infinity
+    (expected,) = torch.autograd.grad(truth, z)
+    oracle.assert_summed(gradient, expected, oracle.cross_entropy_steps(), 4.0)
+
+
+@every_backend
 def test_blocks_of_minus_infinity_come_before_everything_else(backend: str) -> None:
     logits = torch.full((1, 5000), -torch.inf)
     logits[0, 4500:] = -1000.0

@@ -60,6 +60,36 @@ def test_a_second_backward_is_right_or_refused(inplace: bool, backend: str) -> N
         torch.autograd.grad(loss, leaf)
 
 
+@pytest.mark.parametrize("change", ["zero", "add"])
+def test_a_second_backward_never_counts_what_was_done_to_the_first_gradient(change: str) -> None:
+    leaf = rows(6, 40)["logits"].requires_grad_()
+    loss = cross_entropy(leaf, rows(6, 40)["targets"])
+    loss.backward(retain_graph=True)
+    assert leaf.grad is not None
+    leaf.grad.zero_() if change == "zero" else leaf.grad.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_a_loss_scale_beyond_float16_scales_the_gradient(is_compiled: bool, dtype: torch.dtype) -> None:
+    torch._dynamo.reset()
+    inputs = rows(6, 40, dtype)
+    weight, scale = torch.full((6,), 0.01), 2.0**17 * (1 + 2.0**-9)  # neither float16 nor bfloat16
+    leaf = inputs["logits"].clone().requires_grad_()
+
+    def function(z: torch.Tensor) -> torch.Tensor:
+        return cross_entropy(z, inputs["targets"], token_weight=weight) * scale
+
+    found = (torch.compile(function, fullgraph=True, backend="aot_eager") if is_compiled else function)(leaf)
+    (gradient,) = torch.autograd.grad(found, leaf)
+    wide = inputs["logits"].double().requires_grad_()
+    (truth,) = torch.autograd.grad(function(wide), wide)
+    (unscaled,) = torch.autograd.grad(function(leaf) / scale, leaf)
+    oracle.assert_close(gradient, truth, (unscaled.double() * scale).to(dtype))
+
+
 def test_a_second_derivative_is_refused() -> None:
     inputs = rows(3, 4)
     leaf = inputs["logits"].requires_grad_()
@@ -95,11 +125,26 @@ def test_in_place_the_logits_become_the_gradient_and_say_so(backend: str) -> Non
 
 def test_in_place_refuses_what_it_cannot_overwrite() -> None:
     inputs = rows(4, 6)
-    with pytest.raises(ValueError, match="inplace must be False for logits that are a leaf"):
-        cross_entropy(inputs["logits"].clone().requires_grad_(), inputs["targets"], inplace=True)
-    for view in (inputs["logits"][:1].expand(4, 6), torch.randn(6, 4).T):
+    for view in (inputs["logits"][:1].expand(4, 6), torch.randn(6, 4).T, torch._neg_view(inputs["logits"])):
         with pytest.raises(ValueError, match="logits must have adjacent columns and rows that do not overlap"):
             cross_entropy(view, inputs["targets"], inplace=True)
+    padded = torch.randn(2, 3, 6)[:, :2]  # one after the other only in a copy
+    with pytest.raises(ValueError, match="logits must have adjacent columns and rows that do not overlap"):
+        cross_entropy(padded, inputs["targets"].view(2, 2), inplace=True)
+
+
+def test_in_place_never_overwrites_a_leaf() -> None:
+    """Neither itself nor a view of it, padded or not; without gradients it is nobody's parameter."""
+    targets = rows(4, 6)["targets"]
+    leaf, padded = torch.randn(4, 9, requires_grad=True), torch.randn(2, 2, 6, requires_grad=True)
+    before, before_padded = leaf.detach().clone(), padded.detach().clone()
+    for logits, y in ((leaf, targets), (leaf[:, 3:], targets), (padded, targets.view(2, 2)), (padded[0], targets[:2])):
+        with pytest.raises(ValueError, match="inplace must be False for logits that are a leaf or its view"):
+            cross_entropy(logits, y, inplace=True)
+    assert torch.equal(leaf, before) and torch.equal(padded, before_padded)
+    with torch.no_grad():
+        cross_entropy(leaf[:, 3:], targets, inplace=True)
+    assert not torch.equal(leaf, before)
 
 
 def operator_arguments(case: Case) -> tuple[Any, ...]:
@@ -218,12 +263,24 @@ def test_details_of_weightless_rows_are_known_too(backend: str) -> None:
         ({"z_loss": float("nan")}, "z_loss must be finite, got nan"),
         ({"softcap": 0.0}, "softcap must be None or positive and finite, got 0.0"),
         ({"return_details": True}, "offsets must be given with return_details, unless targets are padded, got None"),
+        ({"ignore_index": None}, "ignore_index must be an int, got None"),
+        ({"logits": torch.ones(3, 4).to_sparse()}, "logits must be dense, got torch.sparse_coo"),
+        (
+            {"logits": torch.ones(1, 3, 4), "targets": torch.ones(1, 3).long(), "token_weight": torch.ones(3, 1)},
+            r"token_weight must have the shape \[1, 3\] of targets, got \[3, 1\]",
+        ),
         ({"backend": "cuda"}, "backend 'cuda' cannot run this: cross_entropy has no cuda backend"),
     ],
 )
 def test_bad_arguments_are_named(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=f"^cross_entropy: {sentence}$"):
         cross_entropy(**{**rows(3, 4), **changes})
+
+
+def test_what_is_no_tensor_is_named() -> None:
+    for name in ("logits", "targets"):
+        with pytest.raises(TypeError, match=f"^cross_entropy: {name} must be a torch.Tensor, got list$"):
+            cross_entropy(**{**rows(3, 4), name: [1, 2, 3]})
 
 
 @needs_cpu_backend

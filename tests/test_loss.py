@@ -208,6 +208,13 @@ def test_counts_may_be_tensors() -> None:
             assert torch.equal(response_weights(normalize=normalize, **given, **{name: torch.tensor(17)}), number)
 
 
+def test_counts_may_be_shares_of_ranks_that_average() -> None:
+    given = ragged(5)
+    P = counts_of(given)["num_prompts"]
+    half = response_weights(normalize="prompt", **given, num_prompts=P / 16)
+    assert torch.equal(half, 16 * response_weights(normalize="prompt", **given))
+
+
 RANKS = """
 import sys, torch
 import torch.distributed as dist
@@ -307,6 +314,18 @@ def test_module_passes_counts_and_returns_details() -> None:
     oracle.assert_summed(other.loss * 1000, found.loss.double() * P, oracle.cross_entropy_steps(), 10.0 * P)
 
 
+@pytest.mark.parametrize("size", [(0, 3), (2, 0)])
+def test_module_takes_padded_logits_of_nothing(size: tuple[int, int]) -> None:
+    crit = MultiResponseCrossEntropyLoss("prompt", return_details=True)
+    targets = torch.empty(size, dtype=torch.int64)
+    for found in (
+        crit(torch.empty(*size, 11), targets),
+        crit(torch.empty(*size, 5), targets, weight=torch.ones(11, 5, requires_grad=True)),
+    ):
+        assert float(found.loss.detach()) == 0
+        assert found.response_tokens.tolist() == [0] * size[0]
+
+
 def test_module_takes_padded_logits() -> None:
     logits, targets = torch.randn(3, 4, 11), torch.randint(0, 11, (3, 4))
     targets[1, 2:] = IGNORE
@@ -337,9 +356,11 @@ def test_module_takes_padded_logits() -> None:
         ),
         ({"response_weight": torch.ones(2, requires_grad=True)}, "response_weight must not require a gradient, .*"),
         ({"constant": 0.0}, "constant must be positive and finite, got 0.0"),
-        ({"num_tokens": 0}, "num_tokens must be at least 1, got 0"),
-        ({"num_prompts": torch.ones(2)}, r"num_prompts must be an int or 0-d, got \[2\]"),
-        ({"tokens_per_response": torch.ones(3)}, r"tokens_per_response must be an int or of shape \[2\], got \[3\]"),
+        ({"num_tokens": 0}, "num_tokens must be positive and finite, got 0"),
+        ({"num_tokens": float("nan")}, "num_tokens must be positive and finite, got nan"),
+        ({"num_tokens": "3"}, "num_tokens must be positive and finite, got '3'"),
+        ({"num_prompts": torch.ones(2)}, r"num_prompts must be a number or 0-d, got \[2\]"),
+        ({"tokens_per_response": torch.ones(3)}, r"tokens_per_response must be a number or of shape \[2\], got \[3\]"),
     ],
 )
 def test_bad_arguments_are_named(changes: dict[str, Any], sentence: str) -> None:

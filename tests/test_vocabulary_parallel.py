@@ -19,14 +19,19 @@ from tests import oracle
 
 RANKS = 2
 CUT = 30  # of 101 classes: rank 0 has fewer than rank 1
-OPTIONS = {"plain": {}, "capped": {"softcap": 2.0, "z_loss": 1e-2}}
+OPTIONS = {
+    "plain": {},
+    "capped": {"softcap": 2.0, "z_loss": 1e-2},
+    "smoothed": {"label_smoothing": 0.1},
+    "nothing but smoothing, capped": {"label_smoothing": 1.0, "softcap": 2.0, "z_loss": 1e-2},
+}
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def make_inputs(dtype: torch.dtype) -> dict[str, Any]:
-    """Ignored rows, rows of weight 0, weights of both signs; targets in both halves."""
+    """Ignored rows, rows of weight 0, weights of both signs; targets in both halves. 18 rows count: 1/18 is rounded."""
     inputs = Problem(
-        23, 12, 101, dtype, dtype, dtype, ignored=0.3, has_bias=True, needs=(True, True, True)
+        23, 12, 101, dtype, dtype, dtype, ignored=0.2, has_bias=True, needs=(True, True, True)
     ).make_inputs()
     inputs["token_weight"][::5] = 0
     inputs["token_weight"][::3] *= -1
@@ -58,6 +63,17 @@ def on_logits(inputs: dict[str, Any], rank: int, options: dict[str, Any]) -> tup
     return loss.detach(), torch.autograd.grad(loss * 3, part)[0]
 
 
+def scaled(rank: int) -> Tensor:
+    """Gradient of this rank's float16 columns under a loss scale, before which it is nothing in float16."""
+    z = torch.zeros(4, 101, dtype=torch.float16)
+    part = (z[:, :CUT], z[:, CUT:])[rank].requires_grad_()
+    loss = mrtkern.vocabulary_parallel_cross_entropy(
+        part, torch.tensor([0, 1, 50, 100]), token_weight=torch.full((4,), 1e-6), first_class=CUT * rank,
+        group=dist.group.WORLD,
+    )  # fmt: skip
+    return torch.autograd.grad(loss * 2.0**17, part)[0]
+
+
 def sentences(rank: int) -> list[str]:
     """What is refused, and how."""
     inputs, said = make_inputs(torch.float32), []
@@ -84,11 +100,11 @@ def sentences(rank: int) -> list[str]:
     return said
 
 
-def counted_messages(rank: int) -> dict[str, int]:
+def counted_messages(rank: int, options: dict[str, Any]) -> dict[str, int]:
     """Collectives of one forward and backward."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities) as profiler:
-        linear(make_inputs(torch.float32), rank, {})
+        linear(make_inputs(torch.float32), rank, options)
     names = [event.key for event in profiler.key_averages() for _ in range(event.count)]
     return {
         "gathers": names.count("gloo:all_gather"),
@@ -107,7 +123,8 @@ def work(rank: int, store: str, results: str) -> None:
         inputs = make_inputs(dtype)
         found["linear", name, option] = linear(inputs, rank, options)
         found["logits", name, option] = on_logits(inputs, rank, options)
-    found["sentences"], found["messages"] = sentences(rank), counted_messages(rank)
+    found["sentences"], found["float16"] = sentences(rank), scaled(rank)
+    found["messages"] = [counted_messages(rank, options) for options in OPTIONS.values()]
     torch.save(found, f"{results}/{rank}")
     dist.destroy_process_group()
 
@@ -176,7 +193,14 @@ def test_split_logits_are_whole_logits(ranks: list[dict[Any, Any]], name: str, o
 
 
 def test_one_message_forward_and_one_backward(ranks: list[dict[Any, Any]]) -> None:
-    assert [found["messages"] for found in ranks] == [{"gathers": 1, "reductions": 1}] * RANKS
+    for found in ranks:
+        assert found["messages"] == [{"gathers": 1, "reductions": 1}] * len(OPTIONS)
+
+
+def test_float16_gradients_survive_a_loss_scale(ranks: list[dict[Any, Any]]) -> None:
+    found = torch.cat([found["float16"] for found in ranks], 1)
+    truth = torch.full((4, 101), 1 / 101).double() - torch.nn.functional.one_hot(torch.tensor([0, 1, 50, 100]), 101)
+    oracle.assert_summed(found, truth * 1e-6 * 2.0**17, 8, 1.0)
 
 
 def test_sharded_heads_and_foreign_targets_are_refused_on_every_rank(ranks: list[dict[Any, Any]]) -> None:

@@ -140,14 +140,14 @@ class Rows {
   }
 
   Row statistics(int64_t t, Exponentials exponentials) const {
-    const bool wants_mean = options_.label_smoothing != 0.0;
     Row row = {};
-    if (given_lse_ && !wants_entropy_ && !wants_mean) {
+    if (given_lse_ && !wants_entropy_) {
       row.lse = given_lse_[t];
       row.largest = static_cast<float>(row.lse);
       row.sum = std::exp(row.lse - row.largest);
       return row;
     }
+    const bool wants_mean = options_.label_smoothing != 0.0;
     const RowStatistics found = kernels().row_statistics(logits(t), rows_.dtype, rows_.V, transform_,
                                                          wants_entropy_ || wants_mean, exponentials);
     row.largest = found.largest;
@@ -179,7 +179,8 @@ class Rows {
                       std::vector<Entry>& entries) const {
     const double above = row.largest - row.lse;
     const double factor = mass * (1.0 + 2.0 * options_.z_loss * row.lse) - (h != 0.0 ? h * (above + row.entropy) : 0.0);
-    const double constant = mass * options_.label_smoothing / static_cast<double>(rows_.V);
+    const int64_t classes = options_.classes != 0 ? options_.classes : rows_.V;
+    const double constant = mass * options_.label_smoothing / static_cast<double>(classes);
     const GradientRule rule = {static_cast<float>(row.largest), single(factor / row.sum), single(-h / row.sum),
                                single(constant)};
     if (exponentials.e) {
@@ -196,7 +197,8 @@ class Rows {
       for (; i < entries.size() && entries[i].y == e.y; ++i) total += entries[i].weight;
       if (e.y < 0) continue;
       const double p = std::exp(e.u - row.lse);
-      const double du = p * (factor - h * (e.u - row.largest)) - constant - (1.0 - options_.label_smoothing) * total;
+      const double pull = h != 0.0 && p > 0.0 ? factor - h * (e.u - row.largest) : factor;  // 0 (-infinity) is NaN
+      const double du = p * pull - constant - (1.0 - options_.label_smoothing) * total;
       kernels().row_write(gradient(t), rows_.dtype, e.y, single(du * e.slope));
     }
   }

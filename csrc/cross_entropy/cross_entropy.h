@@ -33,6 +33,7 @@ struct LossOptions {
   double label_smoothing = 0.0, z_loss = 0.0;
   double softcap = 0.0;  // cap(z) = softcap tanh(z / softcap), the identity when 0
   double scale = 1.0;    // 1 / temperature
+  int64_t classes = 0;   // that share label_smoothing in the gradient; 0: V
 };
 
 // What is left beside the gradient; null: not wanted. Rows without a valid target have zeros and argmax -1.
@@ -45,8 +46,8 @@ struct RowResults {
 };
 
 // Returns L, in float64. A row whose weights are all 0 is not read (its gradient is 0) unless results are wanted.
-// Targets must have been checked. given_lse: [T], in place of the rows' own (of which V may be a part; then without
-// label smoothing and entropy), or null.
+// Targets must have been checked. given_lse: [T], in place of the rows' own, of which V may be a part, or null; then
+// without entropy, and with label smoothing only the gradient is right.
 // The same bits for every number of threads. Memory: 8 bytes per row, 4 V bytes per thread. Throws Interrupted, OutOfMemory.
 double cross_entropy_rows(const LogitRows& rows, const LossOptions& options, const RowResults& results,
                           const double* given_lse, int threads);

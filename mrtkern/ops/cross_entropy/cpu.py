@@ -38,8 +38,8 @@ def forward(
 ) -> Rows:  # fmt: skip
     """The loss and, where wanted, details; dL/dz goes to `gradient`, which may be the logits."""
     T, V = logits.shape
-    if (logits.stride(1) != 1 and V > 1) or logits.is_neg():
-        logits = logits.resolve_neg().contiguous()
+    if logits.stride(1) != 1 and V > 1:
+        logits = logits.contiguous()
     targets = targets.contiguous()
     weight, uniform = token_weight, 0.0
     if weight is None:
@@ -53,7 +53,7 @@ def forward(
         logits.data_ptr(), _address(gradient), DTYPES[logits.dtype], T, V, logits.stride(0),
         0 if gradient is None else gradient.stride(0), targets.data_ptr(), _address(target_offsets),
         options.ignore_index, _address(weight), uniform, 0, options.label_smoothing, options.z_loss, options.softcap,
-        1.0, [*(_address(detail) if wants_details else 0 for detail in details), 0], 0, torch.get_num_threads(),
+        1.0, 0, [*(_address(detail) if wants_details else 0 for detail in details), 0], 0, torch.get_num_threads(),
     )  # fmt: skip
     return Rows(torch.tensor(loss, dtype=torch.float32), *details)
 

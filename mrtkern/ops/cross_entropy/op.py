@@ -122,7 +122,7 @@ class _CrossEntropy(torch.autograd.Function):
             return (None, *nothing)
         if torch.compiler.is_compiling():
             (gradient,) = ctx.saved_tensors
-            return (gradient * grad.to(gradient.dtype), *nothing)
+            return ((gradient.to(grad.dtype) * grad).to(gradient.dtype), *nothing)  # a loss scale may exceed float16
         if torch.is_grad_enabled():
             raise RuntimeError(f"{OP}: logits must be differentiated once at most, got create_graph=True")
         if ctx.is_spent:
@@ -169,8 +169,10 @@ def cross_entropy(
     check: whether targets are checked; None: on the CPU. backend: None chooses; a name is obeyed or refused.
 
     Returns the loss, 0-d float32 (float64 for float64 logits); with return_details LossDetails. Nothing valid: 0.
-    Gradient: logits, once, rounded once to their type; rows whose weights are all 0 are not read and have 0. A second
-    backward is right, or refused when the loss was scaled after this function.
+    Gradient: logits, once, rounded once to their type, then multiplied by the gradient of the loss (what float16 cannot
+    hold before a loss scale is lost: put the scale into token_weight). Rows whose weights are all 0 are not read and
+    have 0. A second backward is right, or refused when the loss was scaled after this function or the first gradient
+    was changed.
     Deterministic: the same bits on every run and, on the CPU, for every number of threads.
     Memory beyond the gradient (none with inplace or without requires_grad): cpu 4 V + 4096 bytes per thread and 8 per
     row; reference 28 bytes per logit (float64: 56).
@@ -178,13 +180,19 @@ def cross_entropy(
     not fit; MemoryError when it cannot fit; RuntimeError for create_graph=True.
     Source: `mrtkern.ops.cross_entropy` has the equations.
     """
+    _check.floating(OP, "logits", logits)
+    _check.int64(OP, "targets", targets)
+    given = logits
     if logits.ndim == 3 and targets.ndim == 2:
         logits, targets, token_weight, offsets = packed(OP, "logits", logits, targets, token_weight, offsets)
-    options = Options(ignore_index, float(label_smoothing), float(z_loss), float(softcap or 0.0))
-    _check_arguments(logits, targets, token_weight, target_offsets, options, softcap)
+    if logits.ndim != 2 or logits.shape[1] == 0:
+        _check.fail(OP, "logits", "be [T, V] with V at least 1", _check.shape(logits))
+    check_targets(OP, logits.shape[0], logits.device, targets, token_weight, target_offsets)
+    options = checked_options(OP, ignore_index, softcap, label_smoothing, z_loss)
     if return_details:
         check_details(OP, targets, offsets, prompt)
-    inplace = inplace and _overwrites(logits)
+    _check.no_tangent(OP, logits=given)
+    inplace = inplace and _overwrites(given, logits)
     arguments = (targets, token_weight, target_offsets, *options, return_details, check, backend)
     if torch.is_grad_enabled() and logits.requires_grad:
         results = _CrossEntropy.apply(logits, inplace, *arguments)  # type: ignore[no-untyped-call]
@@ -199,18 +207,6 @@ def cross_entropy(
     return response_details(rows, targets, target_offsets, ignore_index, offsets, prompt)
 
 
-def _check_arguments(
-    logits: Tensor, targets: Tensor, token_weight: Tensor | None, target_offsets: Tensor | None, options: Options,
-    softcap: float | None,
-) -> None:  # fmt: skip
-    """Shapes, types, devices and options; nothing that reads a tensor."""
-    _check.floating(OP, "logits", logits)
-    if logits.ndim != 2 or logits.shape[1] == 0:
-        _check.fail(OP, "logits", "be [T, V] with V at least 1", _check.shape(logits))
-    check_targets(OP, logits.shape[0], logits.device, targets, token_weight, target_offsets)
-    check_options(OP, options, softcap)
-
-
 def packed(
     op: str, name: str, x: Tensor, targets: Tensor, token_weight: Tensor | None, offsets: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
@@ -220,10 +216,15 @@ def packed(
     if x.shape[:2] != targets.shape:
         shapes = f"{name} {_check.shape(x)} and targets {_check.shape(targets)}"
         _check.fail(op, f"{name} and targets", "be [R, L, …] and [R, L]", shapes)
+    if token_weight is not None:
+        _check.floating(op, "token_weight", token_weight)
+        if token_weight.shape != targets.shape:
+            rule = f"have the shape {_check.shape(targets)} of targets"
+            _check.fail(op, "token_weight", rule, _check.shape(token_weight))
     R, L = targets.shape
     offsets = torch.arange(0, R * L + 1, L, device=targets.device) if L else targets.new_zeros(R + 1)
     token_weight = None if token_weight is None else token_weight.reshape(-1)
-    return x.reshape(R * L, -1), targets.reshape(-1), token_weight, offsets
+    return x.flatten(0, 1), targets.reshape(-1), token_weight, offsets
 
 
 def check_targets(
@@ -248,14 +249,19 @@ def check_targets(
             _check.fail(op, name, f"be on the device of the rows ({device})", value.device)
 
 
-def check_options(op: str, options: Options, softcap: float | None) -> None:
+def checked_options(
+    op: str, ignore_index: int, softcap: float | None, label_smoothing: float = 0.0, z_loss: float = 0.0
+) -> Options:
     """Numbers that make a loss."""
-    if not 0 <= options.label_smoothing <= 1:
-        _check.fail(op, "label_smoothing", "be from 0 to 1", options.label_smoothing)
-    if not math.isfinite(options.z_loss):
-        _check.fail(op, "z_loss", "be finite", options.z_loss)
+    if not isinstance(ignore_index, int):
+        _check.fail(op, "ignore_index", "be an int", repr(ignore_index))
+    if not 0 <= label_smoothing <= 1:
+        _check.fail(op, "label_smoothing", "be from 0 to 1", label_smoothing)
+    if not -math.inf < z_loss < math.inf:  # not isfinite, which torch.compile(dynamic=True) cannot trace
+        _check.fail(op, "z_loss", "be finite", z_loss)
     if softcap is not None and not 0 < softcap < math.inf:
         _check.fail(op, "softcap", "be None or positive and finite", softcap)
+    return Options(ignore_index, float(label_smoothing), float(z_loss), float(softcap or 0.0))
 
 
 def check_details(op: str, targets: Tensor, offsets: Tensor | None, prompt: Tensor | None) -> None:
@@ -268,12 +274,16 @@ def check_details(op: str, targets: Tensor, offsets: Tensor | None, prompt: Tens
         _check.vector(op, "prompt", prompt, offsets.shape[0] - 1, "response")
 
 
-def _overwrites(logits: Tensor) -> bool:
-    """Refuse what cannot be overwritten; inside torch.compile nothing is."""
-    if logits.requires_grad and logits.is_leaf and torch.is_grad_enabled():
-        _check.fail(OP, "inplace", "be False for logits that are a leaf and require a gradient", True)
+def _overwrites(given: Tensor, logits: Tensor) -> bool:
+    """Refuse what cannot be overwritten; inside torch.compile nothing is. given: before it was packed to [T, V]."""
+    if torch.compiler.is_compiling():
+        return False
+    owner = given._base if given._base is not None else given
+    if torch.is_grad_enabled() and given.requires_grad and owner.is_leaf:
+        _check.fail(OP, "inplace", "be False for logits that are a leaf or its view and require a gradient", True)
     T, V = logits.shape
-    if (V > 1 and logits.stride(1) != 1) or (T > 1 and logits.stride(0) < V):
+    is_copy = logits.data_ptr() != given.data_ptr() or given.is_neg()
+    if is_copy or (V > 1 and logits.stride(1) != 1) or (T > 1 and logits.stride(0) < V):
         rule = "have adjacent columns and rows that do not overlap to be overwritten"
-        _check.fail(OP, "logits", rule, f"strides {list(logits.stride())}")
-    return not torch.compiler.is_compiling()
+        _check.fail(OP, "logits", rule, f"strides {list(given.stride())}" + ", negated" * given.is_neg())
+    return True

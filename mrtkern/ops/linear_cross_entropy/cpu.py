@@ -57,30 +57,37 @@ def forward(
     return cross_entropy.forward(z, targets, token_weight, target_offsets, options, gradient, wants_details)
 
 
-def log_probs(z: Tensor, targets: Tensor, cap: Cap) -> LogProbs:
+def log_probs(z: Tensor, targets: Tensor, cap: Cap, wants_mean: bool = False) -> LogProbs:
     """Of rows of logits z [C, V]; targets [C] are classes."""
     nll, entropy, lse = torch.empty(len(z)), torch.empty(len(z)), torch.empty(len(z), dtype=torch.float64)
-    out = [nll.data_ptr(), 0, entropy.data_ptr(), 0, lse.data_ptr()]
-    _rows(z, targets, cap, torch.ones(len(z)), out=out)
-    return LogProbs(nll.neg_(), entropy, lse)
+    smoothed = torch.empty(len(z)) if wants_mean else None  # lse - mean, the loss of nothing but smoothing
+    out = [nll.data_ptr(), 0 if smoothed is None else smoothed.data_ptr(), entropy.data_ptr(), 0, lse.data_ptr()]
+    _rows(z, targets, cap, torch.ones(len(z)), label_smoothing=float(wants_mean), out=out)
+    return LogProbs(nll.neg_(), entropy, lse, None if smoothed is None else lse - smoothed)
 
 
 def log_probs_backward(
-    z: Tensor, targets: Tensor, cap: Cap, w: Tensor, c: Tensor | None, *, z_loss: float = 0.0, lse: Tensor | None = None
-) -> None:
-    """z [C, V] becomes the gradient of sum_t w_t (z_loss lse_t^2 - logp_t) + c_t H_t."""
-    _rows(z, targets, cap, w, c=c, z_loss=z_loss, lse=lse, gradient=z.data_ptr())
+    z: Tensor, targets: Tensor, cap: Cap, w: Tensor, c: Tensor | None, *, z_loss: float = 0.0,
+    lse: Tensor | None = None, label_smoothing: float = 0.0, classes: int = 0,
+) -> None:  # fmt: skip
+    """z [C, V] becomes the gradient of sum_t w_t (z_loss lse_t^2 - logp_t) + c_t H_t, or of a part of the classes."""
+    _rows(
+        z, targets, cap, w, c=c, z_loss=z_loss, lse=lse, label_smoothing=label_smoothing, classes=classes,
+        gradient=z.data_ptr(),
+    )  # fmt: skip
 
 
 def _rows(
     z: Tensor, targets: Tensor, cap: Cap, w: Tensor, *, c: Tensor | None = None, z_loss: float = 0.0,
-    lse: Tensor | None = None, gradient: int = 0, out: Sequence[int] = (0,) * 5,
+    lse: Tensor | None = None, label_smoothing: float = 0.0, classes: int = 0, gradient: int = 0,
+    out: Sequence[int] = (0,) * 5,
 ) -> None:  # fmt: skip
     """One call of the kernel, with one target per row."""
     targets, w = targets.contiguous(), w.contiguous()
     c, lse = (None if value is None else value.contiguous() for value in (c, lse))
     _C.cross_entropy_rows(
         z.data_ptr(), gradient, cross_entropy.DTYPES[z.dtype], len(z), z.shape[1], z.stride(0), z.stride(0),
-        targets.data_ptr(), 0, NO_TARGET, w.data_ptr(), 0.0, 0 if c is None else c.data_ptr(), 0.0, z_loss,
-        cap.softcap, 1 / cap.temperature, list(out), 0 if lse is None else lse.data_ptr(), torch.get_num_threads(),
+        targets.data_ptr(), 0, NO_TARGET, w.data_ptr(), 0.0, 0 if c is None else c.data_ptr(), label_smoothing, z_loss,
+        cap.softcap, 1 / cap.temperature, classes, list(out), 0 if lse is None else lse.data_ptr(),
+        torch.get_num_threads(),
     )  # fmt: skip

@@ -22,12 +22,12 @@ def check_weight(op: str, weight: Any) -> None:
                 f"a {type(weight).__name__} around {type(weight.base_layer).__name__}",
             )  # fmt: skip
         raise TypeError(f"{op}: weight must be a torch.Tensor such as lm_head.weight, got {type(weight).__name__}")
-    _check.floating(op, "weight", weight)
-    if any(base.__name__ == "DTensor" for base in type(weight).__mro__):
+    if isinstance(weight, Tensor) and _check.is_distributed(weight):
         _check.fail(
             op, "weight", "be whole: pass weight.full_tensor(), or weight.to_local() to the vocabulary-parallel "
-            "function", f"a DTensor placed {weight.placements}",
+            "function", f"a DTensor placed {weight.placements}",  # type: ignore[attr-defined]
         )  # fmt: skip
+    _check.floating(op, "weight", weight)
 
 
 def check(
@@ -47,6 +47,7 @@ def check(
         _check.vector(op, "bias", bias, weight.shape[0], "row of weight")
     _check.same_device(op, hidden=hidden, weight=weight, bias=bias)
     check_targets(op, hidden.shape[0], hidden.device, targets, token_weight, target_offsets)
+    _check.no_tangent(op, hidden=hidden, weight=weight, bias=bias)
 
 
 def check_memory(op: str, problem: Problem, rows: ModuleType, targets: Tensor) -> None:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from mrtkern import _check, _dispatch
-from mrtkern.ops.cross_entropy.op import check_options
-from mrtkern.ops.cross_entropy.problem import IGNORE, Options
+from mrtkern.ops.cross_entropy.op import checked_options
+from mrtkern.ops.cross_entropy.problem import IGNORE
 from mrtkern.ops.linear_cross_entropy import head, passes
 from mrtkern.ops.linear_cross_entropy.problem import Cap, Problem
 from mrtkern.ops.linear_cross_entropy.rows import entries
@@ -152,11 +152,11 @@ def linear_log_prob(
     """
     _check.floating(OP, "hidden", hidden)
     head.check(OP, hidden, weight, bias, targets)
-    check_options(OP, Options(ignore_index), softcap)
+    softcap = checked_options(OP, ignore_index, softcap).softcap
     if not 0 < temperature < math.inf:
         _check.fail(OP, "temperature", "be positive and finite", temperature)
     needs = head.needs(hidden, weight, bias)
-    options = (ignore_index, softcap or 0.0, float(temperature), head.product_type(hidden, weight), backend)
+    options = (ignore_index, softcap, float(temperature), head.product_type(hidden, weight), backend)
     logp: Tensor
     entropy: Tensor
     if any(needs):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mrtkern import _check, _dispatch
 from mrtkern.details import LossDetails, response_details
-from mrtkern.ops.cross_entropy.op import check_details, check_options, packed
+from mrtkern.ops.cross_entropy.op import check_details, checked_options, packed
 from mrtkern.ops.cross_entropy.problem import IGNORE, Options, Rows
 from mrtkern.ops.linear_cross_entropy import head, passes
 from mrtkern.ops.linear_cross_entropy.problem import Problem
@@ -113,7 +113,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         *found, dh, dW, db = torch.ops.mrtkern.linear_cross_entropy(*inputs, *options, wants_details, needs)
         ctx.save_for_backward(*inputs)
         ctx.made = (dh, dW, db)  # not saved as tensors: backward may overwrite them
-        ctx.options, ctx.needs = options, needs
+        ctx.options, ctx.wants_details, ctx.needs = options, wants_details, needs
         ctx.mark_non_differentiable(*found[1:])
         ctx.set_materialize_grads(False)
         return tuple(found)
@@ -124,8 +124,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if grad is None:
             return *(None,) * 3, *nothing
         made, inputs, needs = ctx.made, ctx.saved_tensors, ctx.needs
-        if made is None:  # a second backward makes them again
-            made = torch.ops.mrtkern.linear_cross_entropy(*inputs, *ctx.options, False, needs)[5:]
+        if made is None:  # a second backward makes them again, from the same rows in the same chunks
+            made = torch.ops.mrtkern.linear_cross_entropy(*inputs, *ctx.options, ctx.wants_details, needs)[5:]
         if torch.compiler.is_compiling() or torch.is_grad_enabled():
             made = torch.ops.mrtkern.linear_cross_entropy_backward(grad, *made, *inputs[:3], needs)
         else:
@@ -179,8 +179,7 @@ def linear_cross_entropy(
     if hidden.ndim == 3 and targets.ndim == 2:
         hidden, targets, token_weight, offsets = packed(OP, "hidden", hidden, targets, token_weight, offsets)
     head.check(OP, hidden, weight, bias, targets, token_weight, target_offsets)
-    options = Options(ignore_index, float(label_smoothing), float(z_loss), float(softcap or 0.0))
-    check_options(OP, options, softcap)
+    options = checked_options(OP, ignore_index, softcap, label_smoothing, z_loss)
     if return_details:
         check_details(OP, targets, offsets, prompt)
     needs = head.needs(hidden, weight, bias)

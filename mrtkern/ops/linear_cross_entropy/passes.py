@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,7 +56,7 @@ def log_probs(
     logp, entropy = torch.empty_like(given.weight), torch.empty_like(given.weight)
 
     def step(z: Tensor, chunk: slice) -> None:
-        logp[chunk], entropy[chunk], _ = rows.log_probs(z, given.targets[chunk], cap)
+        logp[chunk], entropy[chunk], *_ = rows.log_probs(z, given.targets[chunk], cap)
 
     run(rows, problem, hidden, weight, bias, given, step)
     return given.spread(logp, problem.T), given.spread(entropy, problem.T)
@@ -63,13 +64,16 @@ def log_probs(
 
 def log_probs_backward(
     rows: ModuleType, problem: Problem, hidden: Tensor, weight: Tensor, bias: Tensor | None, given: Entries, cap: Cap,
-    c: Tensor | None, *, z_loss: float = 0.0, lse: Tensor | None = None,
+    c: Tensor | None, *, lse: Tensor | None = None, **whole: Any,
 ) -> Gradients:  # fmt: skip
-    """Gradients of sum_t given.weight_t (z_loss lse_t^2 - logp_t) + c_t H_t, from logits that are computed again."""
+    """Gradients of sum_t given.weight_t (-logp_t) + c_t H_t, from logits that are computed again.
+
+    lse and `whole` (z_loss, label_smoothing, classes) are given where weight has a part of the classes.
+    """
 
     def step(z: Tensor, chunk: slice) -> None:
         c_part, lse_part = (None if value is None else value[chunk] for value in (c, lse))
-        rows.log_probs_backward(z, given.targets[chunk], cap, given.weight[chunk], c_part, z_loss=z_loss, lse=lse_part)
+        rows.log_probs_backward(z, given.targets[chunk], cap, given.weight[chunk], c_part, lse=lse_part, **whole)
 
     return run(rows, problem, hidden, weight, bias, given, step)
 

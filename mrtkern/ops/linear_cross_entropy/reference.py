@@ -41,7 +41,7 @@ def forward(
     return cross_entropy.forward(z, targets, token_weight, target_offsets, options, gradient, wants_details)
 
 
-def log_probs(z: Tensor, targets: Tensor, cap: Cap) -> LogProbs:
+def log_probs(z: Tensor, targets: Tensor, cap: Cap, wants_mean: bool = False) -> LogProbs:
     """Of rows of logits z [C, V]; targets [C] are classes."""
     u = (cap.softcap * torch.tanh(z / cap.softcap) if cap.softcap else z) / cap.temperature
     lse = u.logsumexp(1)  # [C]
@@ -49,15 +49,18 @@ def log_probs(z: Tensor, targets: Tensor, cap: Cap) -> LogProbs:
     p = log_p.exp()
     y = targets.clamp(0, z.shape[1] - 1)  # what is not among V was refused before wherever values may be read
     logp = torch.where(y == targets, log_p.gather(1, y[:, None])[:, 0], torch.nan)
-    return LogProbs(logp, -torch.special.xlogy(p, p).sum(1), lse.double())
+    mean = u.mean(1).double() if wants_mean else None
+    return LogProbs(logp, -torch.special.xlogy(p, p).sum(1), lse.double(), mean)
 
 
 def log_probs_backward(
-    z: Tensor, targets: Tensor, cap: Cap, w: Tensor, c: Tensor | None, *, z_loss: float = 0.0, lse: Tensor | None = None
-) -> None:
+    z: Tensor, targets: Tensor, cap: Cap, w: Tensor, c: Tensor | None, *, z_loss: float = 0.0,
+    lse: Tensor | None = None, label_smoothing: float = 0.0, classes: int = 0,
+) -> None:  # fmt: skip
     """z [C, V] becomes the gradient of sum_t w_t (z_loss lse_t^2 - logp_t) + c_t H_t.
 
-    lse [C] is given where z has a part of the classes: targets among the others are negative then, and c is None.
+    lse [C] is given where z has a part of the classes: targets among the others are negative then, and c is None;
+    logp becomes (1 - label_smoothing) logp + label_smoothing (mean of u over all classes - lse).
     """
     tanh = torch.tanh(z / cap.softcap) if cap.softcap else z.new_zeros(1)
     u = (cap.softcap * tanh if cap.softcap else z) / cap.temperature
@@ -69,5 +72,8 @@ def log_probs_backward(
         finite = log_p.clamp(min=torch.finfo(z.dtype).min)  # p log p is 0 where p is
         entropy = -(p * finite).sum(1)
         du -= c[:, None] * p * (finite + entropy[:, None])
-    du.scatter_add_(1, targets.clamp(0, z.shape[1] - 1)[:, None], torch.where(targets >= 0, -w, 0)[:, None])
+    if label_smoothing:
+        du -= (w * label_smoothing / classes)[:, None]
+    own = torch.where(targets >= 0, (label_smoothing - 1) * w, 0)
+    du.scatter_add_(1, targets.clamp(0, z.shape[1] - 1)[:, None], own[:, None])
     z.copy_(du * (1 - tanh**2) / cap.temperature)

@@ -1,0 +1,198 @@
+"""What cross_entropy, linear_cross_entropy and linear_log_prob keep to when torch differentiates, traces or shards."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils.checkpoint import checkpoint
+
+import mrtkern
+from mrtkern.ops.linear_cross_entropy.problem import Problem
+from tests import oracle
+from tests.linear_heads import every_backend
+
+T, D, V = 12, 5, 9
+OFFSETS = torch.tensor([0, 3, 3, 12])
+PROMPT = torch.tensor([4, 4, -1])
+
+
+def tensors() -> dict[str, Tensor]:
+    """Ignored targets, weights of 0 and of both signs, and the logits of the head beside it."""
+    inputs = Problem(T, D, V, *(torch.float32,) * 3, ignored=0.2, needs=(False, False, False)).make_inputs()
+    inputs["token_weight"][::3] *= -1
+    inputs["token_weight"][::4] = 0
+    return {**inputs, "logits": inputs["hidden"] @ inputs["weight"].T}
+
+
+def of_logits(**given: Any) -> Any:
+    names = ("logits", "targets", "token_weight")
+    return mrtkern.cross_entropy(**{name: given[name] for name in names}, label_smoothing=0.1)
+
+
+def of_a_head(**given: Any) -> Any:
+    names = ("hidden", "weight", "targets", "token_weight")
+    return mrtkern.linear_cross_entropy(**{name: given[name] for name in names}, label_smoothing=0.1)
+
+
+def log_prob(**given: Any) -> Any:
+    logp, entropy = mrtkern.linear_log_prob(given["hidden"], given["weight"], given["targets"])
+    return (logp * given["token_weight"]).sum() + entropy.sum()
+
+
+FUNCTIONS: dict[Callable[..., Any], tuple[str, ...]] = {  # and what each of them differentiates
+    of_logits: ("logits",),
+    of_a_head: ("hidden", "weight"),
+    log_prob: ("hidden", "weight"),
+}
+every_function = pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.__name__)
+
+
+# Differentiation
+
+
+@every_function
+def test_forward_mode_is_refused_not_taken_for_a_derivative_of_zero(function: Callable[..., Any]) -> None:
+    for name in FUNCTIONS[function]:
+        given = tensors()
+        with pytest.raises(RuntimeError, match=f"{name} must be differentiated by backward, got a tangent"):
+            torch.func.jvp(
+                lambda x, given=given, name=name: function(**{**given, name: x}), (given[name],), (given[name],)
+            )
+        with forward_ad.dual_level(), pytest.raises(RuntimeError, match="got a tangent of forward mode"):
+            function(**{**given, name: forward_ad.make_dual(given[name], given[name])})
+
+
+@every_function
+def test_functional_gradients_are_refused(function: Callable[..., Any]) -> None:
+    for name in FUNCTIONS[function]:
+        given = tensors()
+        with pytest.raises(RuntimeError, match="functorch transforms"):
+            torch.func.grad(lambda x, given=given, name=name: function(**{**given, name: x}))(given[name])
+
+
+@every_function
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpointed_gradients_are_the_gradients(use_reentrant: bool, function: Callable[..., Any]) -> None:
+    names = FUNCTIONS[function]
+    leaves = [tensors()[name].requires_grad_() for name in names]
+
+    def call(*values: Tensor) -> Tensor:
+        return function(**{**tensors(), **{name: 2 * value for name, value in zip(names, values, strict=True)}})
+
+    checkpoint(call, *leaves, use_reentrant=use_reentrant).backward()
+    expected = torch.autograd.grad(call(*leaves), leaves)
+    assert all(torch.equal(leaf.grad, d) for leaf, d in zip(leaves, expected, strict=True))
+
+
+@every_function
+def test_inference_mode_runs_without_gradients(function: Callable[..., Any]) -> None:
+    with torch.inference_mode():
+        found = function(**tensors())
+    assert torch.equal(found.clone(), function(**tensors()))
+
+
+@every_backend
+def test_a_second_backward_of_a_head_is_the_first_with_details_too(backend: str) -> None:
+    """Details read rows of weight 0 as well, so chunks hold other rows: those of the first pass must come again."""
+    given = tensors()
+    given["token_weight"] = given["token_weight"] * (torch.arange(T) > 9)
+    leaves = [given[name].requires_grad_() for name in ("hidden", "weight")]
+    inputs = {name: given[name] for name in ("hidden", "weight", "targets", "token_weight")}
+    details = {"return_details": True, "offsets": OFFSETS, "prompt": PROMPT}
+    loss = mrtkern.linear_cross_entropy(**inputs, **details, backend=backend).loss
+    first, second = (torch.autograd.grad(loss * 3, leaves, retain_graph=True) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+# Tracing
+
+
+@every_function
+def test_one_graph_serves_every_number_of_tokens(function: Callable[..., Any]) -> None:
+    torch._dynamo.reset()
+    names, graphs = FUNCTIONS[function], []
+
+    def count(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(lambda **given: 3 * function(**given), fullgraph=True, dynamic=True, backend=count)
+    for rows in (T, 7, 5):
+        given = {name: value if name == "weight" else value[:rows].clone() for name, value in tensors().items()}
+        given |= {name: given[name].clone().requires_grad_() for name in names}
+        leaves = [given[name] for name in names]
+        found, expected = compiled(**given), 3 * function(**given)
+        oracle.assert_summed(found.detach(), expected.detach().double(), 1, 0.0)
+        for got, value in zip(torch.autograd.grad(found, leaves), torch.autograd.grad(expected, leaves), strict=True):
+            assert torch.equal(got, value)
+    assert len(graphs) == 1
+
+
+def test_one_graph_holds_the_module_and_its_details() -> None:
+    torch._dynamo.reset()
+    given = tensors()
+    crit = mrtkern.MultiResponseCrossEntropyLoss("prompt", return_details=True)
+
+    def function(logits: Tensor, targets: Tensor, offsets: Tensor, prompt: Tensor) -> Tensor:
+        found = crit(logits, targets, offsets=offsets, prompt=prompt)
+        return found.loss + found.prompt_loss.sum() + found.entropy
+
+    arguments = (given["logits"].requires_grad_(), given["targets"], OFFSETS, PROMPT)
+    compiled = torch.compile(function, fullgraph=True, dynamic=True, backend="aot_eager")
+    assert torch.equal(compiled(*arguments), function(*arguments))
+
+
+# Tensors that are no ordinary ones
+
+
+@pytest.fixture
+def alone() -> Any:
+    """A process group of this process."""
+    with tempfile.TemporaryDirectory() as folder:
+        dist.init_process_group("gloo", init_method=f"file://{os.path.join(folder, 'store')}", rank=0, world_size=1)
+        yield dist.group.WORLD
+        dist.destroy_process_group()
+
+
+@every_function
+def test_tensors_of_several_processes_are_refused_with_the_mend(function: Callable[..., Any], alone: Any) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    mesh = init_device_mesh("cpu", (1,))
+    for name in {*FUNCTIONS[function], "targets"} - {"weight"}:
+        for placement in (Replicate(), Shard(0)):
+            given = tensors()
+            given[name] = distribute_tensor(given[name], mesh, [placement])
+            mend = rf"pass {name}\.full_tensor\(\) or {name}\.to_local\(\), got a DTensor placed"
+            with pytest.raises(ValueError, match=f"{name} must be of this process alone: {mend}"):
+                function(**given)
+    logits = distribute_tensor(tensors()["logits"], mesh, [Shard(1)])
+    with pytest.raises(ValueError, match=r"^vocabulary_parallel_cross_entropy: logits must be of this process alone"):
+        mrtkern.vocabulary_parallel_cross_entropy(logits, tensors()["targets"], first_class=0, group=alone)
+
+
+@every_function
+def test_sparse_and_nested_tensors_are_refused(function: Callable[..., Any]) -> None:
+    for name in FUNCTIONS[function]:
+        given = tensors()
+        nested = torch.nested.nested_tensor([given[name]], layout=torch.jagged)
+        for value in (given[name].to_sparse(), given[name].to_sparse_csr(), nested):
+            with pytest.raises(ValueError, match=f"{name} must be dense, got (torch.sparse|a nested tensor)"):
+                function(**{**given, name: value})
+
+
+@every_function
+def test_negated_views_are_read_as_what_they_mean(function: Callable[..., Any]) -> None:
+    given = tensors()
+    views = {name: torch._neg_view(-given[name]) for name in (*FUNCTIONS[function], "token_weight", "targets")}
+    assert all(view.is_neg() for view in views.values())
+    assert torch.equal(function(**{**given, **views}), function(**given))

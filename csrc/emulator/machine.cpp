@@ -454,3 +454,13 @@ void set_order(const std::string& name) {
 }
 
 }  // namespace mrt::emulator
+
+// For callers without C++: 0 where the order is understood.
+extern "C" __attribute__((visibility("default"))) int mrt_emulator_set_order(const char* name) {
+  try {
+    mrt::emulator::set_order(name);
+  } catch (const std::exception&) {
+    return 1;
+  }
+  return 0;
+}

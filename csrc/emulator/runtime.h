@@ -42,6 +42,15 @@ struct cudaLaunchConfig_t {
   unsigned numAttrs = 0;
 };
 
+namespace mrt::emulator {
+
+void* allocate(size_t bytes);
+cudaError_t allow_shared(const void* kernel, int bytes);
+cudaError_t blocks_per_multiprocessor(int* blocks, int threads, size_t dynamic_shared);
+cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, const std::function<void()>& body);
+
+}  // namespace mrt::emulator
+
 const char* cudaGetErrorString(cudaError_t error);
 cudaError_t cudaGetLastError();
 cudaError_t cudaRuntimeGetVersion(int* version);
@@ -49,15 +58,14 @@ cudaError_t cudaGetDeviceCount(int* count);
 cudaError_t cudaGetDevice(int* device);
 cudaError_t cudaSetDevice(int device);
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
-cudaError_t cudaMemsetAsync(void* address, int value, size_t bytes, cudaStream_t stream);
+cudaError_t cudaDeviceSynchronize();
+cudaError_t cudaFree(void* address);
 
-namespace mrt::emulator {
-
-cudaError_t allow_shared(const void* kernel, int bytes);
-cudaError_t blocks_per_multiprocessor(int* blocks, int threads, size_t dynamic_shared);
-cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, const std::function<void()>& body);
-
-}  // namespace mrt::emulator
+template <class T>
+cudaError_t cudaMallocManaged(T** address, size_t bytes) {
+  *address = static_cast<T*>(mrt::emulator::allocate(bytes));
+  return cudaSuccess;
+}
 
 template <class... P>
 cudaError_t cudaFuncSetAttribute(void (*kernel)(P...), cudaFuncAttribute, int value) {

@@ -4,7 +4,7 @@ __main__    the command line                      harness   competitors, interle
 roofline    what this machine can do, measured    worker    child processes: peak memory, another git revision
 report      the table, RESULTS.md                 peers     the programs a good user would otherwise write
 data        real text and its embeddings          search    programs and packages that find nearest rows
-scaling     time against size, drawn
+scaling     time against size, drawn              static    machine code of Triton's kernels, limits/ its limits
 <op>        cases, competitors, the check that refuses wrong answers, targets and why one is missed
 """
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from bench import OPS, machine, report
+from bench import OPS, machine, report, static
 from bench.harness import Competitor, WrongAnswer, interleave
 from bench.roofline import Flush, Roofline
 from bench.worker import ROOT, Worker
@@ -51,6 +51,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--case", default="", metavar="NAME", help="only cases whose name contains this")
     parser.add_argument("--threads", type=int, metavar="N", help="threads for everyone (default: torch's)")
     parser.add_argument("--rounds", type=int, metavar="N", help=f"rounds of A B C (default: {ROUNDS})")
+    parser.add_argument(
+        "--static", action="store_true", help="compile Triton's kernels for every target and report that"
+    )
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_ROUNDS} rounds, no peak memory")
     args = parser.parse_args(arguments)
     for op in args.ops:
@@ -167,6 +170,9 @@ def run_op(op: Any, args: argparse.Namespace, roofline: Roofline, tree: Path | N
 def main(arguments: list[str] | None = None) -> None:
     """Run what the command line asks for."""
     args = parse(arguments)
+    if args.static:
+        static.main(args.ops)
+        return
     machine.set_threads(args.threads or torch.get_num_threads())
     print("\n".join(f"{name}: {value}" for name, value in machine.facts(args.rounds).items()), end="\n\n", flush=True)
     with built(args.base) if args.base else nullcontext(None) as tree:

@@ -136,6 +136,7 @@ class Signature:
     types: argument -> Triton type ("*bf16", "i32", "tensordesc<bf16[128, 64]>"), without the constants; aligned:
     arguments that are multiples of 16, as addresses and sizes of aligned inputs are. launch: further constants and
     options that depend on the architecture. has_matrix: 16-bit products, which must run on matrix units.
+    has_wide_loads: inputs are aligned, so that hot loops must load 16 bytes at a time.
     """
 
     name: str
@@ -146,6 +147,7 @@ class Signature:
     options: Mapping[str, Any] = field(default_factory=dict)
     launch: Callable[[str], Launch] | None = None
     has_matrix: bool = False
+    has_wide_loads: bool = False
     targets: tuple[str, ...] = TARGETS
 
 

@@ -1,0 +1,83 @@
+"""Machine code of Triton's kernels: the committed limits hold, and the report finds what is planted."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+from bench import static
+from mrtkern import _dispatch
+from mrtkern.ops import OPS
+
+GOOD = static.Code("op", "kernel", "sm_80", 100, 0, 1000, "HMMA", 8, 4, 1.0, 500, ("matrix", "wide"), 1000)
+LIMITS = {"registers": 100, "instructions": 500, "matrix": "HMMA"}
+
+
+@pytest.mark.compile
+def test_every_kernel_keeps_its_limits_on_every_target() -> None:
+    codes = static.compile_modules(static.modules_of(OPS))
+    limits = {op: static.committed(op) for op in OPS}
+    new = [f"{code.op}, {code.key}" for code in codes if code.key not in limits[code.op]]
+    assert new == [], "run `python -m bench --static` and commit what it writes"
+    assert [text for code in codes for text in static.faults(code, limits[code.op][code.key])] == []
+
+
+@pytest.mark.compile
+def test_planted_faults_of_machine_code_are_found() -> None:
+    codes = {code.kernel: code for code in static.compile_modules(["tests.static_faults"])}
+    found = {kernel: " ".join(static.faults(code, None)) for kernel, code in codes.items()}
+    assert found["good"] == ""
+    assert "spills" in found["a tile that spills"]
+    assert "loaded 16 at a time" in found["loads of two bytes"]
+    assert "no matrix instruction" in found["no tensor cores"]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"spills": 1}, "1 spills"),
+        ({"shared": 1001}, "1001 bytes of shared memory where there are 1000"),
+        ({"wide": 0.89}, "only 89% of the bytes in hot loops loaded 16 at a time"),
+        ({"matrix": "", "products": 0}, "no matrix instruction in a 16-bit product"),
+        ({"registers": 111}, "111 registers where 100 are committed"),
+        ({"instructions": 551}, "551 instructions where 500 are committed"),
+        ({"matrix": "HGMMA"}, "matrix instruction HGMMA where HMMA is committed"),
+    ],
+)
+def test_a_regression_is_said_in_a_sentence(change: dict[str, object], sentence: str) -> None:
+    assert static.faults(GOOD, LIMITS) == []
+    assert static.faults(replace(GOOD, **change), LIMITS)[0] == f"op, kernel | sm_80: {sentence}"  # type: ignore[arg-type]
+
+
+def test_the_innermost_loops_that_load_are_the_hot_ones() -> None:
+    text = [
+        ".L_outer:", "LDG.E", ".L_inner:", "LDG.E.128", "FADD", "BRA .L_inner", ".L_sum:", "FADD", "BRA .L_sum",
+        "BRA .L_outer", "EXIT",
+    ]  # fmt: skip
+    opcodes, hot = static.hot_loops(text, r"\.(L_\w+):", r"BRA \.(L_\w+)", r"([A-Z.0-9]+)")
+    assert len(opcodes) == 8
+    assert hot == ["LDG.E.128", "FADD", "BRA"]
+
+
+@pytest.mark.parametrize(
+    ("opcodes", "share"),
+    [
+        (["LDG.E.128.CONSTANT", "LDG.E.U16"], 16 / 18),
+        (["LDGSTS.E.BYPASS.128", "LDGSTS.E"], 16 / 20),
+        (["global_load_dwordx4", "buffer_load_ushort", "global_load_dwordx2"], 16 / 26),
+        (["UTMALDG.2D", "FADD"], 1.0),
+    ],
+)
+def test_bytes_are_counted_by_the_width_of_their_load(opcodes: list[str], share: float) -> None:
+    assert static.wide_share(opcodes) == share
+
+
+def test_every_triton_backend_states_aligned_and_unaligned_signatures() -> None:
+    for op in OPS:
+        module = _dispatch.load(op, "triton")
+        if not isinstance(module, str):
+            assert {signature.has_wide_loads for signature in module.SIGNATURES} == {False, True}, op
+            assert len({signature.name for signature in module.SIGNATURES}) == len(module.SIGNATURES)

@@ -30,11 +30,11 @@ def inputs(case: Case) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
 
 
 def calls(case: Case) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Names and arguments of the calls that one case stands for."""
+    """Names and arguments of the calls that one case stands for: all fills without values and with all of them."""
     _, _, values = inputs(case)
     for metric in METRICS:
-        for names in ((), ("weight",), ("quality",), ("weight", "quality", "bonus")):
-            for fill in FILLS:
+        for names in ((), ("weight",), ("quality",), tuple(values)):
+            for fill in FILLS if len(names) != 1 else FILLS[:1]:
                 chosen = {name: values[name] for name in names}
                 yield (
                     f"{case.name}, {metric}, {'+'.join(names) or 'plain'}, {fill}",

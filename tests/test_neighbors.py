@@ -223,8 +223,8 @@ def test_zero_rows_have_cosine_zero_with_all(metric: str, precision: str, backen
 
 @every_backend
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("metric", (*COSINES, "dot"))
-def test_where_every_column_is_zero_the_first_ones_are_the_neighbours(metric: str, precision: str, backend: str) -> None:
+@pytest.mark.parametrize("metric", [*COSINES, "dot"])
+def test_where_every_column_is_zero_the_first_are_the_neighbours(metric: str, precision: str, backend: str) -> None:
     got = found(backend, x=lists.normal(5, 9), y=torch.zeros(600, 9), k=3, metric=metric, precision=precision)
     assert bool((got.ids == torch.arange(3)).all())
     assert bool((got.scores == (0.5 if metric == "shifted_cosine" else 0.0)).all())

@@ -9,9 +9,14 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from tests.emulated import Workshop
 
 HAS_GPU = torch.cuda.is_available()
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -22,6 +27,11 @@ MISSING = {
     "gpu": None if HAS_GPU else "no GPU on this machine",
     "interpret": "triton is not installed" if not HAS_TRITON else "a GPU runs these kernels here" if HAS_GPU else None,
 }
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How a run under a sanitizer is told what to test."""
+    parser.addoption("--emulated-extension", type=Path, help="mrtkern._cuda for the CPU; without it one is built")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -62,3 +72,21 @@ def threads() -> Iterator[Callable[[int], None]]:
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    """Builds CUDA sources for the CPU, each thing once per run of the tests."""
+    from tests.emulated import Workshop
+
+    return Workshop(tmp_path_factory.mktemp("emulated"))
+
+
+@pytest.fixture
+def emulated_cuda(request: pytest.FixtureRequest, workshop: Workshop) -> Iterator[Callable[[str], None]]:
+    """CUDA kernels run on CPU tensors (tests/emulated.py); `emulated_cuda(order)` orders their blocks and threads."""
+    from tests import emulated
+
+    given = request.config.getoption("--emulated-extension")
+    with emulated.installed(given or workshop.extension(emulated.PLAIN)) as set_order:
+        yield set_order

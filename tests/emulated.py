@@ -7,18 +7,26 @@ The machine (csrc/emulator) is compiled without sanitizers, so that they watch n
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import functools
+import importlib.util
 import os
 import subprocess
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from tests.test_sanitize import BUILD, FAILED, FLAGS, OPTIONS, ROOT, runtime
+import mrtkern
+from mrtkern import _dispatch
+from mrtkern.ops import OPS
+from tests import test_sanitize
+from tests.test_sanitize import BINDINGS, BUILD, FAILED, FLAGS, OPTIONS, ROOT, runtime
 
 CSRC, PROGRAMS = ROOT / "csrc", ROOT / "tests" / "emulator"
 PLAIN = "plain"
@@ -73,6 +81,7 @@ class Workshop:
             target = folder / f"{source.stem}.o"
             command = BUILD["compile_command"]([*compiler, "-x", "c++"], source, target)
             command += ["-Wno-unknown-pragmas", "-Werror", f"-I{PROGRAMS}", *flags]
+            command += BINDINGS if source.name == "bindings_cuda.cpp" else []
             subprocess.run(command, check=True)
             return target
 
@@ -101,6 +110,51 @@ class Workshop:
         objects = self.objects(tuple(BUILD["cuda_sources"]()), tuple(SANITIZED[sanitizer])) + self.machine()
         target = Path(tempfile.mkdtemp(dir=self.folder)) / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
         return self.linked(target, sanitizer, objects, "-shared")
+
+
+@contextlib.contextmanager
+def installed(extension: Path) -> Iterator[Callable[[str], None]]:
+    """While it lasts backend="cuda" takes CPU tensors and runs the kernels of an emulated extension on them.
+
+    Gives the function that sets the order of blocks and threads.
+    """
+    names = ["mrtkern._cuda", *(f"mrtkern.ops.{op}.cuda" for op in OPS)]
+    before = {name: sys.modules.pop(name) for name in names if name in sys.modules}
+    spec = importlib.util.spec_from_file_location("mrtkern._cuda", extension)
+    assert spec is not None and spec.loader is not None
+    sys.modules["mrtkern._cuda"] = mrtkern._cuda = importlib.util.module_from_spec(spec)  # type: ignore[attr-defined]
+    spec.loader.exec_module(sys.modules["mrtkern._cuda"])
+    _dispatch.load.cache_clear()
+    for module in (_dispatch.load(op, "cuda") for op in OPS):
+        if not isinstance(module, str) and hasattr(module, "DEVICES"):
+            module.DEVICES = ("cuda", "cpu")  # type: ignore[attr-defined]
+    machine = ctypes.CDLL(str(extension))
+
+    def set_order(order: str) -> None:
+        assert machine.mrt_emulator_set_order(order.encode()) == 0, order
+
+    set_order("forward")
+    try:
+        yield set_order
+    finally:
+        for name in names:
+            sys.modules.pop(name, None)
+            package, _, attribute = name.rpartition(".")
+            vars(sys.modules[package]).pop(attribute, None)
+        for name, module in before.items():
+            package, _, attribute = name.rpartition(".")
+            sys.modules[name] = module
+            setattr(sys.modules[package], attribute, module)
+        _dispatch.load.cache_clear()
+
+
+def passes(workshop: Workshop, sanitizer: str, selection: str, tests: str) -> None:
+    """The selected tests marked `emulator` of a file pass on an extension under a sanitizer, and nothing is said."""
+    extension = workshop.extension(sanitizer)
+    arguments = ["-m", "pytest", "-q", "-x", "-s", "-p", "no:cacheprovider", "--emulated-extension", str(extension)]
+    done = test_sanitize.run(sanitizer, ROOT, *arguments, "-m", "emulator and not full", "-k", selection, tests)
+    assert done.returncode == 0, done.stdout
+    assert " passed" in done.stdout and "Sanitizer" not in done.stdout, done.stdout
 
 
 def run(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 
 import pytest
 
@@ -12,11 +13,6 @@ pytestmark = pytest.mark.skipif(
     platform.system() != "Linux" or platform.machine() != "x86_64", reason="needs Linux on x86-64"
 )
 PRIMITIVES = ("main", "warps", "blocks", "numbers", "launches")
-
-
-@pytest.fixture(scope="session")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    return Workshop(tmp_path_factory.mktemp("emulator"))
 
 
 def marked(sanitizer: str) -> pytest.MarkDecorator:
@@ -59,3 +55,14 @@ def test_a_missing_barrier_shows_in_one_order_and_hides_in_another(workshop: Wor
     forward, reverse = (run(program, "missing_barrier", "planted", order).stdout for order in ("forward", "reverse"))
     mended = {run(program, "missing_barrier", "mended", order).stdout for order in ORDERS}
     assert forward != reverse and len(mended) == 1
+
+
+@pytest.mark.emulator
+def test_the_extension_runs_on_the_emulated_devices(emulated_cuda: Callable[[str], None]) -> None:
+    from mrtkern import _cuda
+
+    for order in ORDERS:
+        emulated_cuda(order)
+    assert _cuda.device_count() == 4
+    assert _cuda.archs() == [80, 90, 100, 120]
+    assert _cuda.runtime_version() == 0

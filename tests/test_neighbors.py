@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from typing import Any
 
@@ -47,11 +48,26 @@ def excluded(inputs: dict[str, Any]) -> Any:
 
 def assert_brute_force(got: Neighbors, inputs: dict[str, Any]) -> None:
     """The very ids, and the float64 scores rounded once."""
+    assert_nearest(got, *brute_force(inputs))
+
+
+def brute_force(inputs: dict[str, Any]) -> tuple[Any, Any]:
+    """ids and float64 scores [M, k]."""
     x = inputs["x"]
     scores = oracle.neighbor_scores(x, inputs.get("y", x), inputs.get("metric", "cosine"), inputs.get("gamma", 1.0))
-    ids, best = oracle.nearest(scores, inputs["k"], excluded(inputs))
+    return oracle.nearest(scores, inputs["k"], excluded(inputs))
+
+
+def assert_nearest(got: Neighbors, ids: Any, best: Any) -> None:
     assert torch.equal(got.ids, torch.from_numpy(ids))
     assert torch.equal(got.scores, torch.from_numpy(best.astype(np.float32)))
+
+
+@functools.cache
+def hard(name: str, metric: str) -> tuple[dict[str, Any], Any, Any]:
+    """Inputs of hard rows and what is found by brute force, once for all backends."""
+    inputs = {"x": lists.HARD[name](), "k": 9, "metric": metric}
+    return inputs, *brute_force(inputs)
 
 
 # The definition
@@ -68,8 +84,8 @@ def test_exact_is_brute_force_in_float64(case: Case, metric: str) -> None:
 @pytest.mark.parametrize("metric", [metric for metric in METRICS if metric != "rbf"])
 @pytest.mark.parametrize("name", lists.HARD)
 def test_exact_is_brute_force_on_hard_rows(name: str, metric: str, backend: str) -> None:
-    inputs = {"x": lists.HARD[name](), "k": 9, "metric": metric}
-    assert_brute_force(found(backend, **inputs), inputs)
+    inputs, ids, best = hard(name, metric)
+    assert_nearest(found(backend, **inputs), ids, best)
 
 
 @every_case

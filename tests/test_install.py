@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import subprocess
@@ -52,6 +53,12 @@ def python(code: str, where: Path, **env: str) -> str:
     return child.stdout
 
 
+@functools.cache
+def picks_of_everything() -> str:
+    """The rows that a complete installation keeps."""
+    return python(SELECT, ROOT).splitlines()[0]
+
+
 def sources(folder: Path) -> Path:
     """A copy of the sources, without anything built."""
     copy = folder / "copy"
@@ -97,7 +104,7 @@ def test_an_installation_without_compiler_keeps_the_same_rows_and_warns_once(
     without_compiler: tuple[str, Path],
 ) -> None:
     site = without_compiler[1]
-    picks = python(SELECT, ROOT).splitlines()[0]
+    picks = picks_of_everything()
     assert python(ALONE + SELECT, site.parent, PYTHONPATH=str(site)).splitlines() == [picks, "warnings 1"]
 
 
@@ -132,7 +139,7 @@ def test_a_compiler_that_fails_fails_the_installation(tmp_path: Path) -> None:
 def test_everything_runs_without_the_optional_parts(missing: tuple[str, ...], warnings: int) -> None:
     if not warnings:
         pytest.importorskip("mrtkern._C", reason="installed without compiled kernels")
-    complete = python(SELECT, ROOT).splitlines()[0]
+    complete = picks_of_everything()
     assert python(BLOCK.format(names=missing) + SELECT, ROOT).splitlines() == [complete, f"warnings {warnings}"]
 
 

@@ -189,7 +189,8 @@ def test_autocast_does_not_lower_the_products() -> None:
 @every_metric
 @every_layout
 def test_gradient_is_the_derivative(case: Case, metric: str) -> None:
-    inputs = double(case, metric)
+    problem = replace(case.problem, D=min(case.problem.D, 6))  # every entry is moved
+    inputs = double(replace(case, problem=problem), metric)
     names = [name for name in ("x", "y") if name in inputs]
 
     def function(*rows: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ Sums: products of the summing type have at most TERMS terms at a time, in ascend
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -19,6 +20,10 @@ from torch import Tensor
 # With 512 they did not, on 1 to 8 threads of a Xeon with AVX-512, from LEAST_ROWS rows on. It costs 3 % of the time.
 TERMS = 512
 LEAST_ROWS = 16  # fewer become matrix-vector products, which are shared out by terms however few those are
+LARGE = 1 << 22  # entries of dW from which on its sums are not shared out by terms, however many
+# Ctrl-C waits for the product that runs: one of LARGE entries and MOST_TERMS takes 0.1 s on 2 cores of that Xeon.
+LONGEST = 1 << 32  # operations of any other product
+MOST_TERMS = 1024
 BLOCK_ROWS = 4096  # of weight converted at a time: 16 MiB of float32 at D = 1024, a quarter of one chunk of logits
 
 Step = Callable[[Tensor, slice], None]  # (z [C, V], rows of this chunk)
@@ -45,16 +50,19 @@ def blocks(weight: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]
 
 
 def accumulate(total: Tensor, a: Tensor, b: Tensor, is_first: bool) -> None:
-    """total [M, N] = a [M, K] @ b [K, N], or += where it is not the first."""
-    if a.dtype != total.dtype:  # a narrow product, rounded once before it is added
-        part = a @ b
-        total.copy_(part) if is_first else total.add_(part)
-        return
-    terms = TERMS if total.dtype in (torch.float32, torch.float64) else a.shape[1]  # narrow sums must not be resumed
-    if is_first and not a.shape[1]:
+    """total [M, N] = a [M, K] @ b [K, N], or += where it is not the first; no product of more than LONGEST."""
+    (M, K), N = a.shape, b.shape[1]
+    terms = TERMS if a.dtype in (torch.float32, torch.float64) else max(K, 1)  # narrow sums must not be resumed
+    if is_first and not K:
         total.zero_()
-    for k in range(0, a.shape[1], max(terms, 1)):
-        total.addmm_(a[:, k : k + terms], b[k : k + terms], beta=0 if is_first and k == 0 else 1)
+    width = max(LONGEST // (2 * max(M, 1) * terms) // 64, 1) * 64  # whole registers
+    for n, k in itertools.product(range(0, N, width), range(0, K, terms)):
+        part, x, y = total[:, n : n + width], a[:, k : k + terms], b[k : k + terms, n : n + width]
+        begins = is_first and k == 0
+        if a.dtype == total.dtype:
+            part.addmm_(x, y, beta=0 if begins else 1)
+        else:  # a narrow product, rounded once before it is added
+            part.copy_(x @ y) if begins else part.add_(x @ y)
 
 
 def logits(z: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -74,9 +82,14 @@ def hidden_gradient(dz: Tensor, weight: Tensor, wide: torch.dtype) -> Tensor:
 
 
 def add_weight_gradient(total: Tensor, z: Tensor, h: Tensor, is_first: bool) -> None:
-    """total [V, D] += z^T h: all terms of a chunk at once, which `chunk_rows` keeps at TERMS where that matters."""
+    """total [V, D] += z^T h, in blocks of LARGE entries or all at once; `chunk_rows` keeps a chunk of that at TERMS."""
     if z.dtype == total.dtype:
-        total.addmm_(z.T, h, beta=0 if is_first else 1)
+        v = 0
+        for block in total.tensor_split(max(total.numel() // LARGE, 1)):
+            for c in range(0, len(z), MOST_TERMS):
+                part = z[c : c + MOST_TERMS, v : v + len(block)]
+                block.addmm_(part.T, h[c : c + MOST_TERMS], beta=0 if is_first and c == 0 else 1)
+            v += len(block)
         return
     for v in range(0, total.shape[0], BLOCK_ROWS):
         accumulate(total[v : v + BLOCK_ROWS], z[:, v : v + BLOCK_ROWS].T, h, is_first)

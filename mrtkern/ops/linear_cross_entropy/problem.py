@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from mrtkern.ops.cross_entropy.problem import IGNORE
-from mrtkern.ops.linear_cross_entropy.chunks import BLOCK_ROWS, LEAST_ROWS, TERMS
+from mrtkern.ops.linear_cross_entropy.chunks import BLOCK_ROWS, LARGE, LEAST_ROWS, TERMS
 
 LOGITS_BYTES = 192 << 20  # of one chunk at most: with a block of converted weight it stays below 256 MiB
 FRESH = 5.0  # a byte of fresh memory, page faults included, costs as much as this many bytes streamed (Zen 4, Linux 6)
-LARGE = 1 << 22  # entries of dW from which on its sums are not shared out by terms (see chunks.TERMS)
 
 
 class Cap(NamedTuple):

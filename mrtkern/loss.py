@@ -127,9 +127,8 @@ def response_weights(
     response, do not count in R, K and P. prompt [R] int64: any numbers in any order; None: each response its own.
     response_weight v [R], used as given; None: 1, and 1 / K of its prompt under "prompt" and "prompt_sum".
     When a step is split over ranks or accumulated batches, the counts of the whole step: num_prompts, num_responses,
-    num_tokens are P, R and the sum of T_r (numbers or 0-d tensors; where ranks average their gradients, divided by the
-    number of ranks). For responses [R] here: responses_per_prompt is K of its prompt, tokens_per_response its T_r,
-    tokens_per_prompt its prompt's sum of v_r T_r (v_r 1 if not given).
+    num_tokens are P, R and the sum of T_r (numbers or 0-d tensors; over the ranks where those average gradients). For
+    responses [R] here: responses_per_prompt is K of its prompt, tokens_per_response T_r, tokens_per_prompt sum v_r T_r.
 
     Returns float32, the shape of targets; 0 where ignored. No gradient. Deterministic; sums in float64. On a GPU
     nothing is read back, and offsets are not checked. Memory: about 40 bytes per token and 150 per response.

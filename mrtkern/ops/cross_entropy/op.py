@@ -171,8 +171,7 @@ def cross_entropy(
     Returns the loss, 0-d float32 (float64 for float64 logits); with return_details LossDetails. Nothing valid: 0.
     Gradient: logits, once, rounded once to their type, then multiplied by the gradient of the loss (what float16 cannot
     hold before a loss scale is lost: put the scale into token_weight). Rows whose weights are all 0 are not read and
-    have 0. A second backward is right, or refused when the loss was scaled after this function or the first gradient
-    was changed.
+    have 0. A second backward is right, or refused when the loss was scaled or the first gradient changed since.
     Deterministic: the same bits on every run and, on the CPU, for every number of threads.
     Memory beyond the gradient (none with inplace or without requires_grad): cpu 4 V + 4096 bytes per thread and 8 per
     row; reference 28 bytes per logit (float64: 56).
@@ -180,18 +179,11 @@ def cross_entropy(
     not fit; MemoryError when it cannot fit; RuntimeError for create_graph=True.
     Source: `mrtkern.ops.cross_entropy` has the equations.
     """
-    _check.floating(OP, "logits", logits)
-    _check.int64(OP, "targets", targets)
     given = logits
-    if logits.ndim == 3 and targets.ndim == 2:
-        logits, targets, token_weight, offsets = packed(OP, "logits", logits, targets, token_weight, offsets)
-    if logits.ndim != 2 or logits.shape[1] == 0:
-        _check.fail(OP, "logits", "be [T, V] with V at least 1", _check.shape(logits))
-    check_targets(OP, logits.shape[0], logits.device, targets, token_weight, target_offsets)
+    logits, targets, token_weight, offsets = _checked(logits, targets, token_weight, target_offsets, offsets)
     options = checked_options(OP, ignore_index, softcap, label_smoothing, z_loss)
     if return_details:
         check_details(OP, targets, offsets, prompt)
-    _check.no_tangent(OP, logits=given)
     inplace = inplace and _overwrites(given, logits)
     arguments = (targets, token_weight, target_offsets, *options, return_details, check, backend)
     if torch.is_grad_enabled() and logits.requires_grad:
@@ -205,6 +197,21 @@ def cross_entropy(
     if not return_details or offsets is None:
         return rows.loss
     return response_details(rows, targets, target_offsets, ignore_index, offsets, prompt)
+
+
+def _checked(
+    logits: Tensor, targets: Tensor, token_weight: Tensor | None, target_offsets: Tensor | None, offsets: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Rows [T, V], one after the other, and what belongs to them; nothing that reads a tensor."""
+    _check.floating(OP, "logits", logits)
+    _check.int64(OP, "targets", targets)
+    _check.no_tangent(OP, logits=logits)
+    if logits.ndim == 3 and targets.ndim == 2:
+        logits, targets, token_weight, offsets = packed(OP, "logits", logits, targets, token_weight, offsets)
+    if logits.ndim != 2 or logits.shape[1] == 0:
+        _check.fail(OP, "logits", "be [T, V] with V at least 1", _check.shape(logits))
+    check_targets(OP, logits.shape[0], logits.device, targets, token_weight, target_offsets)
+    return logits, targets, token_weight, offsets
 
 
 def packed(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -11,6 +12,20 @@ from torch import Tensor
 from mrtkern import _check
 from mrtkern.ops.cross_entropy.op import check_targets
 from mrtkern.ops.linear_cross_entropy.problem import Problem, memory
+
+Kernel = Callable[..., Any]
+
+
+def register(op: str, what: str, forward: Kernel, fake: Kernel, backward: Kernel, fake_backward: Kernel) -> None:
+    """The two defined operators of `op`; the second has no derivative of its own."""
+    for name, kernel, shapes in ((op, forward, fake), (f"{op}_backward", backward, fake_backward)):
+        torch.library.impl(f"mrtkern::{name}", ("cpu", "cuda"), kernel)
+        torch.library.register_fake(f"mrtkern::{name}", shapes)
+
+    def no_second_derivative(*_: Any) -> NoReturn:
+        raise RuntimeError(f"{op}: {what} must be differentiated once at most, got a double backward")
+
+    torch.library.register_autograd(f"mrtkern::{op}_backward", no_second_derivative)
 
 
 def check_weight(op: str, weight: Any) -> None:

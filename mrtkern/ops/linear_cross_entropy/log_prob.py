@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -89,15 +89,7 @@ def _fake_backward(
     return tuple(hidden.new_empty(0) if v is None or not need else v.new_empty(v.shape) for v, need in found)
 
 
-def _no_second_derivative(*_: Any) -> NoReturn:
-    raise RuntimeError(f"{OP}: logp and entropy must be differentiated once at most, got a double backward")
-
-
-torch.library.impl("mrtkern::linear_log_prob", ("cpu", "cuda"), _forward)
-torch.library.impl("mrtkern::linear_log_prob_backward", ("cpu", "cuda"), _backward)
-torch.library.register_fake("mrtkern::linear_log_prob", _fake_forward)
-torch.library.register_fake("mrtkern::linear_log_prob_backward", _fake_backward)
-torch.library.register_autograd("mrtkern::linear_log_prob_backward", _no_second_derivative)
+head.register(OP, "logp and entropy", _forward, _fake_forward, _backward, _fake_backward)
 
 
 class _LinearLogProb(torch.autograd.Function):

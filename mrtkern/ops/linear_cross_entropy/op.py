@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,15 +90,7 @@ def _fake_backward(
     return tuple(torch.empty_like(d, dtype=d.dtype if value is None else value.dtype) for d, value in given)
 
 
-def _no_second_derivative(*_: Any) -> NoReturn:
-    raise RuntimeError(f"{OP}: the loss must be differentiated once at most, got a double backward")
-
-
-torch.library.impl("mrtkern::linear_cross_entropy", ("cpu", "cuda"), _forward)
-torch.library.impl("mrtkern::linear_cross_entropy_backward", ("cpu", "cuda"), _backward)
-torch.library.register_fake("mrtkern::linear_cross_entropy", _fake_forward)
-torch.library.register_fake("mrtkern::linear_cross_entropy_backward", _fake_backward)
-torch.library.register_autograd("mrtkern::linear_cross_entropy_backward", _no_second_derivative)
+head.register(OP, "the loss", _forward, _fake_forward, _backward, _fake_backward)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

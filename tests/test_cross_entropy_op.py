@@ -228,6 +228,23 @@ def test_details_are_what_they_say(backend: str) -> None:
 
 
 @every_backend
+def test_the_order_of_responses_changes_nothing_but_rounding(backend: str) -> None:
+    inputs, offsets, prompt = rows(12, 30), torch.tensor([0, 3, 4, 4, 9, 12]), torch.tensor([7, 3, 3, 7, 3])
+    inputs["targets"][5] = -100
+    order = torch.tensor([3, 0, 4, 2, 1])
+    tokens = torch.cat([torch.arange(offsets[r], offsets[r + 1]) for r in order])
+    given = {"offsets": torch.nn.functional.pad(offsets.diff()[order].cumsum(0), (1, 0)), "prompt": prompt[order]}
+    other = {name: value[tokens] for name, value in inputs.items()}
+    found = cross_entropy(**inputs, offsets=offsets, prompt=prompt, return_details=True, backend=backend)
+    moved = cross_entropy(**other, **given, return_details=True, backend=backend)
+    assert isinstance(found, LossDetails) and isinstance(moved, LossDetails)
+    assert torch.equal(moved.response_nll, found.response_nll[order])
+    assert torch.equal(moved.response_tokens, found.response_tokens[order])
+    for name in ("loss", "prompt_loss", "within_variance", "between_variance", "accuracy", "entropy"):
+        oracle.assert_summed(getattr(moved, name), getattr(found, name).double(), 1, 10.0)
+
+
+@every_backend
 def test_equal_logits_count_for_the_lower_index(backend: str) -> None:
     inputs = {"logits": torch.zeros(3, 40), "targets": torch.tensor([0, 1, 0])}
     assert float(details_of(inputs, backend=backend).accuracy) == pytest.approx(2 / 3)

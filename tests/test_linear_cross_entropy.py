@@ -76,7 +76,7 @@ def test_without_weights_it_is_the_mean_of_torch(backend: str) -> None:
 @every_backend
 @pytest.mark.parametrize("size", CHUNKS)
 def test_chunk_size_changes_nothing_but_rounding(size: int, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("float32 with bias, some ignored", "float32, several targets per row"):
+    for name in ("float32 with bias, some ignored", "float32, several targets per row", "bfloat16"):
         inputs = case_named(name).make_inputs()
         module = _dispatch.load("linear_cross_entropy", backend)
         monkeypatch.setattr(module, "chunk_size", lambda problem: size)

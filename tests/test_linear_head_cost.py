@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from bench import linear_cross_entropy as linear_cross_entropy_bench
-from bench.harness import Competitor, Spread, WrongAnswer, interleave
+from bench.harness import Competitor, WrongAnswer, interleave
 from mrtkern.ops.linear_cross_entropy import chunks, reference
 from mrtkern.ops.linear_cross_entropy.op import linear_cross_entropy
-from mrtkern.ops.linear_cross_entropy.problem import LOGITS_BYTES, Case, Problem, chunk_rows, memory
+from mrtkern.ops.linear_cross_entropy.problem import CASES, LOGITS_BYTES, Case, Problem, chunk_rows, memory
 from tests import oracle
-from tests.linear_heads import CPU, case_named, leaves, needs_cpu_backend, product_flops, with_gradients
+from tests.linear_heads import CPU, leaves, needs_cpu_backend, product_flops, with_gradients
 
 
 @needs_cpu_backend
@@ -61,10 +61,9 @@ def test_memory_of_the_reference_stays_within_its_formula(needs: tuple[bool, boo
     assert peak - gradients <= memory(problem, 300, product, 300) + reference.memory(problem)
 
 
-@pytest.mark.parametrize("name", ["float32", "bfloat16"])
-@pytest.mark.parametrize("size", ["2,048 x 1,024 x 32,000", "2,048 x 896 x 151,936"])
-def test_large_heads_need_at_most_256_mib_beyond_gradients_and_one_accumulator(size: str, name: str) -> None:
-    problem = case_named(f"{size} {name}").problem
+@pytest.mark.parametrize("case", [case for case in CASES if "bench" in case.tags], ids=lambda case: case.name)
+def test_large_heads_need_at_most_256_mib_beyond_gradients_and_one_accumulator(case: Case) -> None:
+    problem = case.problem
     for product in {torch.float32, problem.product}:
         accumulator = 4 * problem.V * problem.D if problem.weight != torch.float32 else 0
         assert memory(problem, chunk_rows(problem, product.itemsize), product, problem.T) - accumulator <= 256 << 20
@@ -80,20 +79,27 @@ def test_chunks_are_equal_and_within_their_bounds() -> None:
             assert T - size * (-(-T // size) - 1) > size - -(-T // size)  # the last is smaller by less than a row each
 
 
+# Of the best time of a sweep. Where the model was fitted the chosen 1,024 rows took 1.02 of it, half as many 1.07, a
+# quarter 1.17 (see `chunk_rows`): a chunk that is wrong by a factor of 4 does not pass.
+NEAR = 1.12
+
+
 @pytest.mark.full
 @needs_cpu_backend
-def test_the_chosen_chunk_is_near_the_best_of_a_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
-    problem = Problem(2048, 1024, 16_000, *(torch.float32,) * 3)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_chosen_chunk_is_near_the_best_of_a_sweep(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the quickest of interleaved rounds, which other work on the machine disturbs least."""
+    problem = Problem(2048, 1024, 16_000, *(dtype,) * 3)
     inputs, chosen = problem.make_inputs(), CPU.chunk_size(problem)
 
     def run(size: int) -> None:
         monkeypatch.setattr(CPU, "chunk_size", lambda problem: size)
         with_gradients(inputs, backend="cpu")
 
-    sizes = {64, 128, 256, 512, 1024, 2048, chosen}
+    sizes = {128, 256, 512, 1024, 2048, chosen}
     seconds = interleave([Competitor(str(size), partial(run, size)) for size in sorted(sizes)], 5)
-    medians = {int(name): Spread.of(times).median for name, times in seconds.items()}
-    assert medians[chosen] <= 1.1 * min(medians.values()), medians
+    best = {int(name): min(times) for name, times in seconds.items()}
+    assert best[chosen] <= NEAR * min(best.values()), best
 
 
 # The benchmark

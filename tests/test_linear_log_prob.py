@@ -147,6 +147,26 @@ def test_ignored_rows_are_zero_and_not_read(backend: str) -> None:
     assert not any(bool(value[out].any()) for value in found[:3])
 
 
+@every_backend
+def test_impossible_and_certain_classes_have_no_entropy_and_finite_gradients(backend: str) -> None:
+    """Classes at -infinity, at -10,000 and one alone at 10,000, as if they were not there."""
+    inputs, (a, c) = make_inputs(20, 5, 9, torch.float32, ignored=0.0), upstream(20)
+    inputs["targets"][:] = torch.arange(20) % 6
+    kept = {**inputs, "weight": inputs["weight"][:6].detach(), "bias": inputs["bias"][:6].detach()}
+    with torch.no_grad():
+        inputs["bias"][6:] = torch.tensor([-torch.inf, -1e4, -torch.inf])
+    found = with_gradients(linear_log_prob, inputs, a, c, backend=backend)
+    for got, value in zip(found[:3], truth(kept, a, c)[:3], strict=True):
+        oracle.assert_summed(got, value, 100, 10.0)
+    assert not any(bool(gradient[6:].any()) for gradient in found[3:])
+    with torch.no_grad():
+        inputs["bias"][0] = 1e4
+    logp, entropy, *gradients = with_gradients(linear_log_prob, inputs, a, c, backend=backend)
+    assert not entropy.any()
+    assert not logp[inputs["targets"] == 0].any()
+    assert all(bool(gradient.isfinite().all()) for gradient in gradients)
+
+
 @needs_cpu_backend
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_four_products_and_only_of_rows_with_an_upstream_gradient(dtype: torch.dtype) -> None:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from mrtkern.details import LossDetails
-from mrtkern.loss import NORMALIZATIONS, MultiResponseCrossEntropyLoss, response_weights
+from mrtkern.loss import NORMALIZATIONS, MultiResponseCrossEntropyLoss, _weights, response_weights
 from mrtkern.ops.cross_entropy.op import cross_entropy
 from tests import oracle
 
@@ -280,6 +280,18 @@ def test_compiled_as_one_graph(normalize: str) -> None:
     compiled = torch.compile(response_weights, fullgraph=True, backend="aot_eager")
     got = compiled(normalize=normalize, **given, num_prompts=9)
     assert torch.equal(got, response_weights(normalize=normalize, **given, num_prompts=9))
+
+
+@every_normalization
+@pytest.mark.parametrize("grouped", [False, True])
+def test_nothing_is_read_back_from_a_device(grouped: bool, normalize: str) -> None:
+    """Tensors on the device `meta` have no values: whoever asks for one fails."""
+    given = {name: value.to("meta") for name, value in ragged(1).items()}
+    prompt = given["prompt"] if grouped else None
+    found = _weights(given["targets"], normalize, given["offsets"], prompt, None, IGNORE, 1.0, *[None] * 6)
+    assert found.shape == given["targets"].shape
+    with pytest.raises(RuntimeError, match="meta"):
+        int(given["offsets"][0])
 
 
 def test_operator_passes_opcheck() -> None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 
 import pytest
 import torch
 
+import mrtkern.ops.cross_entropy
 from mrtkern.budget import optimal_k, variance_components
+from mrtkern.loss import NORMALIZATIONS, response_weights
+from mrtkern.ops.cross_entropy.op import cross_entropy
 from mrtkern.select import select_responses
 from tests import oracle
 
@@ -80,6 +84,37 @@ def test_analysis_of_variance_is_unbiased_for_unequal_groups() -> None:
         found[repeat] = torch.tensor([v.between_raw, v.within])
     errors = (found.mean(0) - torch.tensor([between, within])).abs() / (found.std(0) / math.sqrt(repeats))
     assert bool((errors < FAR).all())
+
+
+# what lengths do to a loss
+
+SHORT, LONG = 10, 100  # tokens of two responses, each drawn half of the time
+
+
+def learnt(normalize: str) -> float:
+    """Probability of the short response after training: its first token is a choice, all others are certain."""
+    choice = torch.zeros(2, dtype=torch.float64)
+    first = torch.tensor([0, SHORT])
+    offsets = torch.tensor([0, SHORT, SHORT + LONG])
+    targets = torch.zeros(SHORT + LONG, dtype=torch.int64).index_fill_(0, first[1:], 1)
+    w = response_weights(targets, normalize, offsets=offsets, prompt=torch.zeros(2, dtype=torch.int64))
+    for _ in range(500):
+        logits = torch.tensor([0.0, -1e4], dtype=torch.float64).repeat(SHORT + LONG, 1)
+        logits[first] = choice
+        logits.requires_grad_()
+        (gradient,) = torch.autograd.grad(cross_entropy(logits, targets, token_weight=w), logits)
+        choice -= gradient.sum(0) * 4 / w[first].sum()  # the curvature is at most a quarter of the weight
+    return float(choice.softmax(0)[0])
+
+
+def test_lengths_tilt_what_is_learnt_as_documented() -> None:
+    definition = mrtkern.ops.cross_entropy.__doc__
+    assert definition is not None
+    tilted, even = re.findall(r"learnt as (0\.\d{3}) and 0\.\d{3}", definition)
+    found = {normalize: f"{learnt(normalize):.3f}" for normalize in NORMALIZATIONS}
+    assert found == dict.fromkeys(("response", "prompt"), tilted) | dict.fromkeys(
+        ("token", "prompt_sum", "prompt_token"), even
+    )
 
 
 # the failure to reproduce: keeping the best rewards can point away from the true gradient

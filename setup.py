@@ -130,6 +130,11 @@ def nvcc_command(nvcc: str, source: Path, target: Path, archs: list[str]) -> lis
     ]  # fmt: skip
 
 
+def cuda_link_command(nvcc: str, objects: list[str], target: Path) -> list[str]:
+    """The command that links mrtkern._cuda. nvcc knows where its libraries are."""
+    return [nvcc, "-shared", "-cudart=static", "-Xcompiler=-pthread", *objects, "-o", str(target)]
+
+
 def is_fresh(target: Path, command: list[str]) -> bool:
     """Whether `target` was made by this very command from files that have not changed since."""
     record, headers = Path(f"{target}.cmd"), Path(f"{target}.d")
@@ -155,8 +160,8 @@ class BuildExt(build_ext):
         objects = [str(future.result()) for future in compiled]
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
-        if nvcc is not None:  # it knows where its libraries are
-            self.call([nvcc, "-shared", "-cudart=static", "-Xcompiler=-pthread", *objects, "-o", str(target)])
+        if nvcc is not None:
+            self.call(cuda_link_command(nvcc, objects, target))
             return
         shared = ["-bundle", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
         link_flags = ["-pthread", *shlex.split(os.environ.get("LDFLAGS", ""))]

@@ -52,7 +52,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, metavar="N", help="threads for everyone (default: torch's)")
     parser.add_argument("--rounds", type=int, metavar="N", help=f"rounds of A B C (default: {ROUNDS})")
     parser.add_argument(
-        "--static", action="store_true", help="compile Triton's kernels for every target and report that"
+        "--static", action="store_true", help="compile Triton's and CUDA kernels for every target and report that"
     )
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_ROUNDS} rounds, no peak memory")
     args = parser.parse_args(arguments)
@@ -171,7 +171,10 @@ def main(arguments: list[str] | None = None) -> None:
     """Run what the command line asks for."""
     args = parse(arguments)
     if args.static:
-        static.main(args.ops)
+        from bench import static_cuda  # reads setup.py
+
+        codes = static.compile_modules(static.modules_of(args.ops)) + static_cuda.compile_kernels(args.ops)
+        static.publish(codes)
         return
     machine.set_threads(args.threads or torch.get_num_threads())
     print("\n".join(f"{name}: {value}" for name, value in machine.facts(args.rounds).items()), end="\n\n", flush=True)

@@ -1,8 +1,8 @@
 """Machine code of every Triton kernel, compiled for devices that need not be here, and the limits it is held to.
 
 `python -m bench --static [op ...]` compiles all SIGNATURES of `mrtkern/ops/<op>/triton` for their targets in two child
-processes (Triton can interpret or compile in a process, not both), prints a table, and writes `bench/limits/<op>.json`
-unless a rule is broken. tests/test_static.py holds later code to those files.
+processes (Triton can interpret or compile in a process, not both) and the CUDA kernels (bench/static_cuda.py), prints a
+table, and writes `bench/limits/<op>.json` unless a rule is broken. tests/test_static.py holds later code to these.
 
 Rules: no spills; matrix instructions where products are of 16-bit numbers; at least 90 % of the bytes that hot loops
 load come 16 at a time where inputs are aligned; shared memory within the target. Registers and instructions may exceed
@@ -54,7 +54,7 @@ class Code:
     copies: int  # asynchronous copies
     wide: float  # share of the bytes loaded in hot loops that come 16 at a time
     instructions: int
-    rules: tuple[str, ...]  # of "matrix", "wide": what must hold
+    rules: tuple[str, ...]  # of "matrix", "wide", "some wide": what must hold
     room: int  # bytes of shared memory of the target
 
     @property
@@ -77,6 +77,8 @@ def faults(code: Code, committed: dict[str, Any] | None) -> list[str]:
         found.append("no matrix instruction in a 16-bit product")
     if "wide" in code.rules and code.wide < WIDE:
         found.append(f"only {code.wide:.0%} of the bytes in hot loops loaded 16 at a time")
+    if "some wide" in code.rules and code.wide == 0:
+        found.append("no byte in hot loops loaded 16 at a time")
     if committed is not None:
         for name in ("registers", "instructions"):
             now, before = getattr(code, name), committed[name]
@@ -130,15 +132,19 @@ def wide_share(opcodes: Sequence[str]) -> float:
     return sizes[16] / sizes.total() if sizes else 1.0
 
 
-def tool(name: str, *arguments: str, data: bytes) -> str:
-    """Output of a program of Triton's wheel about a binary."""
+def programs() -> Path:
+    """Where Triton's wheel has NVIDIA's programs that read machine code."""
     import triton
 
-    folder = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    return Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+
+def tool(name: str, *arguments: str, data: bytes) -> str:
+    """Output of a program of Triton's wheel about a binary."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(data)
         file.flush()
-        command = [str(folder / name), *arguments, file.name]
+        command = [str(programs() / name), *arguments, file.name]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
@@ -146,13 +152,18 @@ def nvidia(compiled: Any) -> dict[str, Any]:
     """Numbers of a cubin."""
     usage = tool("cuobjdump", "--dump-resource-usage", data=compiled.asm["cubin"])
     lines = tool("nvdisasm", "-c", data=compiled.asm["cubin"]).splitlines()
+    found = re.search(r"REG:(\d+)", usage)
+    assert found is not None
+    return sass(lines, int(found[1]))
+
+
+def sass(lines: Iterable[str], registers: int) -> dict[str, Any]:
+    """Numbers of one kernel's disassembly. Every use of local memory counts as a spill."""
     all_, hot = hot_loops(
         lines, r"^\s*\.(L_[\w.$]+):", r"\bBRA\b.*\(\.(L_[\w.$]+)\)",
         r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)",
     )  # fmt: skip
-    found = re.search(r"REG:(\d+)", usage)
-    assert found is not None
-    return summary(all_, hot, int(found[1]), sum(name.startswith(("STL", "LDL")) for name in all_))
+    return summary(all_, hot, registers, sum(name.startswith(("STL", "LDL")) for name in all_))
 
 
 def amd(compiled: Any) -> dict[str, Any]:
@@ -280,9 +291,8 @@ def table(codes: Sequence[Code]) -> Iterator[str]:
         yield "  ".join([*texts, *(cell.rjust(width) for cell, width in zip(row[3:], widths[3:], strict=True))])
 
 
-def main(ops: Sequence[str]) -> None:
-    """Compile, print, and write the limits unless a rule is broken."""
-    codes = compile_modules(modules_of(ops))
+def publish(codes: Sequence[Code]) -> None:
+    """Print, and write the limits unless a rule is broken."""
     print("\n".join(table(codes)))
     broken = [text for code in codes for text in faults(code, None)]
     if broken:

@@ -29,6 +29,7 @@ from tests import test_sanitize
 from tests.test_sanitize import BINDINGS, BUILD, FAILED, FLAGS, OPTIONS, ROOT, runtime
 
 CSRC, PROGRAMS = ROOT / "csrc", ROOT / "tests" / "emulator"
+PRIMITIVES = ("main", "warps", "blocks", "numbers", "launches")  # files of one program
 PLAIN = "plain"
 SANITIZED = {PLAIN: ["-O1"], **FLAGS}
 ORDERS = ("forward", "reverse", "random:1")

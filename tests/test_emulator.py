@@ -7,12 +7,11 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.emulated import FAILED, FAULTS, ORDERS, PLAIN, Workshop, answer, run, said
+from tests.emulated import FAILED, FAULTS, ORDERS, PLAIN, PRIMITIVES, Workshop, answer, run, said
 
 pytestmark = pytest.mark.skipif(
     platform.system() != "Linux" or platform.machine() != "x86_64", reason="needs Linux on x86-64"
 )
-PRIMITIVES = ("main", "warps", "blocks", "numbers", "launches")
 
 
 def marked(sanitizer: str) -> pytest.MarkDecorator:

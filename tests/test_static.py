@@ -41,6 +41,7 @@ def test_planted_faults_of_machine_code_are_found() -> None:
         ({"spills": 1}, "1 spills"),
         ({"shared": 1001}, "1001 bytes of shared memory where there are 1000"),
         ({"wide": 0.89}, "only 89% of the bytes in hot loops loaded 16 at a time"),
+        ({"rules": ("some wide",), "wide": 0.0}, "no byte in hot loops loaded 16 at a time"),
         ({"matrix": "", "products": 0}, "no matrix instruction in a 16-bit product"),
         ({"registers": 111}, "111 registers where 100 are committed"),
         ({"instructions": 551}, "551 instructions where 500 are committed"),

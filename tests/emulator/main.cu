@@ -11,10 +11,15 @@ static void choose_order(const char*) {}
 
 int main(int count, char** arguments) {
   if (count > 1) choose_order(arguments[1]);
-  test_warps();
-  test_blocks();
-  test_numbers();
-  test_launches();
+  try {
+    test_warps();
+    test_blocks();
+    test_numbers();
+    test_launches();
+  } catch (const mrt::CudaError& error) {
+    std::printf("%s\n", error.what());
+    return 1;
+  }
   std::printf("%d failures\n", failures);
   return failures == 0 ? 0 : 1;
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -52,6 +53,18 @@ def floating(op: str, argument: str, value: Any) -> None:
     tensor(op, argument, value)
     if value.dtype not in FLOATING:
         fail(op, argument, "be float32, float64, bfloat16 or float16", value.dtype)
+
+
+def number(op: str, argument: str, value: Any) -> None:
+    """Refuse what is no number, before it is compared with one."""
+    if not isinstance(value, (int, float, np.number, Tensor)):
+        raise TypeError(f"{op}: {argument} must be a number, got {type(value).__name__}")
+
+
+def integer(op: str, argument: str, value: Any) -> None:
+    """Refuse what cannot count."""
+    if not isinstance(value, (int, np.integer, Tensor)):
+        raise TypeError(f"{op}: {argument} must be an int, got {type(value).__name__}")
 
 
 def one_of(op: str, argument: str, value: str, choices: tuple[str, ...]) -> None:

@@ -132,6 +132,7 @@ def optimal_k(
     """
     op = "optimal_k"
     _numbers(op, between=between, within=within, prompt_cost=prompt_cost)
+    _check.number(op, "response_cost", response_cost)
     if not 0 < response_cost < math.inf:
         _check.fail(op, "response_cost", "be positive and finite", response_cost)
     if budget is not None and not 0 < budget < math.inf:
@@ -159,6 +160,7 @@ def optimal_k(
 
 def _numbers(op: str, **numbers: float) -> None:
     for name, value in numbers.items():
+        _check.number(op, name, value)
         if not 0 <= value < math.inf:
             _check.fail(op, name, "be finite and not negative", value)
 
@@ -205,6 +207,7 @@ def allocate_k(score: Tensor, total: int, *, min_k: int | Tensor = 1, max_k: int
     _check.finite_rows(f"{op}: score", score)
     if score.numel() and float(score.min()) < 0:
         _check.fail(op, "score", "not be negative", f"{float(score.min())} in row {int(score.argmin())}")
+    _check.integer(op, "total", total)
     total = operator.index(total)
     gain = score.detach().double()
     low = _limit(op, "min_k", min_k, score)
@@ -227,6 +230,7 @@ def allocate_k(score: Tensor, total: int, *, min_k: int | Tensor = 1, max_k: int
 def _limit(op: str, argument: str, value: int | Tensor, score: Tensor) -> Tensor:
     """min_k or max_k as int64 [B]."""
     if not isinstance(value, Tensor):
+        _check.integer(op, argument, value)
         return torch.full(score.shape, operator.index(value), dtype=torch.int64, device=score.device)
     _check.vector(op, argument, value, score.shape[0], "prompt")
     _check.same_device(op, score=score, **{argument: value})

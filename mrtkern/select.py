@@ -225,6 +225,8 @@ def _segmented(value: Tensor, segment: Tensor) -> Tensor:
 
 
 def _ranges(alpha: float, lam: float) -> None:
+    _check.number(OP, "alpha", alpha)
+    _check.number(OP, "lam", lam)
     if not 0 <= alpha < float("inf"):
         _check.fail(OP, "alpha", "be finite and not negative", alpha)
     if not 0 <= lam <= 1:
@@ -238,6 +240,8 @@ def _rewards(reward: Tensor | None, method: str, T: int) -> Tensor | None:
             raise ValueError(f"{OP}: reward must be given for method {method!r}, got None")
         return None
     _check.vector(OP, "reward", reward, T, "response")
+    if reward.is_complex():
+        _check.fail(OP, "reward", "be real", reward.dtype)
     _check.finite_rows(f"{OP}: reward", reward)
     return reward.detach()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -284,3 +285,23 @@ def test_deals_that_cannot_be_are_refused(score: list[Any], total: int, limits: 
     limits = {name: torch.tensor(value) if isinstance(value, list) else value for name, value in limits.items()}
     with pytest.raises(ValueError, match=f"^allocate_k: {sentence}$"):
         allocate_k(torch.tensor(score), total, **limits)
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda: allocate_k(torch.ones(3), 4.5), "allocate_k: total must be an int, got float"),
+        (lambda: allocate_k(torch.ones(3), 4, max_k=1.5), "allocate_k: max_k must be an int, got float"),
+        (
+            lambda: optimal_k("1", 1.0, prompt_cost=1.0, response_cost=1.0),
+            "optimal_k: between must be a number, got str",
+        ),
+        (
+            lambda: optimal_k(1.0, 1.0, prompt_cost=1.0, response_cost=None),
+            "optimal_k: response_cost must be a number, got NoneType",
+        ),
+    ],
+)
+def test_what_is_no_number_is_named(call: Callable[[], object], sentence: str) -> None:
+    with pytest.raises(TypeError, match=f"^{sentence}$"):
+        call()

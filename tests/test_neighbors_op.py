@@ -145,6 +145,7 @@ def test_bad_arguments_are_named(arguments: dict[str, Any], sentence: str) -> No
         ),
         ({"exclude_group": [0] * 5}, r"exclude_group must be a torch\.Tensor, got list"),
         ({"progress": "yes"}, "progress must be True, False or a callable, got str"),
+        ({"gamma": "1"}, "gamma must be a number, got str"),
     ],
 )
 def test_bad_types_are_named(arguments: dict[str, Any], sentence: str) -> None:
@@ -183,6 +184,13 @@ def test_what_cannot_fit_is_refused_before_it_is_allocated() -> None:
 def test_bad_arguments_of_deduplicate_are_named(arguments: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=f"^deduplicate: {sentence}$"):
         deduplicate(**{"x": torch.ones(5, 2), "threshold": 0.5, **arguments})
+
+
+def test_a_threshold_and_a_diagonal_must_be_numbers() -> None:
+    with pytest.raises(TypeError, match=r"^deduplicate: threshold must be a number, got str$"):
+        deduplicate(torch.ones(5, 2), "0.9")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^Neighbors\.csr: diagonal must be a number, got str$"):
+        neighbors(torch.ones(5, 2), 1).csr(diagonal="1")  # type: ignore[arg-type]
 
 
 # Choices

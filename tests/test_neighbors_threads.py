@@ -83,6 +83,13 @@ def test_concurrent_callers_hear_of_their_own_progress_only() -> None:
     assert all(fractions == sorted(fractions) and fractions.count(1.0) == 1 for fractions in told.values())
 
 
+def test_the_whole_is_heard_once_at_the_end() -> None:
+    """A single block of rows, under way for a second: every list overflows with equal scores."""
+    told: list[float] = []
+    neighbors(torch.ones(16, 64), 4, y=torch.ones(1, 64).expand(400_000, 64), progress=told.append, backend="cpu")
+    assert len(told) > 1 and told.index(1.0) == len(told) - 1
+
+
 INTERRUPTED: dict[str, Callable[[torch.Tensor], Any]] = {
     "self graph": lambda x: neighbors(x, 10, backend="cpu"),
     "rectangle in float32": lambda x: neighbors(x, 10, y=x, precision="float32", backend="cpu"),

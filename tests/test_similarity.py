@@ -342,6 +342,7 @@ def test_a_bad_row_of_y_is_named_and_rows_count_through_the_batch() -> None:
         ((4, 3), {"metric": "cos"}, "metric must be one of cosine, dot, .*, got 'cos'"),
         ((4, 3), {"gamma": 0.0}, "gamma must be positive and finite, got 0.0"),
         ((4, 3), {"gamma": float("nan")}, "gamma must be positive and finite, got nan"),
+        ((4, 3), {"gamma": 1e39}, r"gamma must be a float32 for x of torch\.float32, got 1e\+39"),
         ((4, 3), {"backend": "numpy"}, "backend must be one of cuda, triton, cpu, reference, got 'numpy'"),
     ],
 )
@@ -357,6 +358,8 @@ def test_bad_arguments_are_named(x: tuple[int, ...], arguments: dict[str, Any], 
 def test_types_must_match() -> None:
     with pytest.raises(TypeError, match=r"^similarity: x must be a torch\.Tensor, got list$"):
         similarity([[1.0]])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^similarity: gamma must be a number, got str$"):
+        similarity(torch.ones(2, 2), gamma="1")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"x must be float32, float64, bfloat16 or float16, got torch\.int64"):
         similarity(torch.ones(2, 2, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"y must have the type of x, torch\.float32, got torch\.float64"):

@@ -99,8 +99,8 @@ class Job {
     next_poll_ = now + POLL_INTERVAL;
     if (poll_interrupt()) throw Interrupted();
     if (part.progress == nullptr || !part.is_counted) return;
-    const double done = static_cast<double>(std::min(next_.load(), count_)) / static_cast<double>(count_);
-    (*part.progress)(part.from + (part.to - part.from) * done);
+    const int64_t done = std::min(next_.load(), count_) - 1;  // one of those claimed may be under way: never all
+    (*part.progress)(part.from + (part.to - part.from) * static_cast<double>(done) / static_cast<double>(count_));
   }
 
   void rethrow() {

@@ -54,7 +54,8 @@ def deduplicate(
     threshold; so two rows of a chain may themselves be further apart.
 
     x [N, D]: float32, float64, bfloat16, float16; only directions count, a zero row has cosine 0 with all.
-    threshold from -1 to 1. progress, backend: as in `neighbors`.
+    threshold from -1 to 1; at 1 copies are linked, also those times a power of two.
+    progress, backend: as in `neighbors`.
 
     Returns ids int64, ascending. torch.compile: fullgraph only with
     torch._dynamo.config.capture_dynamic_output_shape_ops = True, because their number depends on the data. No gradient.
@@ -65,6 +66,7 @@ def deduplicate(
     _check.floating(OP, "x", x)
     if x.ndim != 2:
         _check.fail(OP, "x", "be [N, D]", _check.shape(x))
+    _check.number(OP, "threshold", threshold)
     if not -1 <= threshold <= 1:
         _check.fail(OP, "threshold", "be from -1 to 1", threshold)
     _progress.check(OP, progress)

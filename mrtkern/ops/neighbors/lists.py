@@ -42,6 +42,7 @@ class Neighbors:
         ids, scores = self.ids, self.scores.clamp(min=0) if clamp else self.scores
         M, N = ids.shape[0], self.num_columns
         if diagonal is not None:
+            _check.number("Neighbors.csr", "diagonal", diagonal)
             if M != N:
                 _check.fail("Neighbors.csr", "diagonal", f"be None for a graph of {M} rows and {N} columns", diagonal)
             rows = torch.arange(M, device=ids.device)[:, None]

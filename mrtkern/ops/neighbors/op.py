@@ -117,6 +117,7 @@ def _check_rows(x: Tensor, y: Tensor | None, metric: str, gamma: float) -> None:
     """Shapes, types and devices of the rows, and how they are compared."""
     _check.floating(OP, "x", x)
     _check.one_of(OP, "metric", metric, METRICS)
+    _check.number(OP, "gamma", gamma)
     if not 0 < gamma < math.inf:
         _check.fail(OP, "gamma", "be positive and finite", gamma)
     if x.ndim != 2:

@@ -147,8 +147,11 @@ def _check_arguments(x: Tensor, y: Tensor | None, offsets: Tensor | None, metric
     """Shapes, types, devices and options; nothing that reads a tensor."""
     _check.floating(OP, "x", x)
     _check.one_of(OP, "metric", metric, METRICS)
+    _check.number(OP, "gamma", gamma)
     if not 0 < gamma < math.inf:
         _check.fail(OP, "gamma", "be positive and finite", gamma)
+    if x.dtype != torch.float64 and gamma > torch.finfo(torch.float32).max:
+        _check.fail(OP, "gamma", f"be a float32 for x of {x.dtype}", gamma)
     if x.ndim not in (2, 3):
         _check.fail(OP, "x", "be [M, D] or [B, M, D]", _check.shape(x))
     if offsets is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -27,10 +28,11 @@ def test_info_names_version_threads_and_gpus(capsys: pytest.CaptureFixture[str])
     assert text[0].startswith(f"mrtkern   {mrtkern.__version__}, torch {torch.__version__}, Python ")
     assert text[2].startswith(f"threads   torch uses {torch.get_num_threads()}, ")
     assert text[3].startswith("GPUs      ")
+    assert text[4].startswith("CUDA      ")
 
 
 def test_info_answers_for_every_operation_and_backend(capsys: pytest.CaptureFixture[str]) -> None:
-    answers = {tuple(line.split()[:3]): line.split(maxsplit=3)[3] for line in lines(capsys)[6:]}
+    answers = {tuple(line.split()[:3]): line.split(maxsplit=3)[3] for line in lines(capsys)[7:]}
     devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
     assert set(answers) == {(op, backend, device) for op in OPS for backend in _dispatch.BACKENDS for device in devices}
     assert all(re.fullmatch(r"yes|(yes|no): .+", answer) for answer in answers.values())
@@ -54,6 +56,21 @@ def test_info_names_the_instruction_set_and_its_cap() -> None:
         f"kernels   portable, capped by MRTKERN_ISA=portable (available: {', '.join(extension.isas())}), compiler "
     )
     assert child.stdout.splitlines()[1].startswith(expected)
+
+
+def test_info_says_that_there_are_no_cuda_kernels(capsys: pytest.CaptureFixture[str]) -> None:
+    if importlib.util.find_spec("mrtkern._cuda") is not None:
+        pytest.skip("this installation has them")
+    assert (
+        lines(capsys)[4] == "CUDA      none: mrtkern was installed without mrtkern._cuda, which MRTKERN_CUDA=1 builds"
+    )
+
+
+@pytest.mark.emulator
+@pytest.mark.usefixtures("emulated_cuda")
+def test_info_names_the_architectures_and_devices_of_the_cuda_kernels(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the emulated ones, whose runtime has no version."""
+    assert lines(capsys)[4] == "CUDA      mrtkern._cuda for sm_80, sm_90, sm_100, sm_120, runtime 0.0, devices: 4"
 
 
 @pytest.mark.parametrize("command", ["info", "select"])

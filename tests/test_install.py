@@ -88,7 +88,8 @@ def without_compiler(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Pat
     """What pip said, and the folder it installed into, with a PATH on which nothing is found."""
     folder = tmp_path_factory.mktemp("without_compiler")
     (folder / "empty").mkdir()
-    child, site = install(sources(folder), PATH=str(folder / "empty"), CXX="")
+    nothing = str(folder / "empty")
+    child, site = install(sources(folder), PATH=nothing, CXX="", MRTKERN_CUDA="auto", CUDA_HOME=nothing)
     assert child.returncode == 0, child.stdout
     return child.stdout, site
 
@@ -133,6 +134,27 @@ def test_a_compiler_that_fails_fails_the_installation(tmp_path: Path) -> None:
     assert child.returncode != 0
     assert "broken on purpose" in child.stdout
     assert not (site / "mrtkern").exists()
+
+
+def test_cuda_without_nvcc_fails_the_installation_in_a_sentence(tmp_path: Path) -> None:
+    child, site = install(sources(tmp_path), MRTKERN_CUDA="1", CUDA_HOME=str(tmp_path))
+    said = {line.strip() for line in child.stdout.splitlines() if line.strip().startswith("mrtkern: ")}
+    assert child.returncode != 0
+    assert said == {"mrtkern: MRTKERN_CUDA=1 needs nvcc, found none in $CUDA_HOME, or PATH and /usr/local/cuda"}
+    assert not site.exists()
+
+
+@pytest.mark.full
+@pytest.mark.timeout(1800)
+def test_an_installation_with_cuda_has_both_extensions_and_needs_no_driver(tmp_path: Path) -> None:
+    if not (shutil.which("nvcc") or Path("/usr/local/cuda/bin/nvcc").exists()):
+        pytest.skip("needs nvcc")
+    child, site = install(sources(tmp_path), MRTKERN_CUDA="1", MRTKERN_CUDA_ARCHS="90+ptx")
+    assert child.returncode == 0, child.stdout
+    code = ALONE + "from mrtkern.__main__ import main; main(['info'])"
+    info = python(code, site.parent, PYTHONPATH=str(site), CUDA_VISIBLE_DEVICES="").splitlines()
+    assert info[1].startswith("kernels   ") and " (available: " in info[1]
+    assert info[4].startswith("CUDA      mrtkern._cuda for sm_90, runtime ") and info[4].endswith(", devices: 0")
 
 
 @pytest.mark.parametrize(("missing", "warnings"), [(("triton",), 0), (("triton", "mrtkern._C", "mrtkern._cuda"), 1)])

@@ -21,6 +21,7 @@ example:
   $ mrtkern info
   kernels   avx512 (available: avx512, avx2, portable), compiler 12.2.0
   threads   torch uses 8, the machine has 16
+  CUDA      none: mrtkern was installed without mrtkern._cuda, which MRTKERN_CUDA=1 builds
   ...
   similarity         cpu        yes
   similarity         triton     no: similarity has no triton backend
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def machine() -> list[str]:
-    """Versions, kernels, threads and GPUs, one line each."""
+    """Versions, kernels, threads, GPUs and CUDA kernels, one line each."""
     system = f"{platform.system()} {platform.machine()}"
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return [
@@ -52,6 +53,7 @@ def machine() -> list[str]:
         f"kernels   {kernels()}",
         f"threads   torch uses {torch.get_num_threads()}, the machine has {os.cpu_count()}",
         f"GPUs      {', '.join(gpus) or 'none'}",
+        f"CUDA      {cuda()}",
     ]
 
 
@@ -66,6 +68,19 @@ def kernels() -> str:
     cap = os.environ.get("MRTKERN_ISA")
     capped = f", capped by MRTKERN_ISA={cap}" if cap else ""
     return f"{extension.isa()}{capped} (available: {', '.join(extension.isas())}), compiler {extension.built_with()}"
+
+
+def cuda() -> str:
+    """What the CUDA extension was built for and which devices it can use, or why there is none."""
+    if importlib.util.find_spec("mrtkern._cuda") is None:
+        return "none: mrtkern was installed without mrtkern._cuda, which MRTKERN_CUDA=1 builds"
+    try:
+        extension = importlib.import_module("mrtkern._cuda")
+    except ImportError as error:
+        return f"none: {error}"
+    archs = ", ".join(f"sm_{arch}" for arch in extension.archs())
+    major, minor = divmod(extension.runtime_version() // 10, 100)
+    return f"mrtkern._cuda for {archs}, runtime {major}.{minor}, devices: {extension.device_count()}"
 
 
 def table() -> list[str]:

@@ -21,7 +21,7 @@ check: $(VENV)/built $(VENV)/layers
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
 	$(RUN) -m mypy
-	$(VENV)/bin/clang-format --dry-run -Werror $(filter %.cpp %.h %.cu %.cuh,$(CSRC))
+	$(VENV)/bin/clang-format --dry-run -Werror $(filter %.cpp %.h %.cu %.cuh,$(CSRC)) $(wildcard tests/emulator/*)
 	$(MAKE) test
 	$(RUN) -m pytest -q -m "($(LAYERS)) and not full"
 

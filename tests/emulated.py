@@ -26,7 +26,7 @@ import mrtkern
 from mrtkern import _dispatch
 from mrtkern.ops import OPS
 from tests import test_sanitize
-from tests.test_sanitize import BINDINGS, BUILD, FAILED, FLAGS, OPTIONS, ROOT, runtime
+from tests.test_sanitize import BINDINGS, BUILD, FLAGS, OPTIONS, ROOT, runtime
 
 CSRC, PROGRAMS = ROOT / "csrc", ROOT / "tests" / "emulator"
 PRIMITIVES = ("main", "warps", "blocks", "numbers", "launches")  # files of one program
@@ -172,21 +172,20 @@ def answer(workshop: Workshop, fault: str, state: str, *order: str) -> tuple[int
     return done.returncode, done.stdout
 
 
-def said(fault: str, output: str) -> str:
-    """The line of the output that names the fault, or what was not found."""
-    report = FAULTS[fault][1]
-    return next((line for line in output.splitlines() if report in line), f"NOT FOUND: {report}")
+def said(fault: str, output: str) -> str | None:
+    """The line of the output that names the fault."""
+    return next((line for line in output.splitlines() if FAULTS[fault][1] in line), None)
 
 
-def main() -> None:
-    """The planted-fault report."""
+def main() -> int:
+    """The planted-fault report; status 1 where a fault was passed over."""
+    lines = {}
     with tempfile.TemporaryDirectory() as folder:
         workshop = Workshop(Path(folder))
         for fault, (sanitizer, _) in FAULTS.items():
-            status, output = answer(workshop, fault, "planted")
-            print(
-                f"{fault:34}{sanitizer:9}{'reported' if status in (0, FAILED) else status}: {said(fault, output)[:100]}"
-            )
+            lines[fault] = said(fault, answer(workshop, fault, "planted")[1])
+            print(f"{fault:34}{sanitizer:9}{(lines[fault] or 'PASSED OVER')[:100]}", flush=True)
+    return 1 if None in lines.values() else 0
 
 
 if __name__ == "__main__":

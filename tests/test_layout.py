@@ -24,7 +24,12 @@ PYTHON = [
     ROOT / "setup.py",
     *(path for top in ("mrtkern", "tests", "bench") for path in sorted((ROOT / top).rglob("*.py"))),
 ]
-CSRC = [path for path in sorted((ROOT / "csrc").rglob("*")) if path.suffix in (".cpp", ".h", ".cu", ".cuh")]
+CSRC = [
+    path
+    for top in ("csrc", "tests")  # of the tests: what runs on the emulated device
+    for path in sorted((ROOT / top).rglob("*"))
+    if path.suffix in (".cpp", ".h", ".cu", ".cuh")
+]
 BUILD: dict[str, Any] = runpy.run_path(str(ROOT / "setup.py"))
 
 REQUIRED = {"__init__", "problem", "op", "reference"}

@@ -5,12 +5,12 @@
 #include <array>
 #include <cmath>
 #include <cstdint>
-#include <map>
 #include <optional>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "bindings.h"
 #include "common/interrupt.h"
 #include "common/memory.h"
 #include "common/parallel.h"
@@ -30,53 +30,10 @@ constexpr const char* COMPILER = "";  // clang's __VERSION__ names it
 constexpr const char* COMPILER = "gcc ";
 #endif
 
-using Address = std::uintptr_t;
-
 // Called by the thread that entered the library, which gave up the interpreter: take it back for a moment.
 bool python_signals() {
   const py::gil_scoped_acquire gil;
   return PyErr_CheckSignals() != 0;
-}
-
-template <class T>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
-}
-
-template <class T>
-T named(const char* what, const std::string& name, const std::map<std::string, T>& names) {
-  const auto found = names.find(name);
-  if (found == names.end()) throw py::value_error(std::string(what) + " is unknown here: " + name);
-  return found->second;
-}
-
-mrt::DType dtype_of(const std::string& name) {
-  return named<mrt::DType>("dtype", name,
-                           {{"float32", mrt::DType::float32},
-                            {"float64", mrt::DType::float64},
-                            {"bfloat16", mrt::DType::bfloat16},
-                            {"float16", mrt::DType::float16}});
-}
-
-mrt::Metric metric_of(const std::string& name) {
-  return named<mrt::Metric>("metric", name,
-                            {{"cosine", mrt::Metric::cosine},
-                             {"dot", mrt::Metric::dot},
-                             {"shifted_cosine", mrt::Metric::shifted_cosine},
-                             {"clamped_cosine", mrt::Metric::clamped_cosine},
-                             {"rbf", mrt::Metric::rbf}});
-}
-
-mrt::Fill fill_of(const std::string& name) {
-  return named<mrt::Fill>("fill", name,
-                          {{"index", mrt::Fill::index},
-                           {"coverage", mrt::Fill::coverage},
-                           {"random", mrt::Fill::random},
-                           {"none", mrt::Fill::none}});
-}
-
-mrt::Features features(Address x, const std::string& dtype, int64_t row_stride, int64_t column_stride, int64_t D) {
-  return {at<const void>(x), dtype_of(dtype), row_stride, column_stride, D};
 }
 
 // Runs `body` without the interpreter lock; Ctrl-C and missing memory become Python's own exceptions.
@@ -146,28 +103,9 @@ void similarity_gradient(const Batch& x, const std::optional<Batch>& y, Address 
   released([&] { mrt::similarity_gradient(problem, at<const void>(grad), at<void>(dx), at<void>(dy), threads); });
 }
 
-int64_t facility_location_grouped(Address x, const std::string& dtype, int64_t row_stride, int64_t column_stride,
-                                  int64_t D, Address offsets, int64_t num_groups, Address k, Address weight,
-                                  Address quality, Address bonus, Address given, Address group_key,
-                                  const std::string& metric, double radius, const std::string& fill, int64_t seed,
-                                  int64_t first_row, const std::vector<Address>& out, int threads) {
-  const mrt::SelectionProblem problem{features(x, dtype, row_stride, column_stride, D),
-                                      num_groups,
-                                      at<const int64_t>(offsets),
-                                      at<const int64_t>(k),
-                                      at<const float>(weight),
-                                      at<const float>(quality),
-                                      at<const float>(bonus),
-                                      at<const int64_t>(given),
-                                      at<const int64_t>(group_key),
-                                      metric_of(metric),
-                                      radius,
-                                      fill_of(fill),
-                                      static_cast<uint64_t>(seed),
-                                      first_row};
-  const mrt::SelectionResult result{at<int64_t>(out.at(0)), at<int64_t>(out.at(1)), at<float>(out.at(2)),
-                                    at<int64_t>(out.at(3)), at<int64_t>(out.at(4)), at<int64_t>(out.at(5)),
-                                    at<int64_t>(out.at(6)), at<int64_t>(out.at(7)), at<int64_t>(out.at(8))};
+int64_t facility_location_grouped(const SelectionArguments& arguments, const std::array<Address, 9>& out, int threads) {
+  const mrt::SelectionProblem problem = selection_problem(arguments);
+  const mrt::SelectionResult result = selection_result(out);
   return released([&] { return mrt::select_groups(problem, result, threads); });
 }
 

@@ -77,28 +77,7 @@ def components(
     progress: Callable[[float], Any] | None,
     threads: int,
 ) -> int: ...
-def facility_location_grouped(
-    x: int,
-    dtype: str,
-    row_stride: int,
-    column_stride: int,
-    D: int,
-    offsets: int,
-    num_groups: int,
-    k: int,
-    weight: int,
-    quality: int,
-    bonus: int,
-    given: int,
-    group_key: int,
-    metric: str,
-    radius: float,
-    fill: str,
-    seed: int,
-    first_row: int,
-    out: list[int],
-    threads: int,
-) -> int: ...
+def facility_location_grouped(arguments: tuple[Any, ...], out: list[int], threads: int) -> int: ...
 def cross_entropy_rows(
     logits: int,
     gradient: int,

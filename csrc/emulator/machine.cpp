@@ -2,6 +2,7 @@
 #include "emulator/machine.h"
 
 #include <algorithm>
+#include <cfenv>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -294,6 +295,21 @@ void run_blocks(Machine& m) {
   }
 }
 
+// A device knows nothing of how the caller's thread rounds or whether it flushes subnormals.
+class OwnArithmetic {
+ public:
+  OwnArithmetic() {
+    std::fegetenv(&callers_);
+    std::fesetenv(FE_DFL_ENV);
+  }
+  ~OwnArithmetic() { std::fesetenv(&callers_); }
+  OwnArithmetic(const OwnArithmetic&) = delete;
+  OwnArithmetic& operator=(const OwnArithmetic&) = delete;
+
+ private:
+  std::fenv_t callers_;
+};
+
 std::vector<uint3> indices(dim3 blocks) {
   std::vector<uint3> all;
   for (unsigned z = 0; z < blocks.z; ++z) {
@@ -427,6 +443,7 @@ void* dynamic_shared_bytes() {
 
 void run(const Grid& grid, size_t shared_limit, const std::function<void()>& kernel) {
   Machine& m = machine();
+  const OwnArithmetic arithmetic;
   Launch launch(m, grid, shared_limit, kernel);
   std::vector<uint3> blocks = indices(grid.blocks);
   arrange(blocks, order, m.random);

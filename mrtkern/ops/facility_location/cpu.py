@@ -10,28 +10,21 @@ from __future__ import annotations
 import os
 
 import torch
-from torch import Tensor
 
 import mrtkern._C as _C
-from mrtkern import _check, lattice
+from mrtkern import _check
+from mrtkern.ops.facility_location import grouped
 from mrtkern.ops.facility_location.problem import Inputs, Problem
 from mrtkern.ops.facility_location.selection import Picks
 
-LIMITS = f"groups of up to {_C.LARGEST_GROUP:,} rows, without targets, start and mask"
-DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+LIMITS = grouped.LIMITS.format(_C.LARGEST_GROUP)
 
 
 def why_not(problem: Problem) -> str | None:
     if problem.device != "cpu":
         return f"needs a CPU tensor, got one on {problem.device}"
-    if problem.kind == "similarity":
-        return "needs features: a given similarity matrix runs in the reference"
-    if problem.options:
-        return f"takes no {', '.join(problem.options)}"
-    if problem.dtype not in DTYPES:
-        return f"needs float32, bfloat16 or float16, got {problem.dtype}"
-    if problem.largest is not None and problem.largest > _C.LARGEST_GROUP:
-        return f"takes groups of up to {_C.LARGEST_GROUP} rows, got {problem.largest}"
+    if reason := grouped.why_not(problem, _C.LARGEST_GROUP):
+        return reason
     needed, machine = memory(problem, torch.get_num_threads()), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > machine:
         return f"needs {needed} bytes of memory for its threads, this machine has {machine}"
@@ -45,32 +38,8 @@ def memory(problem: Problem, threads: int) -> int:
 
 
 def forward(inputs: Inputs) -> Picks:
-    x = inputs.x
-    offsets, k, key = inputs.offsets.contiguous(), inputs.k.contiguous(), inputs.group_key.contiguous()
-    weight, quality, bonus, given = (
-        None if value is None else value.contiguous()
-        for value in (inputs.weight, inputs.quality, inputs.bonus, inputs.given)
-    )
-    B, total = len(k), int(k.sum())
-    ids, gains, share = k.new_empty(total), k.new_empty(total), torch.empty(total, dtype=torch.float32)
-    kept, value, bound, random, effective = (k.new_empty(B) for _ in range(5))
-    owner = k.new_empty(x.shape[0])
-    results = (ids, gains, share, kept, value, bound, random, effective, owner)
-    bad = _C.facility_location_grouped(
-        x.data_ptr(), DTYPES[x.dtype], x.stride(0), x.stride(1), x.shape[1], offsets.data_ptr(), B, k.data_ptr(),
-        _address(weight), _address(quality), _address(bonus), _address(given), key.data_ptr(), inputs.metric,
-        lattice.radius(x.shape[1]), inputs.fill, inputs.seed, inputs.first_row,
-        [result.data_ptr() for result in results], torch.get_num_threads(),
-    )  # fmt: skip
+    call = grouped.Call(inputs, int(inputs.k.sum()))
+    bad = _C.facility_location_grouped(call.arguments, call.out, torch.get_num_threads())
     if bad >= 0:
-        _check.finite_rows(inputs.subject, x[bad : bad + 1], inputs.first_row + bad)
-    ends = torch.cat([kept.new_zeros(1), kept.cumsum(0)])
-    if inputs.fill == "none" and int(ends[-1]) < total:
-        places = torch.arange(total)
-        is_used = places < torch.repeat_interleave(k.cumsum(0) - k + kept, k, output_size=total)
-        ids, gains, share = ids[is_used], gains[is_used], share[is_used]
-    return Picks(ids, gains, ends, value, bound, random, effective, owner, share)
-
-
-def _address(value: Tensor | None) -> int:
-    return 0 if value is None else value.data_ptr()
+        _check.finite_rows(inputs.subject, inputs.x[bad : bad + 1], inputs.first_row + bad)
+    return call.picks(int(call.results.kept.sum()))

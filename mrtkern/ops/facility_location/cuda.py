@@ -1,0 +1,54 @@
+"""facility_location on a GPU: one launch of csrc/facility_location/cuda.cuh for all groups, a warp or a block for each.
+
+Reads  x [T, D] from memory once.   Writes ids, gains, share [sum of k], owner [T] and five numbers per group.
+Idea   a group stays on the chip from its features to its picks: for 10,000 groups of 16 rows one launch instead of some
+       thirty tensor operations over [B, 16, 16], each of which would read and write what this keeps in shared memory.
+Sums   integers: any order gives the same bits.
+Waits  once after the kernel, for the number of the first row that is not finite and the number of ids.
+"""
+
+from __future__ import annotations
+
+import torch
+
+import mrtkern._cuda as _cuda
+from mrtkern import _check
+from mrtkern.ops.facility_location import grouped
+from mrtkern.ops.facility_location.problem import Inputs, Problem
+from mrtkern.ops.facility_location.selection import Picks
+
+DEVICES = ("cuda",)  # device types that the kernels run on
+HOST = (0, 0)  # device and stream of CPU tensors: only the emulated kernels of the tests take them
+LIMITS = grouped.LIMITS.format(_cuda.LARGEST_GROUP)
+
+
+def why_not(problem: Problem) -> str | None:
+    if problem.device not in DEVICES:
+        return f"needs a CUDA tensor, got one on {problem.device}"
+    return grouped.why_not(problem, _cuda.LARGEST_GROUP)
+
+
+def memory(problem: Problem, device: int) -> int:
+    """Bytes beyond inputs and results, on the device of that number: a number and a place per group, and where shared
+    memory is too small for the largest one, its lattice rows and pairs as often as blocks run at a time."""
+    return 16 * problem.B + 8 + _cuda.facility_location_workspace(problem.B, problem.largest or 0, problem.D, device)
+
+
+def forward(inputs: Inputs) -> Picks:
+    x, k = inputs.x, inputs.k
+    problem = Problem.of(inputs)
+    device, stream = (x.device.index, torch.cuda.current_stream(x.device).cuda_stream) if x.is_cuda else HOST
+    _check.fits(inputs.subject, memory(problem, device), x.device)
+    largest = problem.largest or 0
+    call = grouped.Call(inputs, int(k.sum()))
+    slots = k.cumsum(0) - k  # [B] where each group's picks begin
+    bad_row = k.new_full((1,), -1)  # as an unsigned number the largest
+    workspace = torch.empty(
+        _cuda.facility_location_workspace(problem.B, largest, problem.D, device), dtype=torch.uint8, device=x.device
+    )
+    scratch = [slots.data_ptr(), bad_row.data_ptr(), workspace.data_ptr()]
+    _cuda.facility_location_grouped(call.arguments, call.out, largest, scratch, (device, stream))
+    bad, kept = torch.stack([bad_row[0], call.results.kept.sum()]).tolist()
+    if bad >= 0:
+        _check.finite_rows(inputs.subject, x[bad : bad + 1], inputs.first_row + bad)
+    return call.picks(kept)

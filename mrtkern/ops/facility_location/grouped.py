@@ -1,0 +1,83 @@
+"""What the compiled backends are given for many groups, and what they leave: the same call on every device."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mrtkern import lattice
+from mrtkern.ops.facility_location.problem import Inputs, Problem
+from mrtkern.ops.facility_location.selection import Picks
+
+DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+LIMITS = "groups of up to {:,} rows, without targets, start and mask"
+
+
+def why_not(problem: Problem, largest_group: int) -> str | None:
+    """The limits that the kernels have on every device."""
+    if problem.kind == "similarity":
+        return "needs features: a given similarity matrix runs in the reference"
+    if problem.options:
+        return f"takes no {', '.join(problem.options)}"
+    if problem.dtype not in DTYPES:
+        return f"needs float32, bfloat16 or float16, got {problem.dtype}"
+    if problem.largest is not None and problem.largest > largest_group:
+        return f"takes groups of up to {largest_group} rows, got {problem.largest}"
+    return None
+
+
+class Results(NamedTuple):
+    """Written by a kernel, in the order of SelectionResult in csrc/facility_location/facility_location.h."""
+
+    ids: Tensor  # [Σ k] int64
+    gains: Tensor  # [Σ k] int64
+    share: Tensor  # [Σ k] float32
+    kept: Tensor  # [B] int64, like the next four
+    value: Tensor
+    bound: Tensor
+    random: Tensor
+    effective: Tensor
+    owner: Tensor  # [T] int64
+
+
+class Call:
+    """Addresses for one call; holds the tensors that they belong to."""
+
+    def __init__(self, inputs: Inputs, total: int) -> None:
+        self.inputs, self.total = inputs, total  # total: the sum of k
+        x, k = inputs.x, inputs.k
+        self.given = [
+            None if value is None else value.contiguous()
+            for value in (
+                inputs.offsets, k, inputs.weight, inputs.quality, inputs.bonus, inputs.given, inputs.group_key,
+            )
+        ]  # fmt: skip
+        ids, gains, share = k.new_empty(total), k.new_empty(total), x.new_empty(total, dtype=torch.float32)
+        kept, value, bound, random, effective = (k.new_empty(len(k)) for _ in range(5))
+        owner = k.new_empty(x.shape[0])
+        self.results = Results(ids, gains, share, kept, value, bound, random, effective, owner)
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        inputs, x = self.inputs, self.inputs.x
+        rows = (x.data_ptr(), DTYPES[x.dtype], x.stride(0), x.stride(1), x.shape[1])
+        given = [0 if value is None else value.data_ptr() for value in self.given]
+        radius = lattice.radius(x.shape[1])
+        return rows, given, len(inputs.k), inputs.metric, radius, inputs.fill, inputs.seed, inputs.first_row
+
+    @property
+    def out(self) -> list[int]:
+        return [result.data_ptr() for result in self.results]
+
+    def picks(self, kept: int) -> Picks:
+        """The answer; `kept`: how many ids there are, fewer than the sum of k only where nothing fills up."""
+        r, k = self.results, self.inputs.k
+        ids, gains, share = r.ids, r.gains, r.share
+        if kept < self.total:
+            firsts = torch.repeat_interleave(k.cumsum(0) - k + r.kept, k, output_size=self.total)
+            is_used = torch.arange(self.total, device=k.device) < firsts
+            ids, gains, share = ids[is_used], gains[is_used], share[is_used]
+        ends = torch.cat([r.kept.new_zeros(1), r.kept.cumsum(0)])
+        return Picks(ids, gains, ends, r.value, r.bound, r.random, r.effective, r.owner, share)

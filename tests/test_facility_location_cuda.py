@@ -86,8 +86,8 @@ def test_every_case_equals_the_cpu_on_a_device(case: Any) -> None:
         assert_equal("cuda", x, case.K, offsets.diff().tolist(), **options)
 
 
-# 0, 1, 2; a warp less one, whole, and a row more, which takes a block; the largest table of an H100's shared memory and its
-# neighbours, the last of which lie in device memory; and one far beyond
+# 0, 1, 2; a warp less one, whole, and a row more, which takes a block; the largest table that fits the shared memory of
+# sm_90 and its neighbours, the last of which lie in device memory; and one far beyond
 @pytest.mark.parametrize("N", [0, 1, 2, 31, 32, 33, 255, 256, 257, 600])
 def test_every_size_class_equals_the_cpu_and_the_reference(device: str, N: int) -> None:
     from mrtkern.ops.facility_location import cuda

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import numpy as np
@@ -112,16 +113,49 @@ def offsets(op: str, value: Any, device: torch.device) -> None:
         fail(op, "offsets", f"be on the device of x ({device})", value.device)
 
 
-def offsets_values(op: str, value: Tensor, rows: int, argument: str = "offsets", like: str = "rows") -> None:
-    """Refuse offsets that do not run from 0 to `rows` without descending. Reads values: call it inside an operator."""
-    if int(value[0]) != 0:
-        fail(op, argument, "begin with 0", int(value[0]))
-    if int(value[-1]) != rows:
-        fail(op, argument, f"end with the number of {like} {rows}", int(value[-1]))
-    steps = value[1:] - value[:-1]
-    if bool((steps < 0).any()):
-        b = int((steps < 0).int().argmax())
+class Facts:
+    """Conditions on the values of tensors, read together: on a GPU every reading waits for the device."""
+
+    def __init__(self) -> None:
+        self.conditions: list[tuple[Tensor, Callable[[], object]]] = []
+
+    def refuse(self, is_bad: Tensor, sentence: Callable[[], object]) -> None:
+        """Where `is_bad` holds anywhere, `read` calls `sentence`, which raises."""
+        self.conditions.append((is_bad.any(), sentence))
+
+    def read(self, *numbers: Tensor) -> list[int]:
+        """The numbers (0-d int64); or raises about the first condition that holds."""
+        flags = [is_bad.long() for is_bad, _ in self.conditions]
+        values: list[int] = torch.stack([*flags, *numbers]).tolist() if flags or numbers else []
+        for value, (_, sentence) in zip(values, self.conditions, strict=False):
+            if value:
+                sentence()
+        return values[len(flags) :]
+
+
+def first(is_bad: Tensor) -> int:
+    """Where a vector of conditions holds first."""
+    return int(is_bad.int().argmax())
+
+
+def offsets_values(
+    op: str, value: Tensor, rows: int, argument: str = "offsets", like: str = "rows", facts: Facts | None = None
+) -> None:
+    """Refuse offsets that do not run from 0 to `rows` without descending. Reads values, unless `facts` will: call it
+    inside an operator."""
+    found = Facts() if facts is None else facts
+    is_falling = value[1:] < value[:-1]
+
+    def falling() -> None:
+        b = first(is_falling)
         fail(op, argument, "never descend", f"{int(value[b])} then {int(value[b + 1])} at group {b}")
+
+    found.refuse(value[0] != 0, lambda: fail(op, argument, "begin with 0", int(value[0])))
+    rule = f"end with the number of {like} {rows}"
+    found.refuse(value[-1] != rows, lambda: fail(op, argument, rule, int(value[-1])))
+    found.refuse(is_falling, falling)
+    if facts is None:
+        found.read()
 
 
 def labels(op: str, targets: Tensor, V: int, ignore_index: int) -> None:

@@ -81,10 +81,11 @@ def select_responses(
         _check.int64(OP, "group_key", group_key)
         _check.vector(OP, "group_key", group_key, B, "prompt")
     spans = list(_spans(offsets))
-    joined = _Joined(embeddings.shape[0], B, sum(int(_counts(k, offsets, *span).sum()) for span in spans))
+    total = sum(int(_counts(k, offsets, *span).sum()) for span in spans)
+    joined = _Joined(embeddings.shape[0], B, total, embeddings.device)
     for first, last in spans:
         counts = _counts(k, offsets, first, last)
-        key = torch.arange(first, last) if group_key is None else group_key[first:last]
+        key = torch.arange(first, last, device=offsets.device) if group_key is None else group_key[first:last]
         chunk = _Chunk(embeddings, offsets, counts, reward, key, first, last, alpha, lam, fill, seed, metric, backend)
         if method == "quality_diversity" and first == 0:
             chunk.warn_if_reward_suffices()
@@ -106,7 +107,9 @@ class _Chunk:
         self.q = None if reward is None else reward[self.first_row : end].double()
         self.alpha, self.lam, self.fill, self.seed, self.metric, self.backend = alpha, lam, fill, seed, metric, backend
         sizes = self.offsets[1:] - self.offsets[:-1]
-        self.prompt = torch.repeat_interleave(torch.arange(last - first), sizes, output_size=end - self.first_row)
+        self.device = embeddings.device
+        prompts = torch.arange(last - first, device=self.device)
+        self.prompt = torch.repeat_interleave(prompts, sizes, output_size=end - self.first_row)
 
     def coverage(self) -> Selection:
         return self._solve()
@@ -132,8 +135,8 @@ class _Chunk:
         centres = self._solve(fill="random" if self.fill == "none" else self.fill)
         assert centres.offsets is not None
         local = centres.ids - self.first_row
-        number = torch.empty(len(self.x), dtype=torch.int64)
-        number[local] = torch.arange(len(local))
+        number = local.new_empty(len(self.x))
+        number[local] = torch.arange(len(local), device=self.device)
         rows = (self.k[self.prompt] > 0).nonzero()[:, 0]
         centre, first = centres.owner[rows] - self.first_row, centres.offsets[self.prompt[rows]]
         is_owned = centres.owner[rows] >= 0
@@ -186,17 +189,18 @@ class _Chunk:
     def _with_overlap(self, picks: Selection) -> Selection:
         """The part of each prompt's picks that are among its k largest rewards."""
         assert picks.offsets is not None
-        is_best = torch.zeros(len(self.x), dtype=torch.float64)
+        is_best = torch.zeros(len(self.x), dtype=torch.float64, device=self.device)
         is_best[self._best_rewards() - self.first_row] = 1.0
         kept = picks.offsets[1:] - picks.offsets[:-1]
-        prompt = torch.repeat_interleave(torch.arange(len(kept)), kept, output_size=len(picks.ids))
-        hits = torch.zeros(len(kept), dtype=torch.float64).index_add(0, prompt, is_best[picks.ids - self.first_row])
+        prompts = torch.arange(len(kept), device=self.device)
+        prompt = torch.repeat_interleave(prompts, kept, output_size=len(picks.ids))
+        hits = is_best.new_zeros(len(kept)).index_add(0, prompt, is_best[picks.ids - self.first_row])
         return replace(picks, reward_overlap=hits / kept.clamp(min=1))
 
     def _scaled(self) -> Tensor:
         """Rewards scaled to 0 … 1 inside their prompt, float64; ones where the range is below 1e-8."""
         assert self.q is not None
-        empty = torch.zeros(len(self.k), dtype=torch.float64)
+        empty = self.q.new_zeros(len(self.k))
         low, high = (
             empty.scatter_reduce(0, self.prompt, self.q, f"a{end}", include_self=False) for end in ("min", "max")
         )
@@ -204,7 +208,7 @@ class _Chunk:
         return torch.where(half_span < 0.5e-8, 1.0, (self.q / 2 - low[self.prompt] / 2) / half_span)
 
     def _hash(self, draw: int) -> Tensor:
-        position = torch.arange(len(self.x)) - self.offsets[self.prompt]
+        position = torch.arange(len(self.x), device=self.device) - self.offsets[self.prompt]
         return _random.keys(self.seed, draw, self.key[self.prompt], position)
 
     def _best_rewards(self) -> Tensor:
@@ -214,7 +218,7 @@ class _Chunk:
     def _first(self, value: Tensor) -> Tensor:
         """Row numbers of the k smallest values of each prompt, packed in ascending order; equal values by row."""
         order = _segmented(value, self.prompt)
-        position = torch.arange(len(order)) - self.offsets[self.prompt]
+        position = torch.arange(len(order), device=self.device) - self.offsets[self.prompt]
         return order[position < self.k[self.prompt]] + self.first_row
 
 
@@ -281,11 +285,11 @@ class _Joined:
 
     PER_PICK, PER_PROMPT = ("ids", "gains", "share"), ("value", "upper_bound", "skill", "effective_k", "reward_overlap")
 
-    def __init__(self, T: int, B: int, total: int) -> None:
+    def __init__(self, T: int, B: int, total: int, device: torch.device) -> None:
         self.sizes = {"owner": T, **dict.fromkeys(self.PER_PICK, total), **dict.fromkeys(self.PER_PROMPT, B)}
         self.fields: dict[str, Tensor] = {}
         self.written = dict.fromkeys(self.sizes, 0)
-        self.offsets = torch.zeros(B + 1, dtype=torch.int64)
+        self.offsets = torch.zeros(B + 1, dtype=torch.int64, device=device)
 
     def append(self, part: Selection) -> None:
         assert part.offsets is not None

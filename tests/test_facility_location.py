@@ -486,5 +486,5 @@ def test_what_the_reference_cannot_hold_is_refused_before_it_is_allocated():
 @needs_c
 def test_limits_of_the_cpu_backend_are_sentences():
     x, offsets, k, key = torch.empty(5000, 4), torch.tensor([0, 5000]), torch.tensor([1]), torch.tensor([0])
-    inputs = Inputs("grouped", x, offsets, k, *[None] * 7, key, "shifted_cosine", 1.0, "index", 0, 0, "x")
+    inputs = Inputs("grouped", x, offsets, k, *[None] * 7, key, "shifted_cosine", 1.0, "index", 0, 0, "x", 5000, 1)
     assert "up to 4096 rows, got 5000" in _dispatch.why_not("facility_location", "cpu", Problem.of(inputs))

@@ -333,3 +333,18 @@ def test_bad_arguments_get_one_sentence(options, sentence):
     with pytest.raises((ValueError, TypeError), match=sentence) as raised:
         select_responses(arguments.pop("embeddings"), arguments.pop("offsets"), arguments.pop("k"), **arguments)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("method", METHODS)
+def test_new_tensors_are_made_on_the_device_of_the_callers(method: str, backend: str) -> None:
+    """While the default device has no memory, what is made there mixes with nothing of the caller's."""
+    x, offsets, reward = pool([5, 0, 9])
+    call = partial(select_responses, x, offsets, 3, method=method, reward=reward, backend=backend)
+    expected = quiet(call)
+    torch.set_default_device("meta")
+    try:
+        found = quiet(call)
+    finally:
+        torch.set_default_device(None)
+    assert selections.digest(found) == selections.digest(expected)

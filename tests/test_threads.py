@@ -48,7 +48,8 @@ def test_workers_are_rebuilt_after_a_fork(threads):
     """The parent's threads do not exist in the child. Kernels only: torch's own do not survive a fork either."""
     x, offsets, _ = selections.inputs(selections.SMALL[0])
     k, key = offsets.diff().clamp(max=3), torch.arange(len(offsets) - 1)
-    inputs = Inputs("grouped", x, offsets, k, *[None] * 7, key, "shifted_cosine", 1.0, "index", 0, 0, "x")  # fmt: skip
+    sizes = (int(offsets.diff().max()), int(k.sum()))
+    inputs = Inputs("grouped", x, offsets, k, *[None] * 7, key, "shifted_cosine", 1.0, "index", 0, 0, "x", *sizes)
     threads(4)
     expected = CPU.forward(inputs).ids.tolist()
     assert process.holds_in_a_fork(lambda: CPU.forward(inputs).ids.tolist() == expected)

@@ -38,7 +38,7 @@ def memory(problem: Problem, threads: int) -> int:
 
 
 def forward(inputs: Inputs) -> Picks:
-    call = grouped.Call(inputs, int(inputs.k.sum()))
+    call = grouped.Call(inputs)
     bad = _C.facility_location_grouped(call.arguments, call.out, torch.get_num_threads())
     if bad >= 0:
         _check.finite_rows(inputs.subject, inputs.x[bad : bad + 1], inputs.first_row + bad)

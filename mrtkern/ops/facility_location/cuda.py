@@ -39,15 +39,16 @@ def forward(inputs: Inputs) -> Picks:
     problem = Problem.of(inputs)
     device, stream = (x.device.index, torch.cuda.current_stream(x.device).cuda_stream) if x.is_cuda else HOST
     _check.fits(inputs.subject, memory(problem, device), x.device)
-    largest = problem.largest or 0
-    call = grouped.Call(inputs, int(k.sum()))
+    call = grouped.Call(inputs)
     slots = k.cumsum(0) - k  # [B] where each group's picks begin
     bad_row = k.new_full((1,), -1)  # as an unsigned number the largest
     workspace = torch.empty(
-        _cuda.facility_location_workspace(problem.B, largest, problem.D, device), dtype=torch.uint8, device=x.device
+        _cuda.facility_location_workspace(problem.B, inputs.largest, problem.D, device),
+        dtype=torch.uint8,
+        device=x.device,
     )
     scratch = [slots.data_ptr(), bad_row.data_ptr(), workspace.data_ptr()]
-    _cuda.facility_location_grouped(call.arguments, call.out, largest, scratch, (device, stream))
+    _cuda.facility_location_grouped(call.arguments, call.out, inputs.largest, scratch, (device, stream))
     bad, kept = torch.stack([bad_row[0], call.results.kept.sum()]).tolist()
     if bad >= 0:
         _check.finite_rows(inputs.subject, x[bad : bad + 1], inputs.first_row + bad)

@@ -45,9 +45,9 @@ class Results(NamedTuple):
 class Call:
     """Addresses for one call; holds the tensors that they belong to."""
 
-    def __init__(self, inputs: Inputs, total: int) -> None:
-        self.inputs, self.total = inputs, total  # total: the sum of k
-        x, k = inputs.x, inputs.k
+    def __init__(self, inputs: Inputs) -> None:
+        self.inputs = inputs
+        x, k, total = inputs.x, inputs.k, inputs.total
         self.given = [
             None if value is None else value.contiguous()
             for value in (
@@ -73,11 +73,11 @@ class Call:
 
     def picks(self, kept: int) -> Picks:
         """The answer; `kept`: how many ids there are, fewer than the sum of k only where nothing fills up."""
-        r, k = self.results, self.inputs.k
+        r, k, total = self.results, self.inputs.k, self.inputs.total
         ids, gains, share = r.ids, r.gains, r.share
-        if kept < self.total:
-            firsts = torch.repeat_interleave(k.cumsum(0) - k + r.kept, k, output_size=self.total)
-            is_used = torch.arange(self.total, device=k.device) < firsts
+        if kept < total:
+            firsts = torch.repeat_interleave(k.cumsum(0) - k + r.kept, k, output_size=total)
+            is_used = torch.arange(total, device=k.device) < firsts
             ids, gains, share = ids[is_used], gains[is_used], share[is_used]
         ends = torch.cat([r.kept.new_zeros(1), r.kept.cumsum(0)])
         return Picks(ids, gains, ends, r.value, r.bound, r.random, r.effective, r.owner, share)

@@ -28,30 +28,41 @@ def _launch(
     group_key: Tensor | None, metric: str, scale: float | None, fill: str, seed: int, first_row: int, subject: str,
     backend: str | None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """Every check that reads values, the choice of the backend and the call, below torch.compile."""
+    """Every check that reads values, the choice of the backend and the call, below torch.compile.
+
+    On a GPU a value that is read is waited for: all of them are read together, where nothing depends on another, so
+    that a plain selection waits once before the kernel and once, for what it found, after it.
+    """
     candidates = x.shape[1] if kind == "similarity" else x.shape[0]
-    _check.offsets_values(OP, offsets, candidates)
+    facts = _check.Facts()
+    _check.offsets_values(OP, offsets, candidates, facts=facts)
     for name, value in (("weight", weight), ("quality", quality), ("bonus", bonus)):
-        _not_negative(name, value)
+        _not_negative(name, value, facts)
     scale = _matrix_scale(x, scale) if kind == "similarity" else 1.0
     if start is not None:
         _start_values(start, candidates)
+    if start is not None or mask is not None:
+        facts.read()
     room = _room(offsets, start, mask)
-    k = torch.minimum(k, room) if clamp_k else _fitting(k, room, kind)
-    group_key = torch.arange(k.shape[0]) if group_key is None else group_key
-    if given is not None:
-        _given_values(given - first_row, offsets, k, mask)
+    k = torch.minimum(k, room) if clamp_k else _fitting(k, room, kind, facts)
+    group_key = torch.arange(k.shape[0], device=k.device) if group_key is None else group_key
+    sizes = torch.cat([offsets.new_zeros(1), offsets[1:] - offsets[:-1]])  # never empty
+    largest, total = facts.read(sizes.max(), k.sum())
     inputs = Inputs(
         kind, x, offsets, k, targets, weight, quality, bonus, start, given, mask, group_key, metric, scale, fill,
-        seed, first_row, subject,
+        seed, first_row, subject, largest, total,
     )  # fmt: skip
+    facts = _check.Facts()
+    if given is not None:
+        _given_values(given - first_row, offsets, k, total, mask, facts)
     covered = x.shape[0] if targets is None else targets.shape[0]
     maximum = selection.maximum(
         weight, quality, offsets if kind == "grouped" else offsets.new_tensor([0, covered]), offsets
     )
-    _ranges(quality, bonus, offsets, maximum * scale)
+    _ranges(quality, bonus, offsets, maximum * scale, facts)
+    facts.read()
     picks = _dispatch.run(OP, backend, Problem.of(inputs)).forward(inputs)
-    return (*picks, maximum, torch.tensor(scale, dtype=torch.float64))
+    return (*picks, maximum, torch.full((), scale, dtype=torch.float64, device=x.device))
 
 
 torch.library.impl("mrtkern::facility_location", ("cpu", "cuda"), _launch)
@@ -71,31 +82,36 @@ def _fake(
     return (ids, gains, ends, *each, owner, share, maximum, unit)
 
 
-def _not_negative(name: str, value: Tensor | None) -> None:
-    if value is None or not value.numel():
+def _not_negative(name: str, value: Tensor | None, facts: _check.Facts) -> None:
+    if value is None:
         return
     bad = ~(torch.isfinite(value) & (value >= 0))
-    if bool(bad.any()):
-        row = int(bad.int().argmax())
+
+    def sentence() -> None:
+        row = _check.first(bad)
         _check.fail(OP, name, "be finite and not negative", f"{float(value[row])} at row {row}")
 
+    facts.refuse(bad, sentence)
 
-def _ranges(quality: Tensor | None, bonus: Tensor | None, offsets: Tensor, unit: Tensor) -> None:
+
+def _ranges(quality: Tensor | None, bonus: Tensor | None, offsets: Tensor, unit: Tensor, facts: _check.Facts) -> None:
     """Refuse what float32 coefficients and 64-bit sums of steps cannot hold; `unit`: the largest pair of a problem."""
     if quality is not None:
         largest = selection.largest(quality, offsets)
-        bad = (largest > 0) & ((largest < 2.0**-100) | (largest > 2.0**100))
-        if bool(bad.any()):
-            b = int(bad.int().argmax())
-            _check.fail(OP, "quality", "have its largest value in a group from 2**-100 to 2**100", float(largest[b]))
+        is_extreme = (largest > 0) & ((largest < 2.0**-100) | (largest > 2.0**100))
+        rule = "have its largest value in a group from 2**-100 to 2**100"
+        facts.refuse(is_extreme, lambda: _check.fail(OP, "quality", rule, float(largest[_check.first(is_extreme)])))
     if bonus is not None:
         total = torch.cat([bonus.new_zeros(1, dtype=torch.float64), bonus.double().cumsum(0)])
         sums = total[offsets[1:]] - total[offsets[:-1]]
-        bad = sums > unit * 2.0**38  # steps stay below 2**53 then, exact in float64
-        if bool(bad.any()):
-            b = int(bad.int().argmax())
+        is_large = sums > unit * 2.0**38  # steps stay below 2**53 then, exact in float64
+
+        def sentence() -> None:
+            b = _check.first(is_large)
             rule = f"sum to at most 2**38 times the largest pair {float(unit.expand_as(sums)[b]):.3g} in a group"
             _check.fail(OP, "bonus", rule, float(sums[b]))
+
+        facts.refuse(is_large, sentence)
 
 
 def _matrix_scale(s: Tensor, scale: float | None) -> float:
@@ -122,40 +138,53 @@ def _start_values(start: Tensor, candidates: int) -> None:
         )
 
 
-def _given_values(given: Tensor, offsets: Tensor, k: Tensor, mask: Tensor | None) -> None:
-    """Picks to evaluate must lie in their groups, each once."""
-    if given.shape[0] != int(k.sum()):
-        _check.fail(OP, "given", f"hold the sum of k = {int(k.sum())} row numbers", given.shape[0])
-    group = torch.repeat_interleave(torch.arange(k.shape[0]), k)
+def _given_values(
+    given: Tensor, offsets: Tensor, k: Tensor, total: int, mask: Tensor | None, facts: _check.Facts
+) -> None:
+    """Picks to evaluate must lie in their groups, each once; `total`: the sum of k."""
+    if given.shape[0] != total:
+        _check.fail(OP, "given", f"hold the sum of k = {total} row numbers", given.shape[0])
+    group = torch.repeat_interleave(torch.arange(k.shape[0], device=k.device), k, output_size=total)
     outside = (given < offsets[group]) | (given >= offsets[group + 1])
-    if bool(outside.any()):
-        i = int(outside.int().argmax())
+    ascending = given.sort().values
+
+    def sentence() -> None:
+        i = _check.first(outside)
         _check.fail(OP, "given", f"stay inside its group {int(group[i])}", f"row {int(given[i])}")
-    if given.unique().numel() != given.numel():
-        _check.fail(
-            OP, "given", "name each row once", f"{given.numel()} entries with {given.unique().numel()} different ones"
+
+    facts.refuse(outside, sentence)
+    different = "{} entries with {} different ones"
+    facts.refuse(
+        ascending[1:] == ascending[:-1],
+        lambda: _check.fail(OP, "given", "name each row once", different.format(given.numel(), given.unique().numel())),
+    )
+    if mask is not None:
+        facts.read()
+        facts.refuse(
+            ~mask[given], lambda: _check.fail(OP, "given", "respect mask", f"row {int(given[~mask[given]][0])}")
         )
-    if mask is not None and not bool(mask[given].all()):
-        _check.fail(OP, "given", "respect mask", f"row {int(given[~mask[given]][0])}")
 
 
 def _room(offsets: Tensor, start: Tensor | None, mask: Tensor | None) -> Tensor:
     """How many rows each problem can still pick, [B]."""
     if start is None and mask is None:
         return offsets[1:] - offsets[:-1]
-    is_open = torch.ones(int(offsets[-1]), dtype=torch.int64) if mask is None else mask.long()
+    is_open = offsets.new_ones(int(offsets[-1])) if mask is None else mask.long()
     if start is not None:
         is_open[start] = 0
     total = torch.cat([is_open.new_zeros(1), is_open.cumsum(0)])
     return total[offsets[1:]] - total[offsets[:-1]]
 
 
-def _fitting(k: Tensor, room: Tensor, kind: str) -> Tensor:
+def _fitting(k: Tensor, room: Tensor, kind: str, facts: _check.Facts) -> Tensor:
     bad = (k < 0) | (k > room)
-    if bool(bad.any()):
-        b = int(bad.int().argmax())
+
+    def sentence() -> None:
+        b = _check.first(bad)
         where = f" in group {b}" if kind == "grouped" else ""
         _check.fail(OP, "k", f"be from 0 to the number of candidates {int(room[b])}{where}", int(k[b]))
+
+    facts.refuse(bad, sentence)
     return k
 
 

@@ -33,6 +33,8 @@ class Inputs(NamedTuple):
     seed: int
     first_row: int  # what the caller calls row 0 of x: ids, owners and errors count from it
     subject: str  # what the caller calls x
+    largest: int  # candidates of the largest problem
+    total: int  # picks of all problems
 
 
 @dataclass(frozen=True)
@@ -57,11 +59,10 @@ class Problem:
 
     @classmethod
     def of(cls, inputs: Inputs) -> Problem:
-        x, steps = inputs.x, inputs.offsets[1:] - inputs.offsets[:-1]
+        x, B = inputs.x, inputs.k.shape[0]
         options = tuple(name for name in ("targets", "start", "mask") if getattr(inputs, name) is not None)
-        largest = int(steps.max()) if len(steps) else 0
         covered = None if inputs.targets is None else inputs.targets.shape[0]
-        return cls(inputs.kind, x.shape[0], x.shape[1], len(steps), x.dtype, x.device.type, largest, options, covered)
+        return cls(inputs.kind, x.shape[0], x.shape[1], B, x.dtype, x.device.type, inputs.largest, options, covered)
 
     @property
     def bytes(self) -> int:

@@ -139,8 +139,8 @@ def forward(inputs: Inputs) -> Picks:
         _check.finite_rows(inputs.subject, inputs.x, inputs.first_row)
     if inputs.targets is not None:
         _check.finite_rows("facility_location: targets", inputs.targets)
-    answers = [_one(inputs, b) for b in range(len(inputs.k))]
-    return _packed(answers)
+    with inputs.x.device:  # where new tensors are made
+        return _packed([_one(inputs, b) for b in range(len(inputs.k))])
 
 
 def _one(inputs: Inputs, b: int) -> dict[str, Any]:

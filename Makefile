@@ -33,7 +33,7 @@ bench: $(VENV)/built
 
 gpu: $(VENV)/built
 	$(RUN) -m pytest -q -m gpu
-	$(RUN) -m bench
+	$(RUN) -m bench --device
 
 # Editable, so that a change in Python needs no second installation; the versions are those of constraints.txt.
 $(VENV)/installed: pyproject.toml setup.py constraints.txt

@@ -5,6 +5,7 @@ roofline    what this machine can do, measured    worker    child processes: pea
 report      the table, RESULTS.md                 peers     the programs a good user would otherwise write
 data        real text and its embeddings          search    programs and packages that find nearest rows
 scaling     time against size, drawn              static    machine code of Triton's kernels, limits/ its limits
+device      the same cases on a GPU, floors       device_peers    what they are timed against there
 <op>        cases, competitors, the check that refuses wrong answers, targets and why one is missed
 """
 

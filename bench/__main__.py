@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from bench import OPS, machine, report, static
+from bench import OPS, device, machine, report, static
 from bench.harness import Competitor, WrongAnswer, interleave
 from bench.roofline import Flush, Roofline
 from bench.worker import ROOT, Worker
@@ -51,9 +51,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--case", default="", metavar="NAME", help="only cases whose name contains this")
     parser.add_argument("--threads", type=int, metavar="N", help="threads for everyone (default: torch's)")
     parser.add_argument("--rounds", type=int, metavar="N", help=f"rounds of A B C (default: {ROUNDS})")
-    parser.add_argument(
-        "--static", action="store_true", help="compile Triton's and CUDA kernels for every target and report that"
-    )
+    parser.add_argument("--static", action="store_true", help="report the machine code of GPU kernels")
+    parser.add_argument("--device", action="store_true", help="time on a GPU and write files of its own")
+    parser.add_argument("--floors", action="store_true", help="write the least times on an H100 into RESULTS.md")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_ROUNDS} rounds, no peak memory")
     args = parser.parse_args(arguments)
     for op in args.ops:
@@ -175,6 +175,12 @@ def main(arguments: list[str] | None = None) -> None:
 
         codes = static.compile_modules(static.modules_of(args.ops)) + static_cuda.compile_kernels(args.ops)
         static.publish(codes)
+        return
+    if args.floors:
+        report.write_section(RESULTS, device.SECTION, device.floors())
+        return
+    if args.device:
+        device.main(args.ops)
         return
     machine.set_threads(args.threads or torch.get_num_threads())
     print("\n".join(f"{name}: {value}" for name, value in machine.facts(args.rounds).items()), end="\n\n", flush=True)

@@ -18,7 +18,7 @@ COLUMNS = ("", "median ms", "quartiles", "GB/s", "GFLOP/s", "% of roof", "MiB", 
 PREAMBLE = """# Results
 
 Written by `python -m bench`, one section per operation, each with the machine it was measured on. What is not here is
-not claimed. Graphics processors: not measured.
+not claimed. Nothing was measured on a GPU; the section about one holds floors, not times.
 
 * **time / ours**: median over the rounds of its time divided by ours in the same round.
 * **GB/s**, **GFLOP/s**: bytes moved at least once and operations of all pairs, over the median time.

@@ -31,7 +31,7 @@ def found(knn: Search, x: Tensor, y: Tensor | None, k: int, part: int) -> tuple[
     if y is not None:
         return knn(u[:part], F.normalize(y, dim=1), k)
     ids, cosines = knn(u[:part], u, k + 1)
-    is_self = ids == torch.arange(part)[:, None]
+    is_self = ids == torch.arange(part, device=ids.device)[:, None]
     is_self[:, -1] |= ~is_self.any(dim=1)  # among equal rows it may be missing
     return ids[~is_self].view(part, k), cosines[~is_self].view(part, k)
 

@@ -95,7 +95,7 @@ def faults(code: Code, committed: dict[str, Any] | None) -> list[str]:
 
 
 def hot_loops(lines: Iterable[str], label: str, jump: str, opcode: str) -> tuple[list[str], list[str]]:
-    """All opcodes, and those of the innermost loops that load from memory (all of them where no loop does).
+    """All opcodes, and those of the innermost loops that load most, or half as much (all of them where no loop loads).
 
     label, jump: patterns whose group 1 is a label; opcode: a pattern whose group 1 is the opcode of a line.
     """
@@ -112,7 +112,8 @@ def hot_loops(lines: Iterable[str], label: str, jump: str, opcode: str) -> tuple
                 spans.append((labels[target[1]], len(opcodes)))
     inner = [a for a in spans if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in spans)]
     loops = [opcodes[begin:end] for begin, end in inner]
-    hot = [name for loop in loops if any(map(is_load, loop)) for name in loop]
+    most = max((loaded(loop).total() for loop in loops), default=0)
+    hot = [name for loop in loops if most and 2 * loaded(loop).total() >= most for name in loop]
     return opcodes, hot or opcodes
 
 
@@ -121,14 +122,19 @@ def is_load(opcode: str) -> bool:
     return opcode.startswith(("LDG.", "LDGSTS", "UTMALDG", "global_load", "buffer_load"))
 
 
-def wide_share(opcodes: Sequence[str]) -> float:
-    """Share of the bytes loaded that come 16 at a time; a tensor descriptor's copies all do."""
+def loaded(opcodes: Iterable[str]) -> Counter[int]:
+    """Size of a thread's load -> bytes loaded so; a tensor descriptor's copies count as 16 at a time."""
     sizes = Counter[int]()
-    for opcode in opcodes:
-        if is_load(opcode) and not opcode.startswith("UTMALDG"):
-            parts = re.split(r"[._]", opcode)
-            size = next((LOADED[part] for part in parts if part in LOADED), 4)
-            sizes[size] += size
+    for opcode in filter(is_load, opcodes):
+        parts = re.split(r"[._]", opcode)
+        size = 16 if opcode.startswith("UTMALDG") else next((LOADED[part] for part in parts if part in LOADED), 4)
+        sizes[size] += size
+    return sizes
+
+
+def wide_share(opcodes: Iterable[str]) -> float:
+    """Share of the bytes loaded that come 16 at a time."""
+    sizes = loaded(opcodes)
     return sizes[16] / sizes.total() if sizes else 1.0
 
 
@@ -173,8 +179,8 @@ def amd(compiled: Any) -> dict[str, Any]:
     all_, hot = hot_loops(
         text.splitlines(), r"^(\.LBB\w+):", r"\bs_c?branch\w*\s+(\.LBB\w+)", r"^\t(?!s_nop)([a-z][a-z0-9_]+)"
     )
-    spills = counts["vgpr_spill_count"] + counts["sgpr_spill_count"]
-    return summary(all_, hot, counts["vgpr_count"], spills)
+    # Scalar registers are spilled to lanes of vector registers, not to memory.
+    return summary(all_, hot, counts["vgpr_count"], counts["vgpr_spill_count"])
 
 
 def summary(all_: list[str], hot: list[str], registers: int, spills: int) -> dict[str, Any]:

@@ -167,6 +167,11 @@ def labels(op: str, targets: Tensor, V: int, ignore_index: int) -> None:
         raise IndexError(f"{op}: targets must {rule}, got {int(targets[position])} at position {position}")
 
 
+def capability(device: torch.device) -> tuple[int, int] | None:
+    """Compute capability of a CUDA device; None for others."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+
+
 def fits(subject: str, needed: int, device: torch.device) -> None:
     """Refuse what is larger than the memory of the device, before anything is allocated."""
     if device.type == "cuda":

@@ -105,13 +105,14 @@ class Launch:
 
 
 # Bytes of an operand -> tile of a product where there are many, by architecture, and where there are few. Operands in
-# flight stay within SHARED; accumulators take at most 128 registers of a thread (on sm_100 they live in tensor memory).
+# flight stay within SHARED; accumulators take at most 128 registers of a thread, on sm_100 64, where they pass through
+# tensor memory.
 LARGE = {
     2: {
         "sm_80": Launch(128, 128, 64, 8, 3),
         "sm_86": Launch(128, 128, 32, 8, 3),
         "sm_90": Launch(128, 256, 64, 8, 3),
-        "sm_100": Launch(128, 256, 64, 8, 3),
+        "sm_100": Launch(128, 128, 64, 8, 4),
         "sm_120": Launch(128, 128, 32, 8, 3),
         "gfx942": Launch(128, 128, 64, 8, 2),
     },

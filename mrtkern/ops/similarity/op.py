@@ -129,7 +129,11 @@ def similarity(
     Deterministic: the same bits on every run; on the compiled kernels for every number of threads, too.
     Memory beyond inputs and result: reference 20 bytes per feature and 20 per score (with gradient 44 and 36); cpu,
     with E = D + 16 and R = 2 n + 32 for n rows of the largest group (with y 3 max(M, N) + 64), 4 E R bytes once, as
-    much and 800 E + 140,000 more per thread, and with gradient a copy of it where it is not contiguous.
+    much and 800 E + 140,000 more per thread, and with gradient a copy of it where it is not contiguous;
+    triton, with E the next multiple of 16 from D, a copy of E features and 12 bytes per row, 64 bytes per group (with
+    gradient 4 E bytes per row more, a copy of that of the result, for clamped_cosine and rbf 4 bytes per score).
+    On a GPU the Triton kernels make what meets a row that is not finite NaN instead of raising, and the host waits for
+    the device only where offsets are given, whose sizes the result depends on.
     Raises ValueError for NaN or infinity (naming the row, counted through the batch), offsets that do not cover x, and
     shapes and types that do not match; MemoryError when it cannot fit; RuntimeError for a double backward.
     Source: `mrtkern.ops.similarity` has the equations.

@@ -8,7 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-METRICS = ("cosine", "dot", "shifted_cosine", "clamped_cosine", "rbf")
+from mrtkern import _check
+
+COSINES = ("cosine", "shifted_cosine", "clamped_cosine")
+METRICS = (*COSINES, "dot", "rbf")
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class Problem:
     gamma: float = 1.0
     wants_grad: bool = False
     is_aligned: bool = True  # x and y begin at a multiple of the size of their type
+    capability: tuple[int, int] | None = None  # of the CUDA device; None: unknown
     sizes: tuple[int, ...] | None = None  # rows of each packed group, in cases; no choice depends on them
 
     @classmethod
@@ -37,7 +41,10 @@ class Problem:
             kind, B = "packed", offsets.shape[0] - 1
         N = None if y is None else y.shape[-2]
         is_aligned = all(rows is None or rows.data_ptr() % rows.element_size() == 0 for rows in (x, y))
-        return cls(kind, B, x.shape[-2], N, x.shape[-1], x.dtype, x.device.type, metric, gamma, wants_grad, is_aligned)
+        return cls(
+            kind, B, x.shape[-2], N, x.shape[-1], x.dtype, x.device.type, metric, gamma, wants_grad, is_aligned,
+            _check.capability(x.device),
+        )  # fmt: skip
 
     @property
     def rows(self) -> int:

@@ -1,0 +1,62 @@
+"""Benchmarks for a GPU: floors, what is moved, and a whole case on the CPU by a stopwatch."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import device, report, similarity
+from bench.harness import WrongAnswer, stopwatch
+
+CASE = next(case for case in similarity.cases() if case.problem.sizes is not None)
+SMALL = dataclasses.replace(CASE, problem=dataclasses.replace(CASE.problem, B=20, M=160, sizes=(8,) * 20))
+
+
+def test_a_floor_is_the_slower_of_moving_and_computing() -> None:
+    assert device.H100.floor(335 * 10**7, 0, torch.float32) == (1e-3, "memory")
+    assert device.H100.floor(0, 989 * 10**9, torch.bfloat16) == (1e-3, "compute")
+    assert device.H100.floor(0, 67 * 10**9, torch.float32) == (1e-3, "compute")
+
+
+def test_floors_name_every_case_of_every_operation_for_gpus_and_say_that_none_was_measured() -> None:
+    text = device.floors()
+    cases = [case for op in device.ops() for case in importlib.import_module(f"bench.{op}").cases()]
+    assert cases
+    assert text.startswith(f"## {device.SECTION}\n")
+    assert text.count("not measured |") == len(cases)
+    assert all(f"| {case.name} " in text for case in cases)
+
+
+def test_the_floors_of_results_are_todays() -> None:
+    written = Path(report.__file__).with_name("RESULTS.md").read_text(encoding="utf-8")
+    assert device.floors().strip() in written, "run `python -m bench --floors`"
+
+
+def test_a_case_is_checked_and_timed() -> None:
+    rows = device.run_case(similarity, SMALL, 3, "cpu", stopwatch)
+    assert [row.name for row in rows] == ["mrtkern", "torch program"]
+    assert all(row.microseconds > 0 and row.answer and row.of_floor is None for row in rows)
+    assert "unknown" in device.table(rows)
+
+
+def test_nothing_is_timed_after_a_wrong_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = {"peer": lambda: torch.zeros(SMALL.problem.pairs)}
+    monkeypatch.setattr(device.device_peers, "found", lambda op, inputs: wrong)
+    with pytest.raises(WrongAnswer, match="of peer are off"):
+        device.run_case(similarity, SMALL, 3, "cpu", stopwatch)
+
+
+def test_a_plot_is_drawn(tmp_path: Path) -> None:
+    rows = device.run_case(similarity, SMALL, 1, "cpu", stopwatch)
+    device.draw(rows, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 0
+
+
+def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="--device needs a GPU, found none"):
+        device.main(["similarity"])

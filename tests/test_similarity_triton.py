@@ -1,0 +1,191 @@
+"""similarity for Triton: the cases of every backend in the interpreter and on a device, and what is its own."""
+
+from __future__ import annotations
+
+import mmap
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from mrtkern import _dispatch
+from mrtkern.ops.similarity.op import similarity
+from mrtkern.ops.similarity.problem import CASES, METRICS, Case, Problem
+from tests import oracle
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+from mrtkern import _triton
+
+TEST_CASES = [case for case in CASES if "test" in case.tags and case.problem.dtype != torch.float64]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+every_device = pytest.mark.parametrize(
+    "device", [pytest.param("cpu", marks=pytest.mark.interpret), pytest.param("cuda", marks=pytest.mark.gpu)]
+)
+every_metric = pytest.mark.parametrize("metric", METRICS)
+every_case = pytest.mark.parametrize("case", TEST_CASES, ids=lambda case: case.name)
+
+
+def run(inputs: dict[str, Any], backend: str, upstreams: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Scores, and the gradients of x and y for several upstream gradients each, on the CPU."""
+    rows = {name: inputs[name].detach().clone().requires_grad_() for name in ("x", "y") if name in inputs}
+    s = similarity(**{**inputs, **rows}, backend=backend)
+    found = [torch.autograd.grad(s, list(rows.values()), up.to(s), retain_graph=True) for up in upstreams]
+    return [s.detach().cpu(), *(torch.stack(parts).cpu() for parts in zip(*found, strict=True))]
+
+
+def assert_close_to_truth(inputs: dict[str, Any], device: str, count: int) -> None:
+    """Scores and gradients err at most twice as much as the reference's in the same type, and one rounding."""
+    shape = similarity(**inputs, backend="reference").shape
+    generator, dtype = torch.Generator().manual_seed(3), inputs["x"].dtype
+    upstreams = [torch.randn(shape, generator=generator).to(dtype) for _ in range(count)]
+    wide = {name: value.double() if name in ("x", "y") else value for name, value in inputs.items()}
+    placed = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
+    got, truth, same = (
+        run(placed, "triton", upstreams),
+        run(wide, "reference", upstreams),
+        run(inputs, "reference", upstreams),
+    )
+    for one, true, reference in zip(got, truth, same, strict=True):
+        oracle.assert_close(one, true, reference)
+
+
+MANY = 2000  # scores, of which one gradient already tells the largest error
+
+
+@every_device
+@every_metric
+@every_case
+def test_cases_err_no_more_than_twice_the_reference(case: Case, metric: str, device: str) -> None:
+    inputs = replace(case.problem, metric=metric, gamma=0.05).make_inputs()
+    assert_close_to_truth(inputs, device, 1 if case.problem.pairs > MANY else 5)
+
+
+def on(device: str, *tensors: torch.Tensor) -> list[torch.Tensor]:
+    return [tensor.to(device) for tensor in tensors]
+
+
+@every_device
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [3, 40])  # multiplied where they lie, copied
+@pytest.mark.parametrize("size", ["largest", "smallest"])
+def test_lengths_neither_overflow_nor_vanish(size: str, rows: int, dtype: torch.dtype, device: str) -> None:
+    info = torch.finfo(dtype)
+    unit = info.max / 4 if size == "largest" else info.smallest_normal * info.eps
+    x = torch.tensor([[1.0, 1.0, 1.0, 1.0], [1.0, -1.0, 1.0, 1.0], [1.0, -1.0, 1.0, -1.0]]).repeat(rows // 3 + 1, 1)
+    x, offsets = on(device, (x[:rows] * unit).to(dtype), torch.tensor([0, rows]))
+    s = similarity(x, offsets=offsets, backend="triton").cpu()
+    truth = oracle.similarity(x.cpu(), offsets=offsets.cpu())
+    oracle.assert_summed(s, truth.value, oracle.similarity_steps(4), truth.magnitude)
+
+
+@every_device
+@pytest.mark.parametrize(("metric", "value"), [("cosine", 0.0), ("shifted_cosine", 0.5), ("clamped_cosine", 0.0)])
+@pytest.mark.parametrize("rows", [5, 40])
+def test_a_zero_row_has_cosine_zero_and_no_gradient(rows: int, metric: str, value: float, device: str) -> None:
+    x = torch.rand(rows, 20, generator=torch.Generator().manual_seed(0)) + 0.1
+    x[2] = 0
+    x = x.to(device).requires_grad_()
+    s = similarity(x, metric=metric, offsets=torch.tensor([0, rows], device=device), backend="triton").view(rows, rows)
+    assert bool((s[2] == value).all() and (s[:, 2] == value).all())
+    (gradient,) = torch.autograd.grad(s.square().sum(), x)
+    assert bool(torch.isfinite(gradient).all()) and not gradient[2].any() and bool(gradient[0].any())
+
+
+@every_device
+@every_metric
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("rows", [5, 40])
+def test_what_meets_a_row_that_is_not_finite_is_nan(rows: int, value: float, metric: str, device: str) -> None:
+    x = torch.rand(rows, 20, generator=torch.Generator().manual_seed(0))
+    x[3, 1] = value
+    x, offsets = on(device, x, torch.tensor([0, rows]))
+    s = similarity(x, metric=metric, offsets=offsets, backend="triton").view(rows, rows)
+    is_bad = torch.arange(rows, device=device) == 3
+    assert torch.equal(s.isnan(), is_bad[:, None] | is_bad[None, :])
+
+
+@every_device
+@pytest.mark.parametrize("rows", [12, 40])
+def test_strides_do_not_matter(rows: int, device: str) -> None:
+    base = torch.randn(rows, 70, generator=torch.Generator().manual_seed(0)).to(device)
+    offsets = torch.tensor([0, rows], device=device)
+    expected = similarity(base, offsets=offsets, backend="triton")
+    layouts = [base.T.contiguous().T, torch.stack([base, base], 2)[..., 1], torch.cat([base, base], 1)[:, 70:]]
+    for x in layouts:
+        assert torch.equal(similarity(x, offsets=offsets, backend="triton"), expected)
+
+
+@every_device
+def test_rows_may_lie_further_apart_than_two_to_the_31_elements(device: str) -> None:
+    space = torch.empty(2**31 + 40, dtype=torch.float16, device=device) if device == "cuda" else sparse_memory()
+    x = space.as_strided((2, 32), (2**31, 1))
+    x.copy_(torch.randn(2, 32, generator=torch.Generator().manual_seed(0)))
+    expected = similarity(x.contiguous(), backend="triton")
+    assert torch.equal(similarity(x, backend="triton"), expected)
+    options = {"offsets": torch.tensor([0, 2], device=device), "backend": "triton"}
+    assert torch.equal(similarity(x, **options), similarity(x.contiguous(), **options))
+
+
+def sparse_memory() -> torch.Tensor:
+    """4 GiB of which only the pages that are touched exist."""
+    return torch.frombuffer(mmap.mmap(-1, 2 * (2**31 + 40)), dtype=torch.float16)
+
+
+@every_device
+def test_a_matrix_with_itself_is_what_it_is_with_a_copy_of_itself(device: str) -> None:
+    x = torch.randn(70, 40, generator=torch.Generator().manual_seed(0)).to(device)
+    assert torch.equal(similarity(x, backend="triton"), similarity(x, x.clone(), backend="triton"))
+
+
+@every_device
+@pytest.mark.parametrize(("x", "y"), [((0, 4), (3, 4)), ((3, 4), (0, 4)), ((3, 0), (2, 0)), ((0, 3, 4), (0, 2, 4))])
+def test_empty_sizes_work(x: tuple[int, ...], y: tuple[int, ...], device: str) -> None:
+    a, b = torch.ones(x, device=device, requires_grad=True), torch.ones(y, device=device)
+    s = similarity(a, b, backend="triton")
+    assert torch.equal(s, similarity(a.detach(), b, backend="reference"))
+    assert torch.equal(torch.autograd.grad(s.sum(), a)[0], torch.zeros_like(a))
+
+
+@pytest.mark.interpret
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "gfx942"])  # pointers, descriptors, no tf32
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_kind_of_target_passes(dtype: torch.dtype, arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_triton, "arch", lambda device: arch)
+    assert_close_to_truth(Problem("dense", 1, 140, 70, 40, dtype).make_inputs(), "cpu", 1)
+
+
+def example(**changes: Any) -> Problem:
+    return replace(Problem("dense", 1, 8, None, 8, torch.float32, device="cuda"), **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"device": "cpu"}, "needs a CUDA tensor, got one on cpu"),
+        ({"dtype": torch.float64}, "needs float32, bfloat16 or float16, got torch.float64"),
+        ({"is_aligned": False}, "needs rows that begin at a multiple of the size of their type"),
+        ({"capability": (7, 5)}, "needs compute capability 8.0 or later, got 7.5"),
+    ],
+)
+def test_what_the_kernels_cannot_run_is_refused(changes: dict[str, Any], sentence: str) -> None:
+    assert _dispatch.choose("similarity", None, example()) == "triton"
+    assert _dispatch.choose("similarity", None, example(**changes)) != "triton"
+    with pytest.raises(ValueError, match=f"similarity: backend 'triton' cannot run this: {sentence}"):
+        _dispatch.choose("similarity", "triton", example(**changes))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_step_is_captured_in_a_cuda_graph(metric: str) -> None:
+    x = torch.randn(4, 50, 40, device="cuda", requires_grad=True)
+    torch.autograd.grad(similarity(x, metric=metric).sum(), x)  # compiles
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        s = similarity(x, metric=metric)
+        (gradient,) = torch.autograd.grad(s.sum(), x)
+    graph.replay()
+    again = similarity(x, metric=metric)
+    assert torch.equal(s, again)
+    assert torch.equal(gradient, torch.autograd.grad(again.sum(), x)[0])

@@ -5,6 +5,7 @@ VENV   ?= .venv
 
 CSRC   := $(shell find csrc -type f 2>/dev/null)
 RUN    := $(VENV)/bin/python
+JOBS   ?= 2
 LAYERS := isa or interpret or emulator or sanitize or compile
 
 .PHONY: demo test check full bench gpu
@@ -15,7 +16,8 @@ demo: $(VENV)/built
 		--text gloss --reward tag_count --compare --report demo/report.json --plot demo/kept.png
 
 test: $(VENV)/built
-	$(RUN) -m pytest -q
+	$(RUN) -m pytest -q -n $(JOBS)
+	$(RUN) -m pytest -q -m "timed and not full"
 
 check: $(VENV)/built $(VENV)/layers
 	$(RUN) -m ruff check
@@ -23,7 +25,7 @@ check: $(VENV)/built $(VENV)/layers
 	$(RUN) -m mypy
 	$(VENV)/bin/clang-format --dry-run -Werror $(filter %.cpp %.h %.cu %.cuh,$(CSRC)) $(wildcard tests/emulator/*)
 	$(MAKE) test
-	$(RUN) -m pytest -q -m "($(LAYERS)) and not full"
+	$(RUN) -m pytest -q -n $(JOBS) --dist loadfile -m "($(LAYERS)) and not full"
 
 full: $(VENV)/built $(VENV)/layers
 	$(RUN) -m pytest -q -m ""

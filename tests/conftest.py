@@ -34,8 +34,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--emulated-extension", type=Path, help="mrtkern._cuda for the CPU; without it one is built")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests whose mark asks for what this machine lacks are reported as skipped."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests whose mark asks for what this machine lacks are reported as skipped; those that measure time are left to a
+    run in one process."""
+    if hasattr(config, "workerinput"):  # one of several processes of pytest-xdist
+        items[:] = [item for item in items if not item.get_closest_marker("timed")]
     for item in items:
         for mark, reason in MISSING.items():
             if reason and item.get_closest_marker(mark):

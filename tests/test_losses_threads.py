@@ -116,6 +116,7 @@ def long(name: str, count: int) -> Callable[[], Any]:
     return prepare(*arguments)
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("name", LONG)
 def test_ctrl_c_returns_within_half_a_second(name: str, count: int) -> None:

@@ -43,6 +43,7 @@ def test_float32_has_the_same_bits_for_every_number_of_threads(threads: Any) -> 
     assert len(found) == 2
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("kind", ["rectangle", "self graph", "deduplicate"])
 def test_more_threads_than_cores_do_not_collapse(kind: str) -> None:
     x = lists.normal(3000, 64)
@@ -105,6 +106,7 @@ def interrupted(name: str, count: int) -> Callable[[], Any]:
     return lambda: INTERRUPTED[name](x)
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("name", INTERRUPTED)
 def test_ctrl_c_returns_within_half_a_second(name: str, count: int) -> None:

@@ -262,12 +262,14 @@ def interrupted(kind: str, count: int) -> Callable[[], Any]:
     return lambda: CPU.forward(x, None, None, "cosine", 1.0)
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("kind", ["dense", "gradient", "batched"])
 @pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.full), 2])
 def test_ctrl_c_returns_within_half_a_second(count: int, kind: str) -> None:
     assert process.seconds_after_ctrl_c(interrupted, kind, count) < 0.5
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("problem", [Problem("dense", 1, 1500, None, 128, torch.float32), TEST_CASES[0].problem])
 def test_more_threads_than_cores_do_not_collapse(problem: Problem) -> None:
     inputs = problem.make_inputs()

@@ -71,6 +71,7 @@ def groups_of_4096(groups: int, count: int) -> Callable[[], Any]:
     return lambda: facility_location(x, 4000, offsets=offsets, backend="cpu")
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("count", [1, 2])
 def test_ctrl_c_returns_within_half_a_second(count):
     assert process.seconds_after_ctrl_c(groups_of_4096, 3, count) < 0.5
@@ -88,6 +89,7 @@ def test_the_callers_float_modes_do_not_reach_the_kernels():
         torch.set_flush_denormal(False)
 
 
+@pytest.mark.timed
 def test_more_threads_than_cores_do_not_collapse():
     x = torch.randn(160 * 64, 128)
     offsets = torch.arange(161) * 64

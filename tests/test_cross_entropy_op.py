@@ -286,7 +286,7 @@ def test_details_of_weightless_rows_are_known_too(backend: str) -> None:
             {"logits": torch.ones(1, 3, 4), "targets": torch.ones(1, 3).long(), "token_weight": torch.ones(3, 1)},
             r"token_weight must have the shape \[1, 3\] of targets, got \[3, 1\]",
         ),
-        ({"backend": "cuda"}, "backend 'cuda' cannot run this: cross_entropy has no cuda backend"),
+        ({"backend": "cuda"}, "backend 'cuda' cannot run this: is not written in CUDA .*"),
     ],
 )
 def test_bad_arguments_are_named(changes: dict[str, Any], sentence: str) -> None:

@@ -105,10 +105,13 @@ def test_backends_never_import_each_other(op: str) -> None:
 
 @pytest.mark.parametrize("op", OPS)
 def test_every_backend_says_what_it_cannot_run(op: str) -> None:
+    """One whose reason is a `str`, never None, runs nothing that is dispatched, and needs no `forward`."""
     for backend, path in modules(ROOT / "mrtkern" / "ops" / op).items():
         if backend in BACKENDS:
-            functions = {node.name for node in tree(path).body if isinstance(node, ast.FunctionDef)}
-            assert functions >= {"why_not", "forward"}, name(path)
+            functions = {node.name: node for node in tree(path).body if isinstance(node, ast.FunctionDef)}
+            returns = functions["why_not"].returns
+            is_never = returns is not None and ast.unparse(returns) == "str"
+            assert is_never or "forward" in functions, name(path)
 
 
 # The public surface

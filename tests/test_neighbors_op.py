@@ -202,7 +202,7 @@ def example(**changes: Any) -> Problem:
 
 def test_the_choice_for_a_gpu_is_made_without_one() -> None:
     assert _dispatch.choose("neighbors", None, example(device="cuda")) == "reference"
-    with pytest.raises(ValueError, match="neighbors: backend 'cuda' cannot run this: neighbors has no cuda backend"):
+    with pytest.raises(ValueError, match="neighbors: backend 'cuda' cannot run this: is not written in CUDA"):
         _dispatch.choose("neighbors", "cuda", example(device="cuda"))
 
 

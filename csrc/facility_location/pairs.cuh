@@ -77,7 +77,7 @@ class Table {
           if (slices > 1) {
             atomicAdd(&a.sums[(item % tiles * TILE + m) * TILE + n], products[m][n]);
           } else {
-            round_pair(a, base, place.row + m * side_, place.column + n * side_, products[m][n]);
+            round_pair(a, base, place, m, n, products[m][n]);
           }
         }
       }
@@ -86,7 +86,7 @@ class Table {
     if (slices == 1) return;
     for (int e = team.rank(); e < tiles * TILE * TILE; e += threads) {
       const TilePlace place(e / (TILE * TILE));
-      round_pair(a, base, place.row + e / TILE % TILE * side_, place.column + e % TILE * side_, a.sums[e]);
+      round_pair(a, base, place, e / TILE % TILE, e % TILE, a.sums[e]);
     }
     team.sync();
   }
@@ -145,9 +145,10 @@ class Table {
     }
   }
 
-  // t of rows i and j in both orders.
-  __device__ void round_pair(const Arrays& a, int base, int i, int j, int product) const {
-    if (i >= N || j >= N) return;
+  // t of row m and column n of a tile, in both orders; a tile on the diagonal has each pair twice and writes it once.
+  __device__ void round_pair(const Arrays& a, int base, const TilePlace& place, int m, int n, int product) const {
+    const int i = place.row + m * side_, j = place.column + n * side_;
+    if (i >= N || j >= N || (place.row == place.column && m > n)) return;
     const float s = __int2float_rn(max(base + product, 0));
     a.pairs[i * stride + j] = steps(__fmul_rn(s, __fmul_rn(a.unit[j], a.quality[i])));
     a.pairs[j * stride + i] = steps(__fmul_rn(s, __fmul_rn(a.unit[i], a.quality[j])));

@@ -274,7 +274,9 @@ def facility_location(
     Returns a Selection. No gradient. Deterministic: the same bits for every backend, thread count and instruction set.
     Error: |value - F| <= rows * max(weight) * max(quality) * (0.52 / 32767 + e), e half of `lattice.cosine_error(D)` or
     the whole of it when clamped, and half a step per bonus; upper_bound includes it. Memory: cpu, per thread,
-    2 N D + 2 N**2 + 96 D + 90 N bytes, N and D rounded up by at most 32; reference 64 N**2 bytes.
+    2 N D + 2 N**2 + 96 D + 90 N bytes, N and D rounded up by at most 32; cuda, 16 bytes per group, and where the
+    largest exceeds shared memory, per multiprocessor 2 N D + 2 N**2 + 47 N + 8192 bytes, N and D rounded up by at most
+    16; reference 64 N**2 bytes.
     Raises ValueError for contradictory arguments, NaN or infinite features (naming the row), offsets that do not cover
     x. Source: arXiv 2606.00544, section 4; upper_bound: Leskovec et al., KDD 2007.
     """

@@ -24,7 +24,7 @@ example:
   CUDA      none: mrtkern was installed without mrtkern._cuda, which MRTKERN_CUDA=1 builds
   ...
   similarity         cpu        yes
-  similarity         triton     no: similarity has no triton backend
+  similarity         triton     no: needs a CUDA tensor, got one on cpu
 """
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from mrtkern import _check
 
 COSINES = ("cosine", "shifted_cosine", "clamped_cosine")
-METRICS = (*COSINES, "dot", "rbf")
+METRICS = ("cosine", "dot", "shifted_cosine", "clamped_cosine", "rbf")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import mrtkern
 from bench import device, report, similarity
 from bench.harness import WrongAnswer, stopwatch
 
@@ -34,6 +35,16 @@ def test_floors_name_every_case_of_every_operation_for_gpus_and_say_that_none_wa
 def test_the_floors_of_results_are_todays() -> None:
     written = Path(report.__file__).with_name("RESULTS.md").read_text(encoding="utf-8")
     assert device.floors().strip() in written, "run `python -m bench --floors`"
+
+
+def test_what_a_result_holds_is_moved_and_the_rest_stays() -> None:
+    kept = mrtkern.facility_location(torch.eye(4), 2, backend="reference")
+    there = device.moved({"kept": kept, "k": 2, "parts": (torch.ones(1), None)}, "meta")
+    assert there["kept"].ids.device.type == there["parts"][0].device.type == "meta"
+    assert there["k"] == 2
+    assert there["parts"][1] is None
+    lists = mrtkern.neighbors(torch.eye(4), 2, backend="reference")
+    assert torch.equal(device.moved(lists, "cpu").ids, lists.ids)
 
 
 def test_a_case_is_checked_and_timed() -> None:

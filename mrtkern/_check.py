@@ -172,6 +172,11 @@ def capability(device: torch.device) -> tuple[int, int] | None:
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
 
 
+def may_wait(device: torch.device, check: bool | None = None) -> bool:
+    """Whether a value may be read here: on the CPU; elsewhere the host would wait for the device, so only if asked."""
+    return device.type == "cpu" or bool(check)
+
+
 def fits(subject: str, needed: int, device: torch.device) -> None:
     """Refuse what is larger than the memory of the device, before anything is allocated."""
     if device.type == "cuda":

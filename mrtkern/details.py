@@ -62,7 +62,7 @@ def _details(
     ignore_index: int, offsets: Tensor, prompt: Tensor | None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """nll, weighted: one per target; entropy, argmax: one per row."""
-    if targets.device.type == "cpu":
+    if _check.may_wait(targets.device):
         _check.offsets_values("return_details", offsets, targets.shape[0], "offsets", "targets")
     if target_offsets is not None:
         rows = torch.repeat_interleave(target_offsets.diff(), output_size=targets.shape[0])

@@ -34,7 +34,7 @@ def _weights(
     tokens_per_prompt: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """The definition, in float64 and without waiting for a device; targets [T], every count local unless given."""
-    if targets.device.type == "cpu":
+    if _check.may_wait(targets.device):
         _check.offsets_values(OP, offsets, targets.shape[0], "offsets", "targets")
     is_valid, tokens = response_tokens(targets, offsets, ignore_index)  # [T], [R]
     T_r = (tokens if tokens_per_response is None else tokens_per_response).double()

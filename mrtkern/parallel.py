@@ -22,7 +22,7 @@ from mrtkern import _check, _dispatch
 from mrtkern.ops.cross_entropy.op import check_targets, checked_options
 from mrtkern.ops.cross_entropy.problem import IGNORE, Options
 from mrtkern.ops.linear_cross_entropy import head, passes
-from mrtkern.ops.linear_cross_entropy.problem import Cap, Problem
+from mrtkern.ops.linear_cross_entropy.problem import NO_TARGET, Cap, Problem
 from mrtkern.ops.linear_cross_entropy.rows import Entries, entries
 
 
@@ -47,7 +47,8 @@ class _Shard:
         weight = valid.to(wide) / valid.sum().clamp(min=1) if token_weight is None else token_weight.to(wide)
         own = targets - first_class
         own = torch.where((own >= 0) & (own < V), own, -1)
-        return cls(op, group, entries(own, None, weight, valid & (weight != 0)), options, Cap(options.softcap))
+        given = entries(own, None, weight, valid, valid & (weight != 0), _check.may_wait(targets.device))
+        return cls(op, group, given, options, Cap(options.softcap))
 
     @property
     def num_statistics(self) -> int:
@@ -58,7 +59,9 @@ class _Shard:
         """Of some rows, [3 or 5, C] float64: lse, target logit (0 elsewhere), whether the target is here; for label
         smoothing the sum of the logits and the number of classes."""
         targets, V = self.given.targets[chunk], z.shape[1]
-        logp, _, lse, mean = rows.log_probs(z, targets.clamp(min=0), self.cap, bool(self.options.label_smoothing))
+        logp, _, lse, mean = rows.log_probs(
+            z, torch.where(targets == -1, 0, targets), self.cap, bool(self.options.label_smoothing)
+        )
         told = [lse, torch.where(targets < 0, 0, lse + logp), (targets >= 0).double()]
         return torch.stack(told if mean is None else [*told, mean * V, torch.full_like(mean, V)])
 
@@ -68,8 +71,10 @@ class _Shard:
         dist.all_gather(list(everyone), mine.contiguous(), group=self.group)
         lse = everyone[:, 0].logsumexp(0)
         owners = everyone[:, 2].sum(0)
-        if bool((owners != 1).any()):
-            i = int((owners != 1).int().argmax())
+        is_bad = (owners != 1) & (self.given.targets != NO_TARGET)
+        may_wait = _check.may_wait(targets.device)
+        if may_wait and bool(is_bad.any()):
+            i = int(is_bad.int().argmax())
             t = i if self.given.rows is None else int(self.given.rows[i])
             raise IndexError(
                 f"{self.op}: targets must each be a class of exactly one rank, got {int(targets[t])} at position {t}, "
@@ -80,7 +85,8 @@ class _Shard:
             total, num_classes = everyone[:, 3:].sum(0)  # [T'] each
             each, classes = (1 - smoothing) * each + smoothing * (lse - total / num_classes), int(num_classes[0])
         each = each + self.options.z_loss * lse**2
-        return (self.given.weight * each).sum().to(self.given.weight.dtype), lse, classes
+        loss = (self.given.weight * each).sum().to(self.given.weight.dtype)
+        return loss if may_wait else torch.where(is_bad.any(), torch.nan, loss), lse, classes
 
     def whole(self, classes: int) -> dict[str, Any]:
         """What the gradient of a part of the classes must know of the others, beside their lse."""

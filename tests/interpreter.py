@@ -86,7 +86,8 @@ def _guard_bounds(patch: pytest.MonkeyPatch) -> None:
 
     def checked_load(self: Any, pointers: Any, mask: Any, other: Any, *rest: Any, **options: Any) -> Any:
         _check_bounds("a load", pointers, mask)
-        if other is None:  # a device leaves masked lanes undefined
+        # A device leaves masked lanes undefined. Of one lane this cannot be told: an `other` of 0 arrives as None, too.
+        if other is None and pointers.data.size > 1:
             dtype = pointers.get_element_ty()
             other = Handle(np.full(pointers.data.shape, _undefined(dtype), interpreter._get_np_dtype(dtype)), dtype)
         return load(self, pointers, mask, other, *rest, **options)

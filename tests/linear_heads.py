@@ -14,6 +14,7 @@ from mrtkern.ops.linear_cross_entropy import chunks
 from mrtkern.ops.linear_cross_entropy.op import linear_cross_entropy
 from mrtkern.ops.linear_cross_entropy.problem import CASES, Case
 from tests import oracle
+from tests.losses import BACKENDS, TRITON
 
 CPU = _dispatch.load("linear_cross_entropy", "cpu")
 needs_cpu_backend = pytest.mark.skipif(isinstance(CPU, str), reason=f"compiled kernels: {CPU}")
@@ -27,7 +28,8 @@ OPTIONS = {
 }
 every_case = pytest.mark.parametrize("case", TEST_CASES, ids=lambda case: case.name)
 every_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-every_backend = pytest.mark.parametrize("backend", [pytest.param("cpu", marks=needs_cpu_backend), "reference"])
+every_backend = pytest.mark.parametrize("backend", BACKENDS)
+every_backend_and_triton = pytest.mark.parametrize("backend", [*BACKENDS, TRITON])  # of what the kernels may get wrong
 # One row per chunk, fewer and more than the least number of rows of a product, all at once.
 CHUNKS = (1, chunks.LEAST_ROWS - 1, chunks.LEAST_ROWS + 1, 1000)
 

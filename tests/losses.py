@@ -23,7 +23,9 @@ SOME = ["mean", "weighted", "everything", "several targets a row", "an odd tail,
 SOME_CASES = [case for case in TEST_CASES if case.name in SOME]
 NARROW = [torch.float32, torch.bfloat16, torch.float16]
 
-every_backend = pytest.mark.parametrize("backend", [pytest.param("cpu", marks=needs_cpu_backend), "reference"])
+BACKENDS = [pytest.param("cpu", marks=needs_cpu_backend), "reference"]
+TRITON = pytest.param("triton", marks=pytest.mark.interpret)
+every_backend = pytest.mark.parametrize("backend", [*BACKENDS, TRITON])
 
 
 def every(cases: list[Case]) -> Any:

@@ -13,7 +13,15 @@ from mrtkern import _dispatch, linear_cross_entropy, linear_log_prob
 from mrtkern.ops.linear_cross_entropy import chunks
 from mrtkern.ops.linear_cross_entropy.problem import Problem, memory
 from tests import oracle
-from tests.linear_heads import CHUNKS, double, every_backend, leaves, needs_cpu_backend, product_flops
+from tests.linear_heads import (
+    CHUNKS,
+    double,
+    every_backend,
+    every_backend_and_triton,
+    leaves,
+    needs_cpu_backend,
+    product_flops,
+)
 
 CPU = _dispatch.load("linear_cross_entropy", "cpu")
 OPTIONS = {"plain": {}, "temperature": {"temperature": 0.7}, "all": {"temperature": 1.3, "softcap": 2.0}}
@@ -135,7 +143,7 @@ def test_its_negated_mean_is_the_cross_entropy(backend: str) -> None:
         oracle.assert_summed(got, value, 100, 10.0)
 
 
-@every_backend
+@every_backend_and_triton
 def test_ignored_rows_are_zero_and_not_read(backend: str) -> None:
     inputs, (a, c) = make_inputs(20, 5, 9, torch.float32, ignored=0.4), upstream(20)
     out = inputs["targets"] == -100
@@ -224,8 +232,8 @@ def test_operators_pass_opcheck() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         inputs = make_inputs(20, 5, 9, dtype)
         tensors = [inputs[name].detach() for name in ("hidden", "weight", "bias", "targets")]
-        options = (-100, 2.0, 0.7, dtype, None)
-        torch.library.opcheck(torch.ops.mrtkern.linear_log_prob.default, (*tensors, *options, None))
+        options = (-100, 2.0, 0.7, dtype, None, None)
+        torch.library.opcheck(torch.ops.mrtkern.linear_log_prob.default, (*tensors, *options))
         for a, c in (upstream(20), (upstream(20)[0], None), (None, upstream(20)[1])):
             arguments = (a, c, *tensors, *options, [True, True, False])
             torch.library.opcheck(torch.ops.mrtkern.linear_log_prob_backward.default, arguments)
@@ -246,7 +254,7 @@ def test_compiles_as_one_graph_with_its_gradient() -> None:
     )
 
 
-@every_backend
+@every_backend_and_triton
 def test_bad_arguments_are_named_in_one_sentence(backend: str) -> None:
     inputs = make_inputs(4, 5, 9, torch.float32, ignored=0.0)
     for temperature in (0.0, -1.0, float("inf"), float("nan")):

@@ -39,6 +39,10 @@ it, but a prompt with long responses counts less.
 Sums: float32 over at most 32 numbers per vector lane, float64 beyond (float64 for float64 logits). The gradient is
 rounded once to the type of the logits.
 
+Devices. Without check=True nothing waits for a GPU, so a call can be captured in a CUDA graph: a label or an offset out
+of range makes the loss NaN, and the gradient of its row. A second backward is refused, because only the device knows
+whether the first one scaled the gradient. Details with `prompt` do wait: their size is the number of prompts.
+
 Cost: the logits are read once and the gradient is written once; about 40 operations per logit.
 Source: arXiv 2606.00544 (prompt-level estimator); label smoothing as in torch.nn.functional.cross_entropy; z-loss:
 PaLM, arXiv 2204.02311, 5; softcap: Gemma 2, arXiv 2408.00118.

@@ -58,6 +58,11 @@ def forward(
     return Rows(torch.tensor(loss, dtype=torch.float32), *details)
 
 
+def scale(gradient: Tensor, factor: Tensor) -> None:
+    """gradient [T, V] *= factor, 0-d."""
+    gradient.mul_(factor)
+
+
 def _details(T: int, num_targets: int, wants_details: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Room for nll, weighted, entropy and argmax; empty when nobody wants them."""
     T, num_targets = (T, num_targets) if wants_details else (0, 0)

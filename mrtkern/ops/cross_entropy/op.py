@@ -38,7 +38,7 @@ def _run(
     """Every check that reads values, the choice of the backend and the call, below torch.compile."""
     arguments = (logits, targets, token_weight, target_offsets, options)
     problem = Problem.of(*arguments, wants_grad, inplace, wants_details)
-    if logits.device.type == "cpu" or check:  # elsewhere reading a value would wait for the device
+    if _check.may_wait(logits.device, check):
         if target_offsets is not None:
             _check.offsets_values(OP, target_offsets, targets.shape[0], "target_offsets", "targets")
         _check.labels(OP, targets, problem.V, options.ignore_index)
@@ -49,7 +49,14 @@ def _run(
     size = tuple(logits.shape) if fresh else (0,)
     gradient = logits if inplace else torch.empty(size, dtype=logits.dtype, device=logits.device)
     rows: Rows = module.forward(*arguments, gradient if wants_grad or inplace else None, wants_details)
-    return rows, gradient
+    return rows._replace(loss=covered(rows.loss, target_offsets, targets.shape[0], check)), gradient
+
+
+def covered(loss: Tensor, target_offsets: Tensor | None, num_targets: int, check: bool | None) -> Tensor:
+    """The loss; NaN when offsets that nobody has checked do not begin and end with the targets."""
+    if target_offsets is None or _check.may_wait(loss.device, check):
+        return loss
+    return torch.where((target_offsets[0] == 0) & (target_offsets[-1] == num_targets), loss, torch.nan)
 
 
 def _forward(
@@ -112,7 +119,7 @@ class _CrossEntropy(torch.autograd.Function):
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(*results[1:])
         ctx.set_materialize_grads(False)
-        ctx.is_spent = False
+        ctx.is_spent, ctx.backend = False, arguments[-1]
         return tuple(results)
 
     @staticmethod
@@ -132,9 +139,11 @@ class _CrossEntropy(torch.autograd.Function):
             )
         (gradient,) = ctx.saved_tensors
         gradient = gradient.detach()
-        if grad.device.type != "cpu" or float(grad) != 1.0:
+        if not _check.may_wait(grad.device) or float(grad) != 1.0:
             ctx.is_spent = True
-            gradient.mul_(grad)
+            (T, V), device = gradient.shape, gradient.device.type
+            problem = Problem(T, V, gradient.dtype, device)
+            _dispatch.run(OP, ctx.backend, problem).scale(gradient, grad)
         return (gradient, *nothing)
 
 
@@ -174,7 +183,8 @@ def cross_entropy(
     have 0. A second backward is right, or refused when the loss was scaled or the first gradient changed since.
     Deterministic: the same bits on every run and, on the CPU, for every number of threads.
     Memory beyond the gradient (none with inplace or without requires_grad): cpu 4 V + 4096 bytes per thread and 8 per
-    row; reference 28 bytes per logit (float64: 56).
+    row; triton 8 per target and 4 per row; reference 28 bytes per logit (float64: 56).
+    GPU: waits for it only with check=True (`mrtkern.ops.cross_entropy`, Devices).
     Raises IndexError for a target out of range (naming its position); ValueError for shapes, types and options that do
     not fit; MemoryError when it cannot fit; RuntimeError for create_graph=True.
     Source: `mrtkern.ops.cross_entropy` has the equations.

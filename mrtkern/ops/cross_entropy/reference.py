@@ -40,19 +40,20 @@ def forward(
 
     rows = torch.arange(T, device=device)
     if target_offsets is not None:  # the row of each entry
-        rows = rows.repeat_interleave(target_offsets.diff(), output_size=targets.shape[0])
+        entries = torch.arange(targets.shape[0], device=device)
+        rows = torch.searchsorted(target_offsets[1:], entries, right=True).clamp(max=T - 1)
     is_valid = targets != ignore_index
-    is_bad = is_valid & ((targets < 0) | (targets >= V))  # refused before wherever values may be read
+    is_bad = is_valid & ((targets < 0) | (targets >= V))  # refused before wherever values may be read, otherwise NaN
     y = torch.where(is_valid & ~is_bad, targets, 0)
     w = z.new_ones(targets.shape) / is_valid.sum().clamp(min=1) if token_weight is None else token_weight.to(z.dtype)
-    w = torch.where(is_valid, w, 0)  # one per entry, like all that follow
+    w = torch.where(is_bad, torch.nan, torch.where(is_valid, w, 0))  # one per entry, like all that follow
 
-    nll = log_sum[rows] - d[rows, y]
+    nll = torch.where(is_bad, torch.nan, log_sum[rows] - d[rows, y])
     each = (1 - smoothing) * nll + z_loss * lse[rows].square()
     if smoothing:
         each = each + smoothing * (log_sum - d.mean(1))[rows]
     weighted = torch.where(w == 0, 0, w.double() * each)
-    loss = torch.where(is_bad.any(), torch.nan, weighted.sum()).to(z.dtype)
+    loss = weighted.sum().to(z.dtype)
 
     none = z.new_empty(0)
     best = logits_argmax(logits) if wants_details else none.long()  # before the gradient, which may replace them
@@ -64,12 +65,11 @@ def forward(
         du.index_put_((rows, y), (smoothing - 1) * w, accumulate=True)
         if softcap:
             du *= 1 - torch.tanh(z / softcap).square()
-        has_weight = torch.zeros(T, dtype=torch.bool, device=device).index_fill_(0, rows[w != 0], True)
-        gradient.copy_(torch.where(has_weight[:, None], du, 0))
+        gradient.copy_(torch.where(in_rows(w != 0, rows, T)[:, None], du, 0))
 
     if not wants_details:
         return Rows(loss, none, none, none, best)
-    counts = torch.zeros(T, dtype=torch.bool, device=device).index_fill_(0, rows[is_valid], True)
+    counts = in_rows(is_valid, rows, T)
     entropy = log_sum - torch.where(p > 0, p * d, 0).sum(1)
     return Rows(
         loss,
@@ -78,6 +78,16 @@ def forward(
         torch.where(counts, entropy, 0),
         torch.where(counts, best, -1),
     )
+
+
+def in_rows(is_true: Tensor, rows: Tensor, T: int) -> Tensor:
+    """Whether a row [T] has an entry that is true."""
+    return rows.new_zeros(T).index_add_(0, rows, is_true.long()) > 0
+
+
+def scale(gradient: Tensor, factor: Tensor) -> None:
+    """gradient [T, V] *= factor, 0-d."""
+    gradient.mul_(factor)
 
 
 def logits_argmax(logits: Tensor) -> Tensor:

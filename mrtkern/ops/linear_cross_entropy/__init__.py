@@ -22,6 +22,11 @@ They are not known in advance, so the logits of a chunk are computed again in ba
 
 Chunks. C rows at a time stream W and dW once per chunk and touch C V fresh logits; `problem.chunk_rows` has the model.
 
+Devices. Without check=True nothing waits for a GPU, so a call can be captured in a CUDA graph. Which rows count is then
+known to the device alone: all are multiplied, the others as zeros, and the kernels skip them; a label or an offset out
+of range makes the result NaN. With check=True they are dropped before the products. A chunk has 2,048 to 4,096 rows, at
+most 1 GiB of logits beyond the former; a weight is converted as a whole.
+
 Sums. Logits are summed in float32 (float64 for float64) or in the type that the machine multiplies fastest among those
 the caller allows, losses in float64, dW and db in float32 over all chunks. The factor of backward is applied before the
 one rounding to the type of weight and hidden, so float16 gradients survive a loss scale.

@@ -4,7 +4,8 @@
     step(z, chunk)                         the caller reads z, and turns it into dL/dz where gradients are wanted
     dh[rows] = z weight,   dW += z^T hidden[rows],   db += sum of z
 
-Sums: products of the summing type have at most TERMS terms at a time, in ascending order.
+Sums: on the CPU products of the summing type have at most TERMS terms at a time, in ascending order; on a device the
+library's product sums as it likes, the same way on every run.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ LARGE = 1 << 22  # entries of dW from which on its sums are not shared out by te
 # Ctrl-C waits for the product that runs: one of LARGE entries and MOST_TERMS takes 0.1 s on 2 cores of that Xeon.
 LONGEST = 1 << 32  # operations of any other product
 MOST_TERMS = 1024
+# From torch 2.13 on a device adds products of 16-bit factors to a float32 sum without rounding them first.
+ADDS_WIDE = torch.version.hip is None and tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 13)
 BLOCK_ROWS = 4096  # of weight converted at a time: 16 MiB of float32 at D = 1024, a quarter of one chunk of logits
 
 Step = Callable[[Tensor, slice], None]  # (z [C, V], rows of this chunk)
@@ -51,6 +54,9 @@ def blocks(weight: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]
 
 def accumulate(total: Tensor, a: Tensor, b: Tensor, is_first: bool) -> None:
     """total [M, N] = a [M, K] @ b [K, N], or += where it is not the first; no product of more than LONGEST."""
+    if total.device.type != "cpu":
+        _accumulate_on_device(total, a, b, is_first)
+        return
     (M, K), N = a.shape, b.shape[1]
     terms = TERMS if a.dtype in (torch.float32, torch.float64) else max(K, 1)  # narrow sums must not be resumed
     if is_first and not K:
@@ -63,6 +69,18 @@ def accumulate(total: Tensor, a: Tensor, b: Tensor, is_first: bool) -> None:
             part.addmm_(x, y, beta=0 if begins else 1)
         else:  # a narrow product, rounded once before it is added
             part.copy_(x @ y) if begins else part.add_(x @ y)
+
+
+def _accumulate_on_device(total: Tensor, a: Tensor, b: Tensor, is_first: bool) -> None:
+    """All at once: nothing is interrupted there."""
+    if is_first and not a.shape[1]:
+        total.zero_()
+    elif a.dtype == total.dtype:
+        total.addmm_(a, b, beta=0 if is_first else 1)
+    elif ADDS_WIDE:
+        torch.addmm(total, a, b, beta=0 if is_first else 1, out_dtype=total.dtype, out=total)
+    else:
+        total.copy_(a @ b) if is_first else total.add_(a @ b)
 
 
 def logits(z: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -83,6 +101,9 @@ def hidden_gradient(dz: Tensor, weight: Tensor, wide: torch.dtype) -> Tensor:
 
 def add_weight_gradient(total: Tensor, z: Tensor, h: Tensor, is_first: bool) -> None:
     """total [V, D] += z^T h, in blocks of LARGE entries or all at once; `chunk_rows` keeps a chunk of that at TERMS."""
+    if total.device.type != "cpu":
+        _accumulate_on_device(total, z.T, h, is_first)
+        return
     if z.dtype == total.dtype:
         v = 0
         for block in total.tensor_split(max(total.numel() // LARGE, 1)):
@@ -98,13 +119,17 @@ def add_weight_gradient(total: Tensor, z: Tensor, h: Tensor, is_first: bool) -> 
 def run(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor | None, step: Step, *,
     size: int, product: torch.dtype, needs: tuple[bool, bool, bool] = (False, False, False),
+    keeps: Tensor | None = None,
 ) -> Gradients:  # fmt: skip
     """Call `step` on each chunk of `size` rows and collect the gradients of what it leaves in z.
 
-    rows [T'] int64: the rows of hidden that count, ascending; None: all. `product` is the type that multiplies.
+    rows [T'] int64: the rows of hidden that count, ascending; None: all. keeps [T] bool: the others are multiplied as
+    zeros, whatever they hold. `product` is the type that multiplies.
     """
     T, (V, D) = hidden.shape[0] if rows is None else rows.shape[0], weight.shape
     wide = torch.float64 if product == torch.float64 else torch.float32
+    if hidden.device.type != "cpu":  # converted once: there a block at a time would keep no processor busy
+        weight = weight.to(product)
     z = hidden.new_empty((max(size, LEAST_ROWS), V), dtype=product)  # [C, V]
     dh = hidden.new_zeros(hidden.shape, dtype=wide) if needs[0] else None  # [T, D]
     dW = hidden.new_empty((V, D), dtype=wide) if needs[1] else None
@@ -114,7 +139,7 @@ def run(
         which = chunk if rows is None else rows[chunk]
         count = chunk.stop - t
         h = hidden.new_zeros((max(count, LEAST_ROWS), D), dtype=product)
-        h[:count] = hidden[which]
+        h[:count] = hidden[which] if keeps is None else hidden[which].masked_fill(~keeps[which, None], 0)
         dz = z[: len(h)]
         logits(dz, h, weight, bias)
         step(dz[:count], chunk)

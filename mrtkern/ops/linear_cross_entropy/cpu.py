@@ -16,9 +16,7 @@ from torch import Tensor
 import mrtkern._C as _C
 from mrtkern.ops.cross_entropy import cpu as cross_entropy
 from mrtkern.ops.cross_entropy.problem import Options, Rows
-from mrtkern.ops.linear_cross_entropy.problem import Cap, LogProbs, Problem, chunk_rows
-
-NO_TARGET = torch.iinfo(torch.int64).min  # the index to ignore: rows that are ignored do not come here
+from mrtkern.ops.linear_cross_entropy.problem import NO_TARGET, Cap, LogProbs, Problem, chunk_rows
 
 
 def why_not(problem: Problem) -> str | None:

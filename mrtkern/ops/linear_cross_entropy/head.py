@@ -76,7 +76,7 @@ def check_values(
     op: str, targets: Tensor, target_offsets: Tensor | None, V: int, ignore_index: int, check: bool | None
 ) -> None:
     """What only the values of targets can tell. Call it inside an operator."""
-    if targets.device.type != "cpu" and not check:  # reading a value would wait for the device
+    if not _check.may_wait(targets.device, check):
         return
     if target_offsets is not None:
         _check.offsets_values(op, target_offsets, targets.shape[0], "target_offsets", "targets")

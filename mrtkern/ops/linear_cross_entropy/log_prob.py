@@ -27,7 +27,7 @@ torch.library.define(
 torch.library.define(
     "mrtkern::linear_log_prob_backward",
     "(Tensor? dlogp, Tensor? dentropy, Tensor hidden, Tensor weight, Tensor? bias, Tensor targets, int ignore_index, "
-    "float softcap, float temperature, ScalarType product, str? backend, bool[] needs) -> "
+    "float softcap, float temperature, ScalarType product, str? backend, bool? check, bool[] needs) -> "
     "(Tensor dh, Tensor dW, Tensor db)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
@@ -43,7 +43,8 @@ def _forward(
     head.check_values(OP, targets, None, problem.V, ignore_index, check)
     head.check_memory(OP, problem, rows, targets)
     counts = targets != ignore_index
-    given = entries(targets, None, counts.to(head.sums_in(product)), counts)
+    may_wait = _check.may_wait(targets.device, check)
+    given = entries(targets, None, counts.to(head.sums_in(product)), counts, counts, may_wait)
     with torch.autocast(hidden.device.type, enabled=False):
         return passes.log_probs(rows, problem, hidden, weight, bias, given, Cap(softcap, temperature))
 
@@ -51,7 +52,7 @@ def _forward(
 def _backward(
     dlogp: Tensor | None, dentropy: Tensor | None, hidden: Tensor, weight: Tensor, bias: Tensor | None,
     targets: Tensor, ignore_index: int, softcap: float, temperature: float, product: torch.dtype, backend: str | None,
-    needs: list[bool],
+    check: bool | None, needs: list[bool],
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Gradients in the types of hidden, weight and bias; an empty tensor stands for one that nobody needs."""
     problem = Problem.of(hidden, weight, bias, product, (needs[0], needs[1], needs[2]), is_log_prob=True)
@@ -62,7 +63,8 @@ def _backward(
     counts = weights != 0
     if dentropy is not None:
         counts |= dentropy != 0
-    given = entries(targets, None, weights, counts & (targets != ignore_index))
+    valid = targets != ignore_index
+    given = entries(targets, None, weights, valid, counts & valid, _check.may_wait(targets.device, check))
     h = None if dentropy is None else dentropy.to(wide).contiguous()
     if h is not None and given.rows is not None:
         h = h[given.rows]
@@ -83,7 +85,7 @@ def _fake_forward(
 def _fake_backward(
     dlogp: Tensor | None, dentropy: Tensor | None, hidden: Tensor, weight: Tensor, bias: Tensor | None,
     targets: Tensor, ignore_index: int, softcap: float, temperature: float, product: torch.dtype, backend: str | None,
-    needs: list[bool],
+    check: bool | None, needs: list[bool],
 ) -> tuple[Tensor, ...]:  # fmt: skip
     found = zip((hidden, weight, bias), needs, strict=True)
     return tuple(hidden.new_empty(0) if v is None or not need else v.new_empty(v.shape) for v, need in found)
@@ -96,18 +98,18 @@ class _LinearLogProb(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, options: tuple[Any, ...],
-        check: bool | None, needs: list[bool],
+        needs: list[bool],
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         ctx.save_for_backward(hidden, weight, bias, targets)
         ctx.options, ctx.needs = options, needs
         ctx.set_materialize_grads(False)  # without a gradient of the entropy its part of the pass is not run
-        logp, entropy = torch.ops.mrtkern.linear_log_prob(hidden, weight, bias, targets, *options, check)
+        logp, entropy = torch.ops.mrtkern.linear_log_prob(hidden, weight, bias, targets, *options)
         return logp, entropy
 
     @staticmethod
     def backward(ctx: Any, dlogp: Tensor | None, dentropy: Tensor | None) -> tuple[Tensor | None, ...]:
         made = torch.ops.mrtkern.linear_log_prob_backward(dlogp, dentropy, *ctx.saved_tensors, *ctx.options, ctx.needs)
-        return *(d if need else None for d, need in zip(made, ctx.needs, strict=True)), None, None, None, None
+        return *(d if need else None for d, need in zip(made, ctx.needs, strict=True)), None, None, None
 
 
 def linear_log_prob(
@@ -135,6 +137,8 @@ def linear_log_prob(
     Returns logp [T] and entropy [T], float32 (float64 for float64), in nats.
     Gradient: hidden, weight, bias, where asked, for any upstream gradient of either result, once. Rows whose upstream
     gradients are 0 are dropped before the product. Logits are computed again in backward: 8 T V D operations in all.
+    On a GPU dropping takes check=True, which waits for the device; otherwise such rows are multiplied as zeros, nothing
+    waits, and a target out of range makes its logp NaN.
     Deterministic: the same bits on every run and for every number of threads.
     Memory beyond inputs and gradients: cpu at most 192 MiB of logits (or 16 rows), 16 KiB D of converted weight,
     12 bytes per feature of a chunk, in backward 4 T D bytes, and 4 V D when weight is not float32; reference 36 T V.
@@ -148,11 +152,11 @@ def linear_log_prob(
     if not 0 < temperature < math.inf:
         _check.fail(OP, "temperature", "be positive and finite", temperature)
     needs = head.needs(hidden, weight, bias)
-    options = (ignore_index, softcap, float(temperature), head.product_type(hidden, weight), backend)
+    options = (ignore_index, softcap, float(temperature), head.product_type(hidden, weight), backend, check)
     logp: Tensor
     entropy: Tensor
     if any(needs):
-        logp, entropy = _LinearLogProb.apply(hidden, weight, bias, targets, options, check, needs)  # type: ignore[no-untyped-call]
+        logp, entropy = _LinearLogProb.apply(hidden, weight, bias, targets, options, needs)  # type: ignore[no-untyped-call]
     else:
-        logp, entropy = torch.ops.mrtkern.linear_log_prob(hidden, weight, bias, targets, *options, check)
+        logp, entropy = torch.ops.mrtkern.linear_log_prob(hidden, weight, bias, targets, *options)
     return logp, entropy

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mrtkern import _check, _dispatch
 from mrtkern.details import LossDetails, response_details
-from mrtkern.ops.cross_entropy.op import check_details, checked_options, packed
+from mrtkern.ops.cross_entropy.op import check_details, checked_options, covered, packed
 from mrtkern.ops.cross_entropy.problem import IGNORE, Options, Rows
 from mrtkern.ops.linear_cross_entropy import head, passes
 from mrtkern.ops.linear_cross_entropy.problem import Problem
@@ -44,18 +44,19 @@ def _forward(
     head.check_values(OP, targets, target_offsets, problem.V, ignore_index, check)
     head.check_memory(OP, problem, rows, targets)
     wide = head.sums_in(product)
-    counts = targets != ignore_index
+    counts = valid = targets != ignore_index
     if token_weight is None:
         each = torch.full(targets.shape, 1.0, dtype=wide, device=targets.device) / counts.sum().clamp(min=1)
     else:
         each = token_weight.to(wide)
         counts = counts if wants_details else counts & (each != 0)
-    given = entries(targets, target_offsets, each, counts)
+    given = entries(targets, target_offsets, each, valid, counts, _check.may_wait(targets.device, check))
     options = Options(ignore_index, label_smoothing, z_loss, softcap)
     with torch.autocast(hidden.device.type, enabled=False):  # `product` says already what may be lowered
         found, made = passes.losses(
             rows, problem, hidden, weight, bias, given, options, targets.shape[0], wants_details
         )
+    found = found._replace(loss=covered(found.loss, target_offsets, targets.shape[0], check))
     gradients = (made.hidden, made.weight, made.bias)
     return *found, *(found.loss.new_empty(0) if d is None else d for d in gradients)
 
@@ -158,7 +159,7 @@ def linear_cross_entropy(
     Gradient: hidden, weight, bias, where asked, once. They are made with the loss, in the summing type, multiplied by
     the gradient of the loss and rounded once to their types. A second backward is right: it makes them again.
     Cost: 6 T V D operations with gradients of hidden and weight. Rows without a valid target are dropped before the
-    product, and without return_details those whose weights are all 0: their gradient is 0 whatever they hold.
+    product, and without return_details those whose weights are all 0: their gradient is 0 (GPU: with check=True).
     Deterministic: the same bits on every run and, on the CPU, for every number of threads (see `chunks.TERMS`).
     Memory beyond inputs and gradients: cpu at most 192 MiB of logits (or 16 rows), 16 KiB D of converted weight,
     12 bytes per feature of a chunk, 4 T D bytes, and 4 V D bytes when weight is not float32; reference 36 T V.

@@ -15,7 +15,7 @@ from torch import Tensor
 from mrtkern.ops.cross_entropy.problem import Options, Rows
 from mrtkern.ops.linear_cross_entropy import chunks
 from mrtkern.ops.linear_cross_entropy.chunks import Gradients
-from mrtkern.ops.linear_cross_entropy.problem import Cap, Problem
+from mrtkern.ops.linear_cross_entropy.problem import NO_TARGET, Cap, Problem
 from mrtkern.ops.linear_cross_entropy.rows import Entries
 
 
@@ -26,16 +26,19 @@ def losses(
     """The loss and its gradients in one pass. Details are 0, argmax -1, where nothing counts."""
     T, E = (given.num_rows(problem.T), len(given.targets)) if wants_details else (0, 0)
     parts: list[Tensor] = []
-    nll, weighted = given.weight.new_empty(E), given.weight.new_empty(E)
+    options = options._replace(ignore_index=NO_TARGET)
+    nll, weighted = given.weight.new_zeros(E), given.weight.new_zeros(E)
     entropy, argmax = given.weight.new_empty(T), given.targets.new_empty(T)
 
     def step(z: Tensor, chunk: slice) -> None:
-        part, span = given.chunk(chunk), given.span(chunk)
+        part = given.chunk(chunk)
         gradient = z if problem.wants_grad else None
         found = rows.forward(z, part.targets, part.weight, part.offsets, options, gradient, wants_details)
         parts.append(found.loss)
         if wants_details:
-            _, nll[span], weighted[span], entropy[chunk], argmax[chunk] = found
+            given.put(nll, chunk, found.nll)
+            given.put(weighted, chunk, found.weighted)
+            entropy[chunk], argmax[chunk] = found.entropy, found.argmax
 
     made = run(rows, problem, hidden, weight, bias, given, step)
     loss = torch.stack([part.double() for part in parts]).sum() if parts else given.weight.new_zeros(())
@@ -85,4 +88,6 @@ def run(
     """The chunks of the rows that count, equal ones."""
     size = rows.chunk_size(replace(problem, T=given.num_rows(problem.T)))
     product = rows.multiplies(problem)
-    return chunks.run(hidden, weight, bias, given.rows, step, size=size, product=product, needs=problem.needs)
+    return chunks.run(
+        hidden, weight, bias, given.rows, step, size=size, product=product, needs=problem.needs, keeps=given.keeps
+    )

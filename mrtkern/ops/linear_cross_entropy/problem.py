@@ -12,8 +12,13 @@ from torch import Tensor
 from mrtkern.ops.cross_entropy.problem import IGNORE
 from mrtkern.ops.linear_cross_entropy.chunks import BLOCK_ROWS, LARGE, LEAST_ROWS, TERMS
 
+NO_TARGET = torch.iinfo(torch.int64).min  # in place of targets that do not count, where they cannot be dropped
 LOGITS_BYTES = 192 << 20  # of one chunk at most: with a block of converted weight it stays below 256 MiB
 FRESH = 5.0  # a byte of fresh memory, page faults included, costs as much as this many bytes streamed (Zen 4, Linux 6)
+# On a device: at D features a chunk of C rows computes 6 C V D operations and streams about 12 V D bytes of weight and
+# dW, so 4,096 rows compute at least 7 times as long as they stream at 300 operations per byte (H100).
+DEVICE_ROWS = (2048, 4096)
+DEVICE_BYTES = 1 << 30  # of logits, from 2,048 rows on
 
 
 class Cap(NamedTuple):
@@ -130,13 +135,21 @@ def chunk_rows(problem: Problem, logit_bytes: int) -> int:
     return math.ceil(problem.T / chunks)
 
 
+def device_rows(problem: Problem, logit_bytes: int) -> int:
+    """Rows of a chunk on a device, equally many in all."""
+    least, most = DEVICE_ROWS
+    best = min(max(DEVICE_BYTES // (problem.V * logit_bytes), least), most)
+    return math.ceil(problem.T / (math.ceil(problem.T / best) or 1))
+
+
 def memory(problem: Problem, size: int, product: torch.dtype, targets: int) -> int:
     """Bytes beyond inputs and gradients, at most, with chunks of `size` rows."""
     wide = 8 if product == torch.float64 else 4
     rows, converted = max(size, LEAST_ROWS), product != problem.weight
     total = rows * problem.V * product.itemsize  # logits
     total += 3 * rows * problem.D * wide  # hidden as it multiplies, dh
-    total += min(BLOCK_ROWS, problem.V) * problem.D * (product.itemsize * converted + wide * (product.itemsize < wide))
+    block = min(BLOCK_ROWS, problem.V) if problem.device == "cpu" else problem.V
+    total += block * problem.D * (product.itemsize * converted + wide * (product.itemsize < wide))
     total += problem.T * problem.D * wide * problem.needs[0]  # dh until backward
     total += problem.V * problem.D * wide * (problem.needs[1] and problem.weight.itemsize != wide)
     return total + 4 * problem.V * wide + 64 * targets

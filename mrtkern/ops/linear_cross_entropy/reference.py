@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mrtkern.ops.cross_entropy import reference as cross_entropy
 from mrtkern.ops.cross_entropy.problem import Options, Rows
-from mrtkern.ops.linear_cross_entropy.problem import Cap, LogProbs, Problem
+from mrtkern.ops.linear_cross_entropy.problem import NO_TARGET, Cap, LogProbs, Problem
 
 
 def why_not(problem: Problem) -> str | None:
@@ -50,7 +50,10 @@ def log_probs(z: Tensor, targets: Tensor, cap: Cap, wants_mean: bool = False) ->
     y = targets.clamp(0, z.shape[1] - 1)  # what is not among V was refused before wherever values may be read
     logp = torch.where(y == targets, log_p.gather(1, y[:, None])[:, 0], torch.nan)
     mean = u.mean(1).double() if wants_mean else None
-    return LogProbs(logp, -torch.special.xlogy(p, p).sum(1), lse.double(), mean)
+    counts = targets != NO_TARGET
+    entropy = -torch.special.xlogy(p, p).sum(1)
+    logp, entropy, lse = (torch.where(counts, value, 0) for value in (logp, entropy, lse.double()))
+    return LogProbs(logp, entropy, lse, mean)
 
 
 def log_probs_backward(
@@ -76,4 +79,6 @@ def log_probs_backward(
         du -= (w * label_smoothing / classes)[:, None]
     own = torch.where(targets >= 0, (label_smoothing - 1) * w, 0)
     du.scatter_add_(1, targets.clamp(0, z.shape[1] - 1)[:, None], own[:, None])
-    z.copy_(du * (1 - tanh**2) / cap.temperature)
+    counts = (w != 0) if c is None else (w != 0) | (c != 0)
+    dz = du * (1 - tanh**2) / cap.temperature
+    z.copy_(torch.where((counts & (targets != NO_TARGET))[:, None], dz, 0))

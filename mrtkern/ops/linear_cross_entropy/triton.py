@@ -1,0 +1,89 @@
+"""linear_cross_entropy for Triton: the device's library makes a chunk of logits, one kernel turns it into its gradient.
+
+Reads  hidden [T, D], weight [V, D] float32, bfloat16 or float16 with any strides.
+Writes nothing of its own: `chunks.run` holds the loop, the kernel of cross_entropy works in place on its chunk.
+Idea   matrix units are kept busy by the vendor's products, 2,048 to 4,096 rows at a time; between two of them the
+       logits are read once and written once. Nothing waits for the device, so rows that do not count are multiplied as
+       zeros unless `check` allows to ask which they are.
+Sums   products in float32, also where 16-bit factors are multiplied; dW in float32 over all chunks.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mrtkern import _triton
+from mrtkern.ops.cross_entropy import triton as cross_entropy
+from mrtkern.ops.cross_entropy.problem import Options, Rows
+from mrtkern.ops.cross_entropy.triton.kernels import SCALED
+from mrtkern.ops.linear_cross_entropy.problem import NO_TARGET, Cap, LogProbs, Problem, device_rows
+
+
+def why_not(problem: Problem) -> str | None:
+    """None when the kernels can run `problem`, otherwise the reason."""
+    if reason := _triton.why_not(problem.device):
+        return reason
+    if torch.float64 in (problem.hidden, problem.weight):
+        return "needs float32, bfloat16 or float16, got torch.float64"
+    return cross_entropy.too_wide(problem.V)
+
+
+def multiplies(problem: Problem) -> torch.dtype:
+    """The type of products and logits. Never float16: the gradients of its logits would vanish."""
+    return torch.bfloat16 if problem.product == torch.bfloat16 else torch.float32
+
+
+def chunk_size(problem: Problem) -> int:
+    """Rows of a chunk."""
+    return device_rows(problem, multiplies(problem).itemsize)
+
+
+def memory(problem: Problem) -> int:
+    """Bytes of the work on a chunk of logits beyond the chunk: numbers per row; those of targets are counted there."""
+    return 32 * problem.T
+
+
+def forward(
+    z: Tensor, targets: Tensor, token_weight: Tensor, target_offsets: Tensor | None, options: Options,
+    gradient: Tensor | None, wants_details: bool,
+) -> Rows:  # fmt: skip
+    """The loss of rows of logits z [C, V]; dL/dz goes to `gradient`, which may be z."""
+    return cross_entropy.forward(z, targets, token_weight, target_offsets, options, gradient, wants_details)
+
+
+def log_probs(z: Tensor, targets: Tensor, cap: Cap, wants_mean: bool = False) -> LogProbs:
+    """Of rows of logits z [C, V]; targets [C] are classes, or NO_TARGET where all results are 0."""
+    nll, entropy = z.new_empty((2, len(z)), dtype=torch.float32)
+    lse = z.new_empty(len(z), dtype=torch.float64)
+    smoothed = torch.empty_like(nll) if wants_mean else None  # lse - mean, the loss of nothing but smoothing
+    cross_entropy.launch(
+        z, targets.contiguous(), None, z.new_ones((), dtype=torch.float32).expand(len(z)),
+        Options(NO_TARGET, label_smoothing=float(wants_mean), softcap=cap.softcap), scale=1 / cap.temperature,
+        nll=nll, weighted=smoothed, entropy=entropy, lse=lse,
+    )  # fmt: skip
+    return LogProbs(nll.neg_(), entropy, lse, None if smoothed is None else lse - smoothed)
+
+
+def log_probs_backward(
+    z: Tensor, targets: Tensor, cap: Cap, w: Tensor, c: Tensor | None, *, z_loss: float = 0.0,
+    lse: Tensor | None = None, label_smoothing: float = 0.0, classes: int = 0,
+) -> None:  # fmt: skip
+    """z [C, V] becomes the gradient of sum_t w_t (z_loss lse_t^2 - logp_t) + c_t H_t, or of a part of the classes."""
+    cross_entropy.launch(
+        z, targets.contiguous(), None, w, Options(NO_TARGET, label_smoothing, z_loss, cap.softcap),
+        scale=1 / cap.temperature, classes=classes, gradient=z,
+        entropy_weight=None if c is None else c.contiguous(), given_lse=None if lse is None else lse.contiguous(),
+    )  # fmt: skip
+
+
+# Of the kernel of cross_entropy, launched as only these functions launch it.
+LOGPROBS = {"gives": "NLL ENTROPY LSE", "cap": SCALED.value}
+SIGNATURES = (
+    cross_entropy.signature("bf16, log-probabilities", "bf16", 128256, **LOGPROBS),
+    cross_entropy.signature(
+        "bf16, log-probabilities, any address", "bf16", 50257, aligned=False, has_wide_loads=False, **LOGPROBS
+    ),
+    cross_entropy.signature("bf16, their gradient", "bf16", 128256, takes="ENTROPY_WEIGHT", cap=SCALED.value),
+    cross_entropy.signature("bf16, a part of the classes", "bf16", 128256, takes="GIVEN_LSE"),
+)

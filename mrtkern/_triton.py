@@ -76,6 +76,11 @@ def on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
+def num_warps(arch: str, threads: int) -> int:
+    """Warps of so many threads: 32 wide, 64 on AMD."""
+    return max(1, threads // (64 if arch.startswith("gfx") else 32))
+
+
 # Launch parameters
 
 
@@ -118,6 +123,17 @@ LARGE = {
     },
     4: dict.fromkeys(SHARED, Launch(128, 128, 16, 8, 2)),
 }
+# Tiles of 16-bit products that are consumed and not stored: small enough for two programs on a multiprocessor, so that
+# one's epilogue hides behind the other's products, which are short (hundreds of features).
+CONSUMED = {
+    "sm_80": Launch(128, 128, 32, 8, 4),
+    "sm_86": Launch(128, 128, 32, 8, 3),
+    "sm_90": Launch(128, 128, 64, 8, 3),
+    "sm_100": Launch(128, 128, 64, 8, 3),
+    "sm_120": Launch(128, 128, 32, 8, 3),
+    "gfx942": Launch(128, 128, 64, 8, 2),
+}
+CONSUMERS = (("sm_80", "gfx942"), ("sm_90", "sm_100"), ("sm_120",))  # targets whose kernels take the same arguments
 SMALL = {2: Launch(64, 64, 64, 4, 3), 4: Launch(64, 64, 16, 4, 2)}
 
 

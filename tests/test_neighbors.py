@@ -23,6 +23,7 @@ BACKENDS = ["reference", pytest.param("cpu", marks=needs_cpu)]
 COSINES = ("cosine", "shifted_cosine", "clamped_cosine")
 
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
+also_interpreted = pytest.mark.parametrize("backend", [*BACKENDS, pytest.param("triton", marks=pytest.mark.interpret)])
 every_case = pytest.mark.parametrize("case", lists.SMALL, ids=lambda case: case.name)
 every_metric = pytest.mark.parametrize("metric", METRICS)
 
@@ -182,7 +183,7 @@ def test_every_size_around_the_tiles(backend: str) -> None:
 # Options
 
 
-@every_backend
+@also_interpreted
 def test_a_row_finds_itself_only_when_asked_and_not_always_first(backend: str) -> None:
     x = lists.normal(20, 8)
     x[13] = x[4]
@@ -195,7 +196,7 @@ def test_a_row_finds_itself_only_when_asked_and_not_always_first(backend: str) -
     assert int((longest == torch.arange(20)).sum()) < 20, "with products the longest row wins"
 
 
-@every_backend
+@also_interpreted
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_rows_of_equal_groups_are_no_neighbours(precision: str, backend: str) -> None:
     x, labels = lists.normal(90, 12), torch.arange(90) // 40  # groups of 40, 40 and 10 rows: larger than a tile
@@ -206,14 +207,14 @@ def test_rows_of_equal_groups_are_no_neighbours(precision: str, backend: str) ->
     assert bool((one.ids == -1).all()) and bool((one.scores == -torch.inf).all())
 
 
-@every_backend
+@also_interpreted
 def test_groups_of_two_matrices_are_compared_by_their_labels(backend: str) -> None:
     inputs = {"x": lists.normal(20, 6), "y": lists.normal(31, 6, 1), "k": 40}
     labels = (torch.arange(20) % 3 - 2**40, torch.arange(31) % 4 - 2**40)
     assert_brute_force(found(backend, **inputs, exclude_group=labels), inputs | {"exclude_group": labels})
 
 
-@every_backend
+@also_interpreted
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_clamped_cosines_tie_at_zero_by_index(precision: str, backend: str) -> None:
     x = torch.eye(6).repeat(2, 1)[:9]  # cosines 0 and 1
@@ -224,7 +225,7 @@ def test_clamped_cosines_tie_at_zero_by_index(precision: str, backend: str) -> N
     assert got.scores[0].tolist() == [1, 0, 0, 0, 0]
 
 
-@every_backend
+@also_interpreted
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("metric", COSINES)
 def test_zero_rows_have_cosine_zero_with_all(metric: str, precision: str, backend: str) -> None:
@@ -237,7 +238,7 @@ def test_zero_rows_have_cosine_zero_with_all(metric: str, precision: str, backen
     assert bool((got.scores[got.ids == 17] == zero).all())
 
 
-@every_backend
+@also_interpreted
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("metric", [*COSINES, "dot"])
 def test_where_every_column_is_zero_the_first_are_the_neighbours(metric: str, precision: str, backend: str) -> None:
@@ -246,7 +247,7 @@ def test_where_every_column_is_zero_the_first_are_the_neighbours(metric: str, pr
     assert bool((got.scores == (0.5 if metric == "shifted_cosine" else 0.0)).all())
 
 
-@every_backend
+@also_interpreted
 @pytest.mark.parametrize(
     ("k", "M", "N"), [(0, 5, 4), (4, 5, 4), (9, 5, 4), (3, 0, 4), (3, 5, 0), (2, 0, 0), (70, 3, 66)]
 )
@@ -257,12 +258,12 @@ def test_any_number_of_neighbours_and_rows(k: int, M: int, N: int, backend: str)
     assert_brute_force(got, inputs)
 
 
-@every_backend
+@also_interpreted
 def test_a_single_row_has_no_other(backend: str) -> None:
     assert found(backend, x=torch.ones(1, 3), k=2).ids.tolist() == [[-1, -1]]
 
 
-@every_backend
+@also_interpreted
 def test_rows_without_features_tie(backend: str) -> None:
     got = found(backend, x=torch.ones(4, 0), k=2)
     assert got.ids.tolist() == [[1, 2], [0, 2], [0, 1], [0, 1]]
@@ -272,7 +273,7 @@ def test_rows_without_features_tie(backend: str) -> None:
 # Numbers
 
 
-@every_backend
+@also_interpreted
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize(
     ("dtype", "size"),
@@ -296,7 +297,7 @@ def test_lengths_neither_overflow_nor_vanish(dtype: torch.dtype, size: float, pr
     assert bool((got.scores - truth).abs().le(near + oracle.one_rounding(truth, torch.float32)).all())
 
 
-@every_backend
+@also_interpreted
 def test_float64_is_ordered_by_all_its_digits(backend: str) -> None:
     y = torch.ones(30, 2, dtype=torch.float64)
     y[:, 1] = torch.arange(30).flip(0) * 2.0**-40  # float32 would see 30 equal cosines
@@ -333,7 +334,7 @@ def test_strides_and_alignment_do_not_matter(precision: str, backend: str) -> No
             assert torch.equal(a.ids, b.ids) and torch.equal(a.scores, b.scores)
 
 
-@every_backend
+@also_interpreted
 def test_lazy_minus_signs_are_resolved(backend: str) -> None:
     z = torch.randn(20, 6, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
     lazy = z.conj().imag
@@ -342,7 +343,7 @@ def test_lazy_minus_signs_are_resolved(backend: str) -> None:
     assert torch.equal(a.ids, b.ids)
 
 
-@every_backend
+@also_interpreted
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("precision", PRECISIONS)

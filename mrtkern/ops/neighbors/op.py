@@ -91,8 +91,9 @@ def neighbors(
     Returns Neighbors: ids [M, k] int64 and scores [M, k] float32, larger first, equal ones by the lower id; `.csr()`
     makes a sparse matrix of them. A zero row has cosine 0 with all. No gradient. Deterministic: the same bits on every
     run and for every number of threads; "exact" and "int16" also on every backend.
+    On a GPU the call waits for the device: values are checked, and rows with many near-duplicates are decided last.
     Memory beyond inputs and lists: reference 80 bytes per feature of 544 rows, 256 (512 + k) 32 and 16 per row; cpu
-    as `mrtkern.ops.neighbors.cpu` says.
+    and triton as `memory` of `mrtkern.ops.neighbors.cpu` and `.triton` says.
     Raises ValueError for NaN or infinity (naming the row) and for shapes and types that do not match; MemoryError when
     it cannot fit. Source: `mrtkern.ops.neighbors` has the arithmetic.
     """

@@ -1,0 +1,140 @@
+"""Launching the kernels of neighbors on the rows of one call."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from mrtkern import _triton, _triton_rows
+from mrtkern.ops.neighbors.problem import Inputs
+from mrtkern.ops.neighbors.triton import kernels
+from mrtkern.ops.neighbors.triton.search import SUMS, Side, Sizes, margins
+
+BAND = 8  # tiles of rows that meet the same columns while these are in the cache
+
+
+class Blocks(NamedTuple):
+    """Rows, and columns or places, of one program of each kernel."""
+
+    survivors: tuple[int, int]  # the places: at most
+    members: tuple[int, int]
+    listed: tuple[int, int]
+    pairs: tuple[int, int]
+    ranks: tuple[int, int, int]  # and pairs they are compared with
+
+
+ON_DEVICE = Blocks((1, 8192), (1, 32), (1, 32), (8, 8), (1, 64, 32))
+INTERPRETED = Blocks((128, 1024), (32, 512), (128, 256), (64, 256), (16, 256, 256))  # an operation costs a millisecond
+
+
+class Launch:
+    """The kernels, with what stays the same during a call."""
+
+    def __init__(self, inputs: Inputs, x: Side, y: Side) -> None:
+        self.inputs, self.x, self.y = inputs, x, y
+        self.M, self.N, self.device = len(x.length), len(y.length), x.q.device
+        self.warps = functools.partial(_triton.num_warps, _triton.arch(self.device))
+        self.tile = _triton.CONSUMED[_triton.arch(self.device)]
+        self.blocks = INTERPRETED if self.device.type == "cpu" else ON_DEVICE
+        self.margin = margins(x, y, inputs.x.shape[1], inputs.precision)
+        has_groups = inputs.group_x is not None
+        self.labels = [x.length if label is None else label.contiguous() for label in (inputs.group_x, inputs.group_y)]
+        self.exclusion = {"EXCLUDE_SELF": inputs.exclude_self, "HAS_GROUPS": has_groups}
+
+    def lists(self, sizes: Sizes, first: int, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The k best keys [rows, k] float64 of rows first …, their ids, and which rows are not decided, bool [rows]."""
+        maxima = self.group_maxima(sizes, first, rows)
+        groups, num_groups = self.survivors(maxima, None, sizes.groups, first, rows)
+        products = self.members(sizes, first, rows, groups, num_groups)
+        places, count = self.survivors(products, num_groups * sizes.GROUP, sizes.places, first, rows)
+        keys, ids = self.listed_scores(sizes, first, rows, groups, places, count)
+        best, best_ids = self.ranks(keys, ids, count)
+        is_open = (num_groups > sizes.groups) | (count > sizes.places)
+        if self.inputs.metric == "clamped_cosine":  # columns below 0 tie at 0 with others that no list has
+            is_open |= ~(best[:, -1] > 0)
+        return best, best_ids, is_open
+
+    def group_maxima(self, sizes: Sizes, first: int, rows: int) -> Tensor:
+        """Largest products of rows first … with the columns of every group, float32 [rows and more, num_groups]."""
+        tile, x, y = self.tile, self.x.q, self.y.q
+        columns, tiles_m = x.shape[1], triton.cdiv(rows, tile.BLOCK_M)
+        tiles_n = sizes.num_groups * sizes.GROUP // tile.BLOCK_N
+        maxima = torch.empty((tiles_m * tile.BLOCK_M, sizes.num_groups), dtype=torch.float32, device=self.device)
+        is_described = _triton.can_describe(x) and _triton.can_describe(y)
+        if is_described:
+            x, y = (_triton.describe(q, size, tile.BLOCK_D) for q, size in ((x, tile.BLOCK_M), (y, tile.BLOCK_N)))
+        kernels.group_maxima[(tiles_m * tiles_n,)](
+            x, y, maxima, *self.labels, first, self.M, self.N, columns, sizes.num_groups, tiles_m, tiles_n,
+            IS_DESCRIBED=is_described, **self.exclusion, GROUP=sizes.GROUP, BAND=BAND, **tile.blocks, **tile.options,
+        )  # fmt: skip
+        return maxima
+
+    def survivors(
+        self, values: Tensor, limit: Tensor | None, capacity: int, first: int, rows: int
+    ) -> tuple[Tensor, Tensor]:
+        """Where values [rows, …] may belong to the k largest, int32 [rows, capacity], and how many there are."""
+        width = values.shape[1]
+        places = torch.empty((rows, capacity), dtype=torch.int32, device=self.device)
+        count = torch.empty(rows, dtype=torch.int32, device=self.device)
+        block_m, block_w = self.blocks.survivors[0], min(triton.next_power_of_2(width), self.blocks.survivors[1])
+        kernels.survivors[(triton.cdiv(rows, block_m),)](
+            values, count if limit is None else limit, self.margin, places, count, first, rows, width, self.inputs.k,
+            capacity, HAS_LIMIT=limit is not None, IS_HELD=width <= block_w, BLOCK_M=block_m, BLOCK_W=block_w,
+            num_warps=self.warps(512 if block_w > 2048 else 128), enable_fp_fusion=False,
+        )  # fmt: skip
+        return places, count
+
+    def members(self, sizes: Sizes, first: int, rows: int, groups: Tensor, num_groups: Tensor) -> Tensor:
+        width, (block_m, block_c) = sizes.groups * sizes.GROUP, self.blocks.members
+        products = torch.empty((rows, width), dtype=torch.float32, device=self.device)
+        kernels.members[(triton.cdiv(width, block_c), triton.cdiv(rows, block_m))](
+            self.x.q, self.y.q, groups, num_groups, products, *self.labels, first, rows, self.N, self.x.q.shape[1],
+            sizes.groups, **self.exclusion, GROUP=sizes.GROUP, BLOCK_N=self.tile.BLOCK_N, BLOCK_M=block_m,
+            BLOCK_C=block_c, BLOCK_D=_triton_rows.STEP, num_warps=self.warps(128), enable_fp_fusion=False,
+        )  # fmt: skip
+        return products
+
+    def listed_scores(
+        self, sizes: Sizes, first: int, rows: int, groups: Tensor, places: Tensor, count: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and ids of listed pairs [rows, places]."""
+        keys = torch.empty(places.shape, dtype=torch.float64, device=self.device)
+        ids = torch.empty(places.shape, dtype=torch.int32, device=self.device)
+        which = torch.arange(first, first + rows, device=self.device)
+        self._scores(which, keys, self.blocks.listed, (places, groups, count, ids), sizes.GROUP)
+        return keys, ids
+
+    def all_scores(self, which: Tensor) -> Tensor:
+        """Keys of rows `which` with all columns, float64 [rows, N], -infinity where excluded."""
+        keys = torch.empty((len(which), self.N), dtype=torch.float64, device=self.device)
+        self._scores(which, keys, self.blocks.pairs, None, 1)
+        return keys
+
+    def _scores(
+        self, which: Tensor, keys: Tensor, block: tuple[int, int], listed: tuple[Tensor, ...] | None, GROUP: int
+    ) -> None:
+        (rows, width), (block_m, block_c), x, y = keys.shape, block, self.x.scored, self.y.scored
+        places, groups, count, ids = listed or (which, which, which, which)
+        kernels.scores[(triton.cdiv(width, block_c), triton.cdiv(rows, block_m))](
+            x, y, which, places, groups, count, self.x.square, self.y.square, keys, ids, *self.labels, rows, self.N,
+            x.shape[1], width, groups.shape[-1], *x.stride(), *y.stride(), METRIC=self.inputs.metric,
+            SUM=SUMS[self.inputs.precision], IS_LISTED=listed is not None, **self.exclusion, GROUP=GROUP,
+            BLOCK_N=self.tile.BLOCK_N, BLOCK_M=block_m, BLOCK_C=block_c, num_warps=self.warps(64 if listed else 32),
+            enable_fp_fusion=x.dtype != torch.float64,
+        )  # fmt: skip
+
+    def ranks(self, keys: Tensor, ids: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+        """The k best of listed keys and their ids, in order; -infinity and -1 where there are no more."""
+        (rows, width), (block_m, block_c, block_j), k = keys.shape, self.blocks.ranks, self.inputs.k
+        best = torch.full((rows, k), -math.inf, dtype=torch.float64, device=self.device)
+        best_ids = torch.full((rows, k), -1, dtype=torch.int64, device=self.device)
+        kernels.ranks[(triton.cdiv(width, block_c), triton.cdiv(rows, block_m))](
+            keys, ids, count, best, best_ids, rows, width, k, BLOCK_M=block_m, BLOCK_C=block_c, BLOCK_J=block_j,
+            num_warps=self.warps(128), enable_fp_fusion=False,
+        )  # fmt: skip
+        return best, best_ids

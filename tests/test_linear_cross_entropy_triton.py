@@ -12,6 +12,7 @@ from mrtkern import _check, cross_entropy, linear_log_prob
 from mrtkern.details import LossDetails
 from mrtkern.loss import NORMALIZATIONS, response_weights
 from mrtkern.ops.linear_cross_entropy import problem as sizes
+from mrtkern.ops.linear_cross_entropy import reference
 from mrtkern.ops.linear_cross_entropy.op import linear_cross_entropy
 from mrtkern.ops.linear_cross_entropy.problem import Case, Problem, device_rows
 from tests import oracle, test_linear_log_prob
@@ -172,3 +173,26 @@ def test_what_it_cannot_run_is_said_in_a_sentence() -> None:
     sentence = r"'triton' cannot run this: needs float32, bfloat16 or float16, got torch\.float64"
     with pytest.raises(ValueError, match=sentence):
         linear_cross_entropy(**inputs, backend="triton")
+
+
+@pytest.mark.parametrize("softcap", [0.0, 3.0])
+def test_parts_of_the_classes_are_those_of_the_reference(softcap: float) -> None:
+    z, cap = torch.randn(6, 40, generator=torch.Generator().manual_seed(0)).mul_(3), sizes.Cap(softcap)
+    targets = torch.tensor([-1, 3, sizes.NO_TARGET, 39, 0, -1])  # -1: among the other classes
+    own = torch.where(targets == -1, 0, targets)
+    found, expected = (module.log_probs(z, own, cap, True) for module in (triton, reference))
+    steps = oracle.cross_entropy_steps()
+    counts = targets != sizes.NO_TARGET
+    for got, value in zip(found, expected, strict=True):
+        assert got is not None
+        assert value is not None
+        oracle.assert_summed(got[counts].float(), value[counts].double(), 2 * steps, 10.0)  # lse is a float32, widened
+    w, lse = torch.tensor([1.0, -2.0, 3.0, 0.5, 0.0, 2.0]), expected.lse + 1  # the others weigh e - 1 times as much
+    gradients = []
+    for module in (triton, reference):
+        dz = z.clone()
+        rest = {"z_loss": 1e-2, "lse": lse, "label_smoothing": 0.1, "classes": 90}
+        module.log_probs_backward(dz, targets, cap, w, None, **rest)
+        gradients.append(dz)
+    oracle.assert_summed(gradients[0], gradients[1].double(), 4 * steps, 3.0)
+    assert not gradients[0][[2, 4]].any()

@@ -126,6 +126,11 @@ def test_every_place_takes_every_option(device: str, N: int, D: int) -> None:
     assert_equal(device, x, min(N, 40), sizes, group_key=torch.tensor([7, -1, 7]))
 
 
+def test_shared_memory_is_asked_for_where_declared_arrays_no_longer_fit(device: str) -> None:
+    """49,104 bytes of it: 48 KiB hold these, but not with the arrays that a block declares."""
+    assert_equal(device, hard_rows(40, 512), 3, [40])
+
+
 def test_equal_rows_zero_rows_and_nothing_to_gain(device: str) -> None:
     same, zero = torch.ones(40, 5), torch.zeros(40, 5)
     for x in (same, zero, torch.cat([same[:20], -same[:20]])):

@@ -56,8 +56,7 @@ struct LaunchShape {
 template <class... P, class... A>
 void launch(const char* op, void (*kernel)(P...), const LaunchShape& shape, const CudaStream& stream,
             A&&... arguments) {
-  constexpr size_t WITHOUT_ASKING = 48 << 10;
-  if (shape.shared > WITHOUT_ASKING) {
+  if (shape.shared > 0) {  // without asking 48 KiB are the limit of dynamic and declared memory together
     check_cuda(
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shape.shared)), op,
         "asking for shared memory");

@@ -426,8 +426,7 @@ void* shared_array(const void* declaration, size_t bytes, size_t alignment) {
   block.declared_bytes += bytes;
   if (block.declared_bytes > STATIC_SHARED) fail("a block may declare 48 KiB of shared memory");
   if (block.declared_bytes + m.grid->dynamic_shared > m.shared_limit) {
-    fail("declared and dynamic shared memory exceed the device's " + std::to_string(m.shared_limit) +
-         " bytes per block");
+    fail("declared and dynamic shared memory exceed the " + std::to_string(m.shared_limit) + " bytes of this launch");
   }
   const size_t at = (block.arena_used + alignment - 1) / alignment * alignment;
   if (at + bytes > ARENA) fail("too many arrays of shared memory");

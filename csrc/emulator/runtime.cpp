@@ -23,9 +23,9 @@ constexpr Device DEVICES[] = {
     {10, 0, 227 * KIB, 228 * KIB, 2048, 32},
 };
 constexpr int NUM_DEVICES = sizeof DEVICES / sizeof DEVICES[0];
-constexpr int MULTIPROCESSORS = 2;  // few, so that a grid as large as the device is soon run
-constexpr size_t RESERVED = KIB;    // shared memory that the system takes of every block
-constexpr size_t WITHOUT_ASKING = 48 * KIB;
+constexpr int MULTIPROCESSORS = 2;           // few, so that a grid as large as the device is soon run
+constexpr size_t RESERVED = KIB;             // shared memory that the system takes of every block
+constexpr size_t WITHOUT_ASKING = 48 * KIB;  // declared arrays included
 constexpr unsigned LARGEST_GRID_X = 0x7fffffff, LARGEST_GRID_YZ = 65535, LARGEST_BLOCK_Z = 64;
 
 thread_local int current = 0;
@@ -92,7 +92,8 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, const s
   const Device& device = DEVICES[current];
   const cudaError_t error = check(device, config, kernel, is_cooperative);
   if (error != cudaSuccess) return remember(error);
-  run({config.gridDim, config.blockDim, config.dynamicSmemBytes, is_cooperative}, device.shared_per_block, body);
+  const size_t limit = allowed.count(kernel) == 0 ? WITHOUT_ASKING : device.shared_per_block;
+  run({config.gridDim, config.blockDim, config.dynamicSmemBytes, is_cooperative}, limit, body);
   return cudaSuccess;
 }
 

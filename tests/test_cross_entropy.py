@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from mrtkern.ops.cross_entropy import reference
 from mrtkern.ops.cross_entropy.op import cross_entropy
 from mrtkern.ops.cross_entropy.problem import Case
 from tests import oracle
@@ -194,6 +195,21 @@ def test_blocks_of_minus_infinity_come_before_everything_else(backend: str) -> N
 
 @every_backend
 @pytest.mark.parametrize("dtype", NARROW)
+def test_columns_of_the_least_number_have_no_part_in_the_entropy(dtype: torch.dtype, backend: str) -> None:
+    """Masked columns that programs fill with finfo.min; 2,500 side by side are all that some threads see of a row."""
+    inputs = rows(2, 500, dtype)
+    masked = torch.full((2, 2500), torch.finfo(dtype).min, dtype=dtype)
+    found = details_of(
+        {"logits": torch.cat([masked, inputs["logits"]], 1), "targets": inputs["targets"] + 2500}, backend=backend
+    )
+    truth = details_of({**inputs, "logits": inputs["logits"].double()}, backend="reference")
+    steps = oracle.cross_entropy_steps()
+    oracle.assert_summed(found.entropy, truth.entropy, steps, 20.0)
+    oracle.assert_summed(found.loss, truth.loss, steps, 20.0)
+
+
+@every_backend
+@pytest.mark.parametrize("dtype", NARROW)
 def test_large_logits_neither_overflow_nor_vanish(dtype: torch.dtype, backend: str) -> None:
     logits = torch.tensor([[1e4, -1e4, 0.0], [-1e4, 1e4, 1e4], [1e4, 1e4, 1e4]]).to(dtype)
     targets = torch.tensor([0, 0, 1])
@@ -262,3 +278,11 @@ def test_reference_on_a_gpu_errs_like_the_reference_on_the_cpu(case: Case) -> No
     exact = oracle.cross_entropy(**inputs)
     loss, _ = with_gradient(on_gpu, backend="reference")
     oracle.assert_summed(loss.cpu(), exact.loss, oracle.cross_entropy_steps(), exact.magnitude)
+
+
+@pytest.mark.gpu
+def test_reference_on_a_gpu_scales_float16_by_more_than_float16_holds() -> None:
+    gradient = rows(5, 40, torch.float16)["logits"].mul_(2.0**-10)
+    found, factor = gradient.cuda(), torch.tensor(2.0**17)
+    reference.scale(found, factor.cuda())
+    assert torch.equal(found.cpu(), (gradient.float() * factor).half())

@@ -98,6 +98,21 @@ def test_cpu_backend_errs_at_most_twice_as_much_as_the_reference(dtype: torch.dt
         oracle.assert_close(got, value, reference)
 
 
+@every_backend_and_triton
+def test_classes_of_minus_infinity_leave_the_gradients_of_the_others_alone(backend: str) -> None:
+    """Padding of a vocabulary, switched off by its bias, under large gradients of the entropy."""
+    inputs, (a, c) = make_inputs(8, 5, 9, torch.float32, ignored=0.0), upstream(8)
+    inputs["targets"] %= 6
+    c = 100 * c
+    inputs["bias"] = inputs["bias"].detach().masked_fill(torch.arange(9) >= 6, -torch.inf).requires_grad_()
+    found = with_gradients(linear_log_prob, inputs, a, c, backend=backend)
+    part = {**inputs, **{name: inputs[name].detach()[:6].requires_grad_() for name in ("weight", "bias")}}
+    logp, entropy, *expected = truth(part, a, c)
+    of_weight, of_bias = (F.pad(value, [0, 0] * (value.ndim - 1) + [0, 3]) for value in expected[1:])
+    for got, value in zip(found, (logp, entropy, expected[0], of_weight, of_bias), strict=True):
+        oracle.assert_summed(got, value, 100, 1000.0)
+
+
 @every_option
 def test_gradient_is_the_derivative(options: dict[str, Any]) -> None:
     inputs = make_inputs(6, 3, 7, torch.float64)

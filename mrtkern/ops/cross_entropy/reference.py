@@ -86,8 +86,8 @@ def in_rows(is_true: Tensor, rows: Tensor, T: int) -> Tensor:
 
 
 def scale(gradient: Tensor, factor: Tensor) -> None:
-    """gradient [T, V] *= factor, 0-d."""
-    gradient.mul_(factor)
+    """gradient [T, V] *= factor, 0-d, which a product of both in float16 may not hold."""
+    gradient.copy_(wide(gradient) * factor)
 
 
 def logits_argmax(logits: Tensor) -> Tensor:

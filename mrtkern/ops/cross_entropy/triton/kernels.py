@@ -16,7 +16,7 @@ from triton.language.extra import libdevice
 
 PLAIN, SCALED, CAPPED = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 NO_COLUMN = tl.constexpr(2**31 - 1)
-LOWEST = tl.constexpr(-3e38)  # finite, because e d is 0 where e is, even if d is infinite
+LOWEST = tl.constexpr(-256.0)  # of d = u - m in e d: e = exp(d) is 0 there, and so is e d, however large its factors
 LOG2_E = tl.constexpr(1.4426950408889634)
 IS_INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)  # the interpreter has no libdevice
 TANH_NEAR = tl.constexpr(0.35)  # below it the series to x^11 errs by 2e-8, beyond it 1 - exp(-2x) keeps 23 bits
@@ -80,7 +80,7 @@ def _add(
     top = tl.maximum(top, largest)
     u_top, _ = _cap(top, cap_in, cap_out, CAP)
     new = tl.where(u_top == -float("inf"), 0.0, u_top)
-    less = tl.where(total == 0.0, 0.0, shift - new)
+    less = tl.where(total == 0.0, 0.0, tl.maximum(shift - new, LOWEST))
     back = _exp(less)
     u, _ = _cap(z, cap_in, cap_out, CAP)
     d = u - new[None, :, None]
@@ -100,7 +100,7 @@ def _finish(top, shift, total, weighted, plain, best, V):
     """Of the row, from what its threads know: m, sum exp(u - m), sum exp(u - m) (u - m), mean u, lowest best column."""
     m = tl.max(tl.where(total == 0.0, -float("inf"), shift), 0)
     m = tl.where(m == -float("inf"), 0.0, m)
-    less = tl.where(total == 0.0, 0.0, shift - m)
+    less = tl.where(total == 0.0, 0.0, tl.maximum(shift - m, LOWEST))
     back = _exp(less)
     found = tl.min(tl.where(top == tl.max(top, 0), best, NO_COLUMN), 0)
     tilted = tl.sum((weighted + less * total) * back, 0)

@@ -158,6 +158,20 @@ def offsets_values(
         found.read()
 
 
+def covering_offsets(
+    op: str, value: Tensor, rows: int, argument: str = "offsets", like: str = "rows"
+) -> tuple[Tensor, Tensor]:
+    """Offsets that run from 0 to `rows` without descending, and whether they are those given (0-d).
+
+    Others are refused where values may be read; elsewhere what is returned lies inside, and results must become NaN.
+    """
+    if may_wait(value.device):
+        offsets_values(op, value, rows, argument, like)
+    inside = value.clamp(0, rows).cummax(0).values
+    inside[0], inside[-1] = 0, rows
+    return inside, (inside == value).all()
+
+
 def labels(op: str, targets: Tensor, V: int, ignore_index: int) -> None:
     """Refuse targets that are no columns, naming the first. Reads values: call it inside an operator."""
     is_bad = ((targets < 0) | (targets >= V)) & (targets != ignore_index)

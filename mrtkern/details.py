@@ -37,6 +37,39 @@ def by_response(values: Tensor, offsets: Tensor) -> Tensor:
     return torch.segment_reduce(values.double(), "sum", offsets=offsets, axis=0, unsafe=True)
 
 
+class PromptGroups:
+    """Sums over the responses of each prompt, in the order of the responses, for prompts in any order."""
+
+    def __init__(self, prompt: Tensor | None) -> None:
+        self.has_prompt = prompt is not None
+        if prompt is None:
+            return
+        ids, self.order = prompt.sort(stable=True)
+        starts = torch.ones_like(ids)
+        starts[1:] = ids[1:] != ids[:-1]
+        self.number = starts.sum()  # of prompts, 0-d
+        self.segment = starts.cumsum(0) - 1  # [R] of each response in sorted order
+        self.ends = torch.searchsorted(self.segment, torch.arange(len(ids) + 1, device=ids.device))
+
+    def segments(self, x: Tensor) -> Tensor:
+        """Sums [R]: one per prompt, then zeros."""
+        if not self.has_prompt:
+            return x
+        return torch.segment_reduce(x[self.order], "sum", offsets=self.ends, axis=0, unsafe=True, initial=0.0)
+
+    def spread(self, x: Tensor) -> Tensor:
+        """For each response, what its prompt has in `segments` [R]."""
+        return torch.empty_like(x).index_copy_(0, self.order, x[self.segment]) if self.has_prompt else x
+
+    def sums(self, x: Tensor) -> Tensor:
+        """For each response, the sum of x over its prompt [R]."""
+        return self.spread(self.segments(x))
+
+    def number_with(self, x: Tensor) -> Tensor:
+        """How many prompts have a positive sum."""
+        return (self.segments(x) > 0).sum()
+
+
 def response_details(
     found: Rows, targets: Tensor, target_offsets: Tensor | None, ignore_index: int, offsets: Tensor,
     prompt: Tensor | None,
@@ -62,10 +95,11 @@ def _details(
     ignore_index: int, offsets: Tensor, prompt: Tensor | None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """nll, weighted: one per target; entropy, argmax: one per row."""
-    if _check.may_wait(targets.device):
-        _check.offsets_values("return_details", offsets, targets.shape[0], "offsets", "targets")
+    E = targets.shape[0]
+    offsets, is_right = _check.covering_offsets("return_details", offsets, E, "offsets", "targets")
     if target_offsets is not None:
-        rows = torch.repeat_interleave(target_offsets.diff(), output_size=targets.shape[0])
+        inside, _ = _check.covering_offsets("return_details", target_offsets, E, "target_offsets", "targets")
+        rows = torch.repeat_interleave(inside.diff(), output_size=E)
         entropy, argmax = entropy[rows], argmax[rows]
     is_valid, tokens = response_tokens(targets, offsets, ignore_index)
     nlls = by_response(nll, offsets)
@@ -73,10 +107,10 @@ def _details(
     count = is_valid.sum().clamp(min=1)
     accuracy = ((argmax == targets) & is_valid).sum() / count
     mean_entropy = torch.where(is_valid, entropy, 0).double().sum() / count
-    losses, within, between, accuracy, mean_entropy = (
-        value.to(nll.dtype) for value in (*prompts, accuracy, mean_entropy)
+    nlls, *numbers = (
+        torch.where(is_right, value, torch.nan).to(nll.dtype) for value in (nlls, *prompts, accuracy, mean_entropy)
     )
-    return nlls.to(nll.dtype), tokens, losses, within, between, accuracy, mean_entropy
+    return nlls, tokens, *numbers
 
 
 def _fake_details(nll: Tensor, *arguments: object) -> tuple[Tensor, ...]:
@@ -94,22 +128,15 @@ torch.library.register_fake("mrtkern::response_details", _fake_details)
 
 def _prompts(nlls: Tensor, tokens: Tensor, losses: Tensor, prompt: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Loss of each prompt [P]; variances within and between prompts, as `variance_components` has them."""
-    if prompt is None:
-        group, P = torch.arange(tokens.shape[0], device=tokens.device), tokens.shape[0]
-    else:
-        ids, group = prompt.unique(return_inverse=True)
-        P = ids.shape[0]
-
-    def add_up(values: Tensor) -> Tensor:
-        return values.new_zeros(P).index_add_(0, group, values)
-
+    groups = PromptGroups(prompt)
     counts = (tokens > 0).double()
     x = nlls / tokens.clamp(min=1) * counts
-    k = add_up(counts)  # responses of each prompt
+    k = groups.segments(counts)  # [R] responses of each prompt, then zeros
     R, num_prompts = k.sum(), (k > 0).sum()
-    means, mean = add_up(x) / k.clamp(min=1), x.sum() / R
-    within = ((x - means[group]).square() * counts).sum() / (R - num_prompts)
+    means, mean = groups.segments(x) / k.clamp(min=1), x.sum() / R
+    within = ((x - groups.spread(means)).square() * counts).sum() / (R - num_prompts)
     outside = (k * (means - mean).square()).sum() / (num_prompts - 1)
     k0 = (R - k.square().sum() / R) / (num_prompts - 1)
     between = ((outside - within) / k0).clamp(min=0)
-    return add_up(losses), within, between
+    losses = groups.segments(losses)
+    return losses[: int(groups.number)] if groups.has_prompt else losses, within, between

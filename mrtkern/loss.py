@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mrtkern import _check
-from mrtkern.details import LossDetails, response_tokens
+from mrtkern.details import LossDetails, PromptGroups, response_tokens
 from mrtkern.ops.cross_entropy.op import cross_entropy
 from mrtkern.ops.cross_entropy.problem import IGNORE
 from mrtkern.ops.linear_cross_entropy.op import linear_cross_entropy
@@ -34,13 +34,12 @@ def _weights(
     tokens_per_prompt: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """The definition, in float64 and without waiting for a device; targets [T], every count local unless given."""
-    if _check.may_wait(targets.device):
-        _check.offsets_values(OP, offsets, targets.shape[0], "offsets", "targets")
+    offsets, is_right = _check.covering_offsets(OP, offsets, targets.shape[0], "offsets", "targets")
     is_valid, tokens = response_tokens(targets, offsets, ignore_index)  # [T], [R]
     T_r = (tokens if tokens_per_response is None else tokens_per_response).double()
     counts = (T_r > 0).double()  # an empty response is none
     v = torch.ones_like(T_r) if response_weight is None else response_weight.double()
-    groups = _Groups(prompt, T_r)
+    groups = PromptGroups(prompt)
 
     def or_else(given: Tensor | None, local: Tensor) -> Tensor:
         return (local if given is None else given).double()
@@ -58,36 +57,8 @@ def _weights(
             if response_weight is None:
                 v = v / or_else(responses_per_prompt, groups.sums(counts)).clamp(min=1)
     weight = torch.where((v == 0) | (counts == 0), 0, v / denominator)  # [R]
-    each = weight.repeat_interleave(offsets.diff(), output_size=targets.shape[0])
+    each = torch.where(is_right, weight, torch.nan).repeat_interleave(offsets.diff(), output_size=targets.shape[0])
     return torch.where(is_valid, each, 0).float()
-
-
-class _Groups:
-    """Sums over the responses of each prompt, in the order of the responses, for prompts in any order."""
-
-    def __init__(self, prompt: Tensor | None, like: Tensor) -> None:
-        self.has_prompt = prompt is not None
-        if prompt is None:
-            return
-        ids, self.order = prompt.sort(stable=True)
-        starts = torch.ones_like(ids)
-        starts[1:] = ids[1:] != ids[:-1]
-        self.segment = starts.cumsum(0) - 1  # [R] of each response in sorted order
-        self.ends = torch.searchsorted(self.segment, torch.arange(len(ids) + 1, device=like.device))
-
-    def segments(self, x: Tensor) -> Tensor:
-        """Sums [R]: one per prompt, then zeros."""
-        return torch.segment_reduce(x[self.order], "sum", offsets=self.ends, axis=0, unsafe=True, initial=0.0)
-
-    def sums(self, x: Tensor) -> Tensor:
-        """For each response, the sum of x over its prompt [R]."""
-        if not self.has_prompt:
-            return x
-        return torch.empty_like(x).index_copy_(0, self.order, self.segments(x)[self.segment])
-
-    def number_with(self, x: Tensor) -> Tensor:
-        """How many prompts have a positive sum."""
-        return ((self.segments(x) if self.has_prompt else x) > 0).sum()
 
 
 torch.library.impl("mrtkern::response_weights", ("cpu", "cuda"), _weights)
@@ -131,7 +102,7 @@ def response_weights(
     responses [R] here: responses_per_prompt is K of its prompt, tokens_per_response T_r, tokens_per_prompt sum v_r T_r.
 
     Returns float32, the shape of targets; 0 where ignored. No gradient. Deterministic; sums in float64. On a GPU
-    nothing is read back, and offsets are not checked. Memory: about 40 bytes per token and 150 per response.
+    nothing is read back: bad offsets make the weights NaN. Memory: about 40 bytes per token and 150 per response.
     Raises ValueError for shapes, types and names that do not fit, and offsets that do not cover the targets.
     Source: `mrtkern.ops.cross_entropy`, which also says what lengths do to each of them.
     """

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from mrtkern import _dispatch
+from mrtkern import _check, _dispatch
 from mrtkern.details import LossDetails
 from mrtkern.ops.cross_entropy import reference
 from mrtkern.ops.cross_entropy.op import cross_entropy
@@ -256,6 +256,36 @@ def test_details_of_weightless_rows_are_known_too(backend: str) -> None:
     found = details_of(inputs, backend=backend)
     assert bool((found.response_nll > 0).all())
     assert float(found.loss) == 0
+
+
+BAD_ENDS = [[0, 3, 9], [-4, 2, 4], [0, 3, 2], [1, 2, 4], [0, 2, 3], [2**40, 2**41, 4]]
+
+
+@every_backend
+@pytest.mark.parametrize("ends", BAD_ENDS)
+def test_details_of_offsets_that_do_not_fit_are_nan_on_a_device(
+    ends: list[int], backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There nobody reads them before they are used; nothing outside the targets may be."""
+    monkeypatch.setattr(_check, "may_wait", lambda device, check=None: bool(check))
+    inputs, given = rows(4, 6), {"return_details": True, "prompt": torch.tensor([3, 3]), "backend": backend}
+    found = cross_entropy(**inputs, offsets=torch.tensor(ends), **given)
+    assert isinstance(found, LossDetails) and bool(found.loss.isfinite())
+    assert bool(
+        torch.cat([found.response_nll, found.prompt_loss, found.accuracy[None], found.entropy[None]]).isnan().all()
+    )
+
+
+@pytest.mark.gpu
+def test_details_have_the_same_bits_on_every_run() -> None:
+    """10,000 responses of three prompts: atomic additions would come in another order every time."""
+    inputs = {name: value.cuda() for name, value in rows(10_000, 30).items()}
+    given = {"offsets": torch.arange(10_001).cuda(), "prompt": torch.arange(10_000).cuda() % 3}
+    found = [cross_entropy(**inputs, **given, return_details=True) for _ in range(5)]
+    assert all(
+        torch.equal(getattr(one, name), getattr(found[0], name))
+        for one in found for name in ("prompt_loss", "within_variance", "between_variance")
+    )  # fmt: skip
 
 
 # Refusals

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from mrtkern import _check
 from mrtkern.details import LossDetails
 from mrtkern.loss import NORMALIZATIONS, MultiResponseCrossEntropyLoss, _weights, response_weights
 from mrtkern.ops.cross_entropy.op import cross_entropy
@@ -292,6 +293,13 @@ def test_nothing_is_read_back_from_a_device(grouped: bool, normalize: str) -> No
     assert found.shape == given["targets"].shape
     with pytest.raises(RuntimeError, match="meta"):
         int(given["offsets"][0])
+
+
+@pytest.mark.parametrize("ends", [[0, 3, 9], [-4, 2, 4], [0, 3, 2], [1, 2, 4], [0, 2, 3], [2**40, 2**41, 4]])
+def test_offsets_that_do_not_fit_make_weights_nan_on_a_device(ends: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_check, "may_wait", lambda device, check=None: bool(check))
+    found = response_weights(torch.tensor([1, 2, 3, 4]), "prompt", offsets=torch.tensor(ends))
+    assert bool(found.isnan().all())
 
 
 def test_operator_passes_opcheck() -> None:

@@ -80,7 +80,7 @@ def _add(
     top = tl.maximum(top, largest)
     u_top, _ = _cap(top, cap_in, cap_out, CAP)
     new = tl.where(u_top == -float("inf"), 0.0, u_top)
-    less = tl.where(total == 0.0, 0.0, tl.maximum(shift - new, LOWEST))
+    less = tl.where(total == 0.0, 0.0, shift - new)
     back = _exp(less)
     u, _ = _cap(z, cap_in, cap_out, CAP)
     d = u - new[None, :, None]
@@ -88,7 +88,7 @@ def _add(
     if CAP == CAPPED:  # the cap makes -infinity, which fills the last tile, finite
         e = tl.where(columns < V, e, 0.0)
     if HAS_ENTROPY:
-        weighted = (weighted + less * total) * back + _per_thread(e * tl.maximum(d, LOWEST))
+        weighted = (weighted + tl.maximum(less, LOWEST) * total) * back + _per_thread(e * tl.maximum(d, LOWEST))
     if HAS_SMOOTHING:
         plain += _per_thread(tl.where(columns < V, u, 0.0))
     total = total * back + _per_thread(e)
@@ -100,10 +100,10 @@ def _finish(top, shift, total, weighted, plain, best, V):
     """Of the row, from what its threads know: m, sum exp(u - m), sum exp(u - m) (u - m), mean u, lowest best column."""
     m = tl.max(tl.where(total == 0.0, -float("inf"), shift), 0)
     m = tl.where(m == -float("inf"), 0.0, m)
-    less = tl.where(total == 0.0, 0.0, tl.maximum(shift - m, LOWEST))
+    less = tl.where(total == 0.0, 0.0, shift - m)
     back = _exp(less)
     found = tl.min(tl.where(top == tl.max(top, 0), best, NO_COLUMN), 0)
-    tilted = tl.sum((weighted + less * total) * back, 0)
+    tilted = tl.sum((weighted + tl.maximum(less, LOWEST) * total) * back, 0)
     return m, tl.sum(total * back, 0), tilted, tl.sum(plain, 0) / V, tl.where(found == NO_COLUMN, -1, found)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from mrtkern import _dispatch
 from mrtkern.ops.similarity import reference
@@ -247,6 +248,18 @@ def test_gradient_only_where_asked() -> None:
     assert not similarity(y).requires_grad
     with torch.no_grad():
         assert not similarity(x).requires_grad
+
+
+@every_metric
+@pytest.mark.parametrize("name", ["x", "y"])
+def test_forward_mode_is_refused_not_taken_for_a_derivative_of_zero(name: str, metric: str) -> None:
+    inputs = Problem("dense", 1, 5, 4, 3, torch.float32, metric=metric).make_inputs()
+    rows = inputs.pop(name)
+    sentence = f"^similarity: {name} must be differentiated by backward, got a tangent of forward mode$"
+    with pytest.raises(RuntimeError, match=sentence):
+        torch.func.jvp(lambda value: similarity(**inputs, **{name: value}), (rows,), (rows,))
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match=sentence):
+        similarity(**inputs, **{name: forward_ad.make_dual(rows, rows)})
 
 
 @every_layout

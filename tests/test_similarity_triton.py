@@ -17,6 +17,7 @@ from tests import oracle
 pytest.importorskip("triton", reason="triton is not installed")
 
 from mrtkern import _triton
+from mrtkern.ops.similarity import triton as backend
 
 TEST_CASES = [case for case in CASES if "test" in case.tags and case.problem.dtype != torch.float64]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -107,6 +108,39 @@ def test_what_meets_a_row_that_is_not_finite_is_nan(rows: int, value: float, met
 
 
 @every_device
+@every_metric
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("rows", [5, 40])
+def test_gradients_of_what_met_a_row_that_is_not_finite_are_nan(
+    rows: int, value: float, dtype: torch.dtype, metric: str, device: str
+) -> None:
+    x = torch.rand(rows + 3, 20, generator=torch.Generator().manual_seed(0)).to(dtype)
+    x[1, 1] = value
+    x, offsets = on(device, x, torch.tensor([0, rows, rows + 3]))
+    x.requires_grad_()
+    similarity(x, metric=metric, offsets=offsets, backend="triton").sum().backward()
+    assert x.grad is not None
+    assert bool(x.grad[:rows].isnan().all()) and bool(x.grad[rows:].isfinite().all())
+
+
+@every_device
+@every_metric
+def test_gradients_are_nan_where_the_other_matrix_is_not_finite(metric: str, device: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = on(device, *(torch.rand(2, 6, 5, generator=generator) for _ in range(2)))
+    y[1, 0, 2] = torch.nan
+    x.requires_grad_()
+    y.requires_grad_()
+    similarity(x, y, metric=metric, backend="triton").sum().backward()
+    assert x.grad is not None and y.grad is not None
+    assert bool(x.grad[1].isnan().all()) and bool(x.grad[0].isfinite().all())
+    assert (
+        bool(y.grad[1, 0].isnan().all()) and bool(y.grad[0].isfinite().all()) and bool(y.grad[1, 1:].isfinite().all())
+    )
+
+
+@every_device
 @pytest.mark.parametrize("rows", [12, 40])
 def test_strides_do_not_matter(rows: int, device: str) -> None:
     base = torch.randn(rows, 70, generator=torch.Generator().manual_seed(0)).to(device)
@@ -146,6 +180,33 @@ def test_empty_sizes_work(x: tuple[int, ...], y: tuple[int, ...], device: str) -
     s = similarity(a, b, backend="triton")
     assert torch.equal(s, similarity(a.detach(), b, backend="reference"))
     assert torch.equal(torch.autograd.grad(s.sum(), a)[0], torch.zeros_like(a))
+
+
+@pytest.mark.interpret
+@every_metric
+@pytest.mark.parametrize("wants_grad", [False, True])
+@pytest.mark.parametrize(
+    "problem",
+    [
+        Problem("dense", 1, 90, 20, 50, torch.float32),  # features weigh
+        Problem("batched", 2, 40, 60, 3, torch.bfloat16),  # scores weigh
+        Problem("packed", 3, 60, None, 17, torch.float16, sizes=(40, 0, 20)),
+        Problem("packed", 9, 45, None, 17, torch.float32, sizes=(5,) * 9),  # multiplied where they lie
+    ],
+    ids=lambda problem: f"{problem.kind} {problem.dtype}",
+)
+def test_memory_stays_within_its_formula(problem: Problem, wants_grad: bool, metric: str) -> None:
+    problem = replace(problem, metric=metric, wants_grad=wants_grad)
+    inputs = problem.make_inputs()
+    x, y, offsets = (inputs[name].detach() if name in inputs else None for name in ("x", "y", "offsets"))
+    s = backend.forward(x, y, offsets, metric, 1.0)
+    if wants_grad:
+        grad = torch.stack([s, s], s.ndim)[..., 0]  # every other number of memory: it will be copied
+        peak, results = oracle.peak_bytes(lambda: backend.backward(grad, x, y, offsets, metric, 1.0, True, True))
+    else:
+        peak, results = oracle.peak_bytes(lambda: (backend.forward(x, y, offsets, metric, 1.0),))
+    beyond = peak - sum(result.nbytes for result in results if result is not None)
+    assert 0 <= beyond <= backend.memory(problem, problem.pairs, max(problem.sizes or (problem.M,)))
 
 
 @pytest.mark.interpret

@@ -132,13 +132,16 @@ def similarity(
     much and 800 E + 140,000 more per thread, and with gradient a copy of it where it is not contiguous;
     triton, with E the next multiple of 16 from D, a copy of E features and 12 bytes per row, 64 bytes per group (with
     gradient 4 E bytes per row more, a copy of that of the result, for clamped_cosine and rbf 4 bytes per score).
-    On a GPU the Triton kernels make what meets a row that is not finite NaN instead of raising, and the host waits for
-    the device only where offsets are given, whose sizes the result depends on.
+    On a GPU the Triton kernels make what meets a row that is not finite NaN instead of raising, its scores and the
+    gradients of all rows that met it; the host waits for the device only where offsets are given, whose sizes the
+    result depends on.
     Raises ValueError for NaN or infinity (naming the row, counted through the batch), offsets that do not cover x, and
-    shapes and types that do not match; MemoryError when it cannot fit; RuntimeError for a double backward.
+    shapes and types that do not match; MemoryError when it cannot fit; RuntimeError for a double backward and for
+    forward-mode differentiation.
     Source: `mrtkern.ops.similarity` has the equations.
     """
     _check_arguments(x, y, offsets, metric, gamma)
+    _check.no_tangent(OP, x=x, y=y)
     wants_grad = torch.is_grad_enabled() and (x.requires_grad or (y is not None and y.requires_grad))
     if wants_grad:
         s: Tensor = _Similarity.apply(x, y, offsets, metric, float(gamma), backend)  # type: ignore[no-untyped-call]

@@ -130,5 +130,6 @@ CASES = (
     _case("packed around a panel of 16 rows", "test", _packed((15, 16, 17, 1, 0, 33), 33)),
     _case("packed bfloat16", "test", _packed((16, 9, 31), 48, torch.bfloat16)),
     _case("packed float16, one odd feature", "test", _packed((4, 21), 65, torch.float16)),
+    _case("packed bfloat16, rows by eights and not", "test", _packed((8, 24, 5, 16, 32), 20, torch.bfloat16)),
     _case("packed, a group beyond the cache tiles", "test", _packed((2, 300), 16)),
 )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("triton", reason="triton is not installed")
 
+import mrtkern
 from bench import static
 from mrtkern import _dispatch
 from mrtkern.ops import OPS
@@ -83,3 +86,37 @@ def test_every_triton_backend_states_aligned_and_unaligned_signatures() -> None:
             assert {signature.has_wide_loads for signature in module.SIGNATURES} == {False, True}, op
             built = [(signature.name, arch) for signature in module.SIGNATURES for arch in signature.targets]
             assert len(set(built)) == len(built), op
+
+
+# Every kernel that is launched is in the report
+
+
+def launched(source: str) -> set[str]:
+    """Names of the kernels that a program launches: `name` of every name[grid](...)."""
+    calls = [node.func for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    kernels = [function.value for function in calls if isinstance(function, ast.Subscript)]
+    return {ast.unparse(kernel).split(".")[-1] for kernel in kernels}
+
+
+def jitted(source: str) -> set[str]:
+    """Names of the functions that Triton compiles."""
+    functions = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)]
+    return {f.name for f in functions if "triton.jit" in map(ast.unparse, f.decorator_list)}
+
+
+def test_a_launch_is_known_by_the_name_of_its_kernel() -> None:
+    source = "kernels.pull[(1, 2)](x, BLOCK=3)\nscale[grid](y)\ntable[0]\n@triton.jit\ndef scale(Y):\n    helper(Y)\n"
+    assert launched(source) == {"pull", "scale"}
+    assert jitted(source) == {"scale"}
+
+
+def test_every_kernel_that_is_launched_has_a_signature() -> None:
+    root = Path(mrtkern.__file__).parent
+    sources = {path: path.read_text(encoding="utf-8") for path in root.rglob("*.py")}
+    kernels = set().union(*map(jitted, sources.values()))
+    launches = {path: launched(source) for path, source in sources.items() if "triton" in str(path.relative_to(root))}
+    unknown = {str(path): names - kernels for path, names in launches.items() if names - kernels}
+    assert unknown == {}, "launch a kernel by its own name"
+    modules = [module for op in OPS if not isinstance(module := _dispatch.load(op, "triton"), str)]
+    stated = {signature.kernel.fn.__name__ for module in modules for signature in module.SIGNATURES}
+    assert set().union(*launches.values()) == stated

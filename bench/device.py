@@ -77,6 +77,12 @@ def ops() -> list[str]:
     return [op for op in OPS if any(importlib.util.find_spec(f"mrtkern.ops.{op}.{name}") for name in found)]
 
 
+def cases(op: str) -> list[Any]:
+    """The cases of an operation that are made for benchmarks, and those for GPUs alone."""
+    found = importlib.import_module(f"mrtkern.ops.{op}.problem").CASES
+    return [case for case in found if case.tags & {"bench", "device"}]
+
+
 # Floors, without a device
 
 
@@ -85,7 +91,7 @@ def floors() -> str:
     lines = []
     for op in ops():
         module = importlib.import_module(f"bench.{op}")
-        for case in module.cases():
+        for case in cases(op):
             nbytes, flops = module.work(case)
             seconds, bound = H100.floor(nbytes, flops, multiplied(op, case))
             size = f"{nbytes / 1e6:,.1f}", f"{flops / 1e9:,.1f}", f"{seconds * 1e6:,.1f}"
@@ -193,7 +199,7 @@ def main(names: Sequence[str], rounds: int = ROUNDS) -> None:
     rows: list[Row] = []
     for op in [name for name in ops() if name in names]:
         module = importlib.import_module(f"bench.{op}")
-        for case in [case for case in module.cases() if "long" not in case.tags]:
+        for case in [case for case in cases(op) if "long" not in case.tags]:
             try:
                 rows += run_case(module, case, rounds)
             except WrongAnswer as error:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,8 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench import search
+from bench.neighbors import FLASH_KMEANS
 
 Runs = dict[str, Callable[[], Any]]
+TRL = "trl-lib/fused-linear-ce"  # on the Hugging Face Hub; used where `hf download` has brought it
 
 
 def has(*modules: str) -> bool:
@@ -62,9 +65,30 @@ def _cross_entropy(inputs: dict[str, Any]) -> Runs:
 
 
 def _linear_cross_entropy(inputs: dict[str, Any]) -> Runs:
+    """Only programs whose losses can be weighted token by token."""
     from bench.linear_cross_entropy import naive_loss, with_gradients
 
-    return {"torch naive": partial(with_gradients, inputs, naive_loss)}  # Liger's and torch's own take no weights
+    losses: dict[str, Callable[..., Tensor]] = {"torch naive": naive_loss}
+    if has("kernels", "huggingface_hub") and (folder := downloaded(TRL)) is not None:
+        losses["TRL"] = partial(trl_loss, folder)
+    return {name: partial(with_gradients, inputs, loss) for name, loss in losses.items()}
+
+
+def downloaded(repository: str) -> Path | None:
+    """Where the snapshot of a repository of the Hub lies on this machine; nothing is fetched."""
+    found = importlib.import_module("huggingface_hub").try_to_load_from_cache(repository, "README.md")
+    return Path(found).parent if isinstance(found, str) else None
+
+
+@cache
+def trl_kernel(folder: Path) -> Any:
+    """The module of TRL's kernel. It lies in a repository of models, from which `kernels` loads it as a local one."""
+    return importlib.import_module("kernels").get_local_kernel(folder)
+
+
+def trl_loss(folder: Path, hidden: Tensor, head: Tensor, targets: Tensor, w: Tensor) -> Tensor:
+    """TRL's fused kernel, which takes the same ignore_index."""
+    return (trl_kernel(folder).fused_linear_cross_entropy(hidden, head, targets, reduction="none") * w).sum()
 
 
 def _neighbors(inputs: dict[str, Any]) -> Runs:
@@ -76,13 +100,21 @@ def _neighbors(inputs: dict[str, Any]) -> Runs:
     if has("cuvs"):
         searches["cuVS"] = _cuvs
     x, y, k = inputs["x"], inputs["y"], inputs["k"]
+    if k == 1 and y is not None and has("flash_kmeans"):
+        searches[FLASH_KMEANS] = _flash_kmeans
     return {name: partial(search.found, knn, x, y, k, len(x)) for name, knn in searches.items()}
+
+
+@cache
+def _faiss_resources() -> Any:
+    """Memory that FAISS works in, taken once and not in a call that is timed."""
+    return importlib.import_module("faiss").StandardGpuResources()
 
 
 def _faiss_gpu(x: Tensor, y: Tensor, k: int) -> tuple[Tensor, Tensor]:
     faiss = importlib.import_module("faiss")
-    importlib.import_module("faiss.contrib.torch_utils")  # so that it takes tensors
-    scores, ids = faiss.knn_gpu(faiss.StandardGpuResources(), x, y, k, metric=faiss.METRIC_INNER_PRODUCT)
+    importlib.import_module("faiss.contrib.torch_utils")  # so that it takes tensors, and torch's stream
+    scores, ids = faiss.knn_gpu(_faiss_resources(), x, y, k, metric=faiss.METRIC_INNER_PRODUCT)
     return ids, scores
 
 
@@ -90,3 +122,10 @@ def _cuvs(x: Tensor, y: Tensor, k: int) -> tuple[Tensor, Tensor]:
     brute_force = importlib.import_module("cuvs.neighbors.brute_force")
     scores, ids = brute_force.search(brute_force.build(y, metric="inner_product"), x, k)
     return torch.as_tensor(ids, device=x.device), torch.as_tensor(scores, device=x.device)
+
+
+def _flash_kmeans(x: Tensor, y: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Its assignment of rows to centroids is a search for k = 1; it says which row, not how near."""
+    assign = importlib.import_module("flash_kmeans.assign_euclid_triton").euclid_assign_triton
+    ids = assign(x[None], y[None], x.square().sum(1)[None])[0].long()
+    return ids[:, None], (x * y[ids]).sum(1, keepdim=True)

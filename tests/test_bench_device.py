@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from pathlib import Path
 
 import pytest
 import torch
 
 import mrtkern
-from bench import device, report, similarity
+from bench import device, device_peers, report, similarity
 from bench.harness import WrongAnswer, stopwatch
 
 CASE = next(case for case in similarity.cases() if case.problem.sizes is not None)
@@ -25,8 +24,8 @@ def test_a_floor_is_the_slower_of_moving_and_computing() -> None:
 
 def test_floors_name_every_case_of_every_operation_for_gpus_and_say_that_none_was_measured() -> None:
     text = device.floors()
-    cases = [case for op in device.ops() for case in importlib.import_module(f"bench.{op}").cases()]
-    assert cases
+    cases = [case for op in device.ops() for case in device.cases(op)]
+    assert {case.name for case in cases} > {case.name for case in similarity.cases()}
     assert text.startswith(f"## {device.SECTION}\n")
     assert text.count("not measured |") == len(cases)
     assert all(f"| {case.name} " in text for case in cases)
@@ -59,6 +58,18 @@ def test_nothing_is_timed_after_a_wrong_answer(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(device.device_peers, "found", lambda op, inputs: wrong)
     with pytest.raises(WrongAnswer, match="of peer are off"):
         device.run_case(similarity, SMALL, 3, "cpu", stopwatch)
+
+
+def test_a_kernel_of_the_hub_is_a_peer_where_it_was_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    constants = pytest.importorskip("huggingface_hub.constants", reason="huggingface_hub is not installed")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    assert device_peers.downloaded(device_peers.TRL) is None
+    repository = tmp_path / ("models--" + device_peers.TRL.replace("/", "--"))
+    snapshot = repository / "snapshots" / ("0" * 40)
+    for path, text in ((repository / "refs" / "main", "0" * 40), (snapshot / "README.md", "a kernel")):
+        path.parent.mkdir(parents=True)
+        path.write_text(text, encoding="utf-8")
+    assert device_peers.downloaded(device_peers.TRL) == snapshot
 
 
 def test_a_plot_is_drawn(tmp_path: Path) -> None:

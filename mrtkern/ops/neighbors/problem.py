@@ -86,7 +86,10 @@ class Problem:
 
 @dataclass(frozen=True)
 class Case:
-    """A problem with a name and the places that use it: "test", "bench". Rows of "glosses" come from bench/data.py."""
+    """A problem with a name and the places that use it: "test", "bench", "device" (a benchmark for GPUs alone).
+
+    Rows of "glosses" come from bench/data.py.
+    """
 
     name: str
     problem: Problem
@@ -120,6 +123,11 @@ CASES = (
         Problem(20_000, None, 0, 384, torch.float32, kind="components"),
         frozenset({"bench"}),
         "glosses",
+    ),
+    Case(  # rows to their nearest centroid: the size of a k-means step on a GPU
+        "262,144 x 4,096 normal, the nearest",
+        Problem(262_144, 4096, 1, 256, torch.float32, exclude_self=False),
+        frozenset({"device"}),
     ),
     _test("one row of one feature", 1, 1, 1, 1),
     _test("one feature", 9, 20, 4, 1),

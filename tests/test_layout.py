@@ -34,7 +34,7 @@ BUILD: dict[str, Any] = runpy.run_path(str(ROOT / "setup.py"))
 
 REQUIRED = {"__init__", "problem", "op", "reference"}
 # of one operation each
-PARTS = {"selection", "grouped", "lists", "deduplicate", "chunks", "head", "log_prob", "passes", "rows"}
+PARTS = {"selection", "grouped", "lists", "deduplicate", "chains", "chunks", "head", "log_prob", "passes", "rows"}
 ALLOWED = REQUIRED | {*BACKENDS, *PARTS}
 VARIABLES = {"MRTKERN_CUDA", "MRTKERN_CUDA_ARCHS", "MRTKERN_ISA"}
 LONGEST_FILE, LONGEST_FUNCTION = 500, 60

@@ -202,9 +202,10 @@ def example(**changes: Any) -> Problem:
 
 def test_the_choice_for_a_gpu_is_made_without_one() -> None:
     has_triton = not isinstance(_dispatch.load("neighbors", "triton"), str)
-    assert _dispatch.choose("neighbors", None, example(device="cuda")) == ("triton" if has_triton else "reference")
+    for kind in ("lists", "components"):
+        chosen = _dispatch.choose("neighbors", None, example(device="cuda", kind=kind))
+        assert chosen == ("triton" if has_triton else "reference")
     assert _dispatch.choose("neighbors", None, example(device="cuda", metric="rbf")) == "reference"
-    assert _dispatch.choose("neighbors", None, example(device="cuda", kind="components")) == "reference"
     with pytest.raises(ValueError, match="neighbors: backend 'cuda' cannot run this: is not written in CUDA"):
         _dispatch.choose("neighbors", "cuda", example(device="cuda"))
 

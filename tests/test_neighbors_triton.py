@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mrtkern import lattice
+from mrtkern.ops.neighbors.deduplicate import deduplicate
 from mrtkern.ops.neighbors.lists import Neighbors
 from mrtkern.ops.neighbors.op import neighbors
 from mrtkern.ops.neighbors.problem import CASES, METRICS, Inputs, Problem
@@ -185,6 +186,41 @@ def test_rounded_rows_are_those_of_the_lattice(device: str) -> None:
         assert torch.equal(rounding.on_fine_lattice(x, length)[:, :D].cpu(), lattice.quantise_fine(rows, length.cpu()))
 
 
+# Chains
+
+
+@every_device
+@pytest.mark.parametrize(
+    ("rows", "threshold"),
+    [
+        (lists.one_cluster()[:24], 1.0),  # every pair may be linked, none is: a row or two a turn
+        (torch.full((300, 5), 0.3), 0.9),  # joined by the first turn
+        (lists.normal(300, 3), 0.98),
+    ],
+)
+def test_chains_grow_turn_by_turn(rows: Tensor, threshold: float, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Little scratch: room for the pairs of one row."""
+    monkeypatch.setattr(search, "SCRATCH", 1)
+    kept = deduplicate(rows.to(device), threshold, backend="triton")
+    assert kept.tolist() == deduplicate(rows, threshold, backend="reference").tolist()
+
+
+@pytest.mark.interpret
+@pytest.mark.parametrize("scratch", [1, search.SCRATCH])
+@pytest.mark.parametrize("name", ["constant", "copies", "mixed"])
+def test_memory_of_chains_stays_within_its_formula(name: str, scratch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where all rows are equal, and every pair is a link."""
+    monkeypatch.setattr(search, "SCRATCH", scratch)
+    x = lists.HARD[name]()
+    problem = Problem(len(x), None, 0, x.shape[1], torch.float32, kind="components")
+    peak, kept = oracle.peak_bytes(lambda: deduplicate(x, 0.9, backend="triton"))
+    assert 0 <= peak - kept.nbytes <= backend.memory(problem)
+
+
+def test_a_million_rows_need_little_memory() -> None:
+    assert backend.memory(Problem(10**6, None, 0, 384, torch.float32, "cuda", kind="components")) <= 2 << 30
+
+
 # Limits
 
 
@@ -194,7 +230,7 @@ def test_what_does_not_run_is_refused_with_a_sentence() -> None:
     assert backend.why_not(replace(problem, device="cpu")) == "needs a CUDA tensor, got one on cpu"
     assert "rbf" in str(backend.why_not(replace(problem, metric="rbf")))
     assert "float64" in str(backend.why_not(replace(problem, metric="dot", dtype=torch.float64)))
-    assert "near-duplicates" in str(backend.why_not(replace(problem, kind="components")))
+    assert backend.why_not(replace(problem, kind="components")) is None
 
 
 @pytest.mark.interpret

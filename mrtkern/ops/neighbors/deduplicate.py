@@ -60,7 +60,9 @@ def deduplicate(
     Returns ids int64, ascending. torch.compile: fullgraph only with
     torch._dynamo.config.capture_dynamic_output_shape_ops = True, because their number depends on the data. No gradient.
     Deterministic: the same ids on every run, backend and number of threads. Streams over tiles: no pair is stored.
-    Memory: reference 80 bytes per feature of 544 rows and 16 per row; cpu as `mrtkern.ops.neighbors.cpu` says.
+    On a GPU the call waits for the device: how many pairs may be linked is read, some thousand rows at a time.
+    Memory: reference 80 bytes per feature of 544 rows and 16 per row; cpu and triton as `memory` of
+    `mrtkern.ops.neighbors.cpu` and `.triton` says.
     Raises ValueError for NaN or infinity (naming the row). Source: `mrtkern.ops.neighbors` has the arithmetic.
     """
     _check.floating(OP, "x", x)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mrtkern import _check, _progress, lattice
+from mrtkern.ops.neighbors.chains import joined
 from mrtkern.ops.neighbors.problem import Inputs, Problem
 
 BLOCK_M, BLOCK_N = 32, 512  # with lists below 32,768 scores torch works on one thread: no barrier after every feature
@@ -172,14 +173,3 @@ def components(x: Tensor, threshold: float) -> Tensor:
             labels = joined(labels, i + rows.start, j + columns.start)
         _progress.report(rows.stop / N)
     return labels
-
-
-def joined(labels: Tensor, i: Tensor, j: Tensor) -> Tensor:
-    """labels [N] after rows i and j are linked, pair by pair."""
-    while True:
-        a, b = labels[i], labels[j]
-        if torch.equal(a, b):
-            return labels
-        labels = labels.scatter_reduce(0, torch.maximum(a, b), torch.minimum(a, b), "amin")
-        while not torch.equal(labels, labels[labels]):
-            labels = labels[labels]

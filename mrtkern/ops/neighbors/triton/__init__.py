@@ -6,6 +6,7 @@ Idea   float16 products of rows on the lattice, exact integers in float32, propo
        What remains is scored as the precision says.
 Lists  have a fixed number of places. Rows whose candidates do not fit (near-duplicates, ties, zero rows) are scored
        against all columns and sorted; which rows these are is read back, once per call.
+Chains of near-duplicates are found from the same products and scores (chains.py).
 Sums   integers, and scores in the order of the reference: its very bits, except for precision "float32".
 """
 
@@ -19,6 +20,8 @@ from torch import Tensor
 from mrtkern import _check, _progress, _triton, lattice
 from mrtkern._triton_rows import columns
 from mrtkern.ops.neighbors.problem import Inputs, Problem
+from mrtkern.ops.neighbors.triton import chains
+from mrtkern.ops.neighbors.triton.chains import components as components
 from mrtkern.ops.neighbors.triton.launch import Launch
 from mrtkern.ops.neighbors.triton.search import PAIR, Side, Sizes, sides, sorted_rows
 from mrtkern.ops.neighbors.triton.signatures import SIGNATURES as SIGNATURES
@@ -30,8 +33,6 @@ def why_not(problem: Problem) -> str | None:
     """None when the kernels can run `problem`, otherwise the reason."""
     if reason := _triton.why_not(problem.device):
         return reason
-    if problem.kind == "components":
-        return "makes lists only, and no chains of near-duplicates"
     if problem.metric == "rbf":
         return "has no metric 'rbf', which sums differences instead of products"
     if problem.metric == "dot" and problem.dtype == torch.float64:
@@ -42,12 +43,14 @@ def why_not(problem: Problem) -> str | None:
 
 
 def memory(problem: Problem) -> int:
-    """Bytes beyond inputs and result, at most.
+    """Bytes beyond inputs and result, at most; those of near-duplicates are in chains.py.
 
     2 per feature, padded to a multiple of 64, once more for every rounding that the precision asks for, 48 for float64;
     100 per row; the lists of the rows under way, up to 256 MiB, and 40 per neighbour of these; 48 per pair of rows that
     are scored against all columns, up to 256 MiB and at least one row.
     """
+    if problem.kind == "components":
+        return chains.memory(problem)
     M, N, sizes = problem.M, problem.columns, Sizes.of(problem)
     is_one = problem.N is None and problem.metric != "dot"
     features = (M if is_one else M + N) * columns(problem.D)

@@ -148,9 +148,24 @@ def members(
 
 
 @triton.jit
-def cosine_of(dots, squares):
+def dots(
+    x, y, is_x, is_y, D, x_stride_d, y_stride_d, SUM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Products [BLOCK_M, BLOCK_C] of the rows that begin at x and y, [BLOCK_M, BLOCK_C, 1] or broadcast to it."""
+    lane = tl.arange(0, LANES)
+    sums = tl.zeros((BLOCK_M, BLOCK_C, LANES), SUM)
+    for start in tl.range(0, D, LANES, loop_unroll_factor=4):
+        d = (start + lane).to(tl.int64)[None, None, :]
+        a = load_as(x + d * x_stride_d, is_x & (d < D), SUM)
+        b = load_as(y + d * y_stride_d, is_y & (d < D), SUM)
+        sums += a * b  # products of 24 bits are exact in float64: fused or not, the same bits
+    return tl.reshape(halves(tl.reshape(sums, (BLOCK_M * BLOCK_C, LANES)), BLOCK_M * BLOCK_C), (BLOCK_M, BLOCK_C))
+
+
+@triton.jit
+def cosine_of(products, squares):
     """Cosines of products and products of squared lengths, float64: exactly 1 for equal rows."""
-    cosines = dots / tl.sqrt(tl.where(squares > 0, squares, 1.0))
+    cosines = products / tl.sqrt(tl.where(squares > 0, squares, 1.0))
     return tl.where(squares > 0, tl.minimum(tl.maximum(cosines, -1.0), 1.0), 0.0)
 
 
@@ -180,17 +195,10 @@ def scores(
         group = tl.load(GROUPS + m.to(tl.int64)[:, None] * listed + place // GROUP, mask=is_column, other=0)
         n = column_of(place, GROUP, BLOCK_N, group)
         tl.store(IDS + out, n, mask=is_column)
-    lane = tl.arange(0, LANES)
     x = X + row[:, None, None] * x_stride_m
     y = Y + n.to(tl.int64)[:, :, None] * y_stride_n
-    sums = tl.zeros((BLOCK_M, BLOCK_C, LANES), SUM)
-    for start in tl.range(0, D, LANES, loop_unroll_factor=4):
-        d = (start + lane).to(tl.int64)[None, None, :]
-        a = load_as(x + d * x_stride_d, is_row[:, None, None] & (d < D), SUM)
-        b = load_as(y + d * y_stride_d, is_column[:, :, None] & (d < D), SUM)
-        sums += a * b  # products of 24 bits are exact in float64: fused or not, the same bits
-    dots = halves(tl.reshape(sums, (BLOCK_M * BLOCK_C, LANES)), BLOCK_M * BLOCK_C)
-    key = tl.reshape(dots, (BLOCK_M, BLOCK_C)).to(tl.float64)
+    is_x, is_y = is_row[:, None, None], is_column[:, :, None]
+    key = dots(x, y, is_x, is_y, D, x_stride_d, y_stride_d, SUM, BLOCK_M, BLOCK_C).to(tl.float64)
     if METRIC != "dot" and tl.float64 == SUM:
         squares = tl.load(SQUARE_X + row)[:, None] * tl.load(SQUARE_Y + n, mask=is_column, other=0.0)
         key = cosine_of(key, squares)

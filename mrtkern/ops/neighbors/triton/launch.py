@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -16,6 +17,9 @@ from mrtkern.ops.neighbors.triton import kernels
 from mrtkern.ops.neighbors.triton.search import SUMS, Side, Sizes, margins
 
 BAND = 8  # tiles of rows that meet the same columns while these are in the cache
+WRITING = {  # tiles whose pairs are written: half as many rows, since where pairs go takes registers of its own
+    arch: replace(tile, BLOCK_M=tile.BLOCK_M // 2) for arch, tile in _triton.CONSUMED.items()
+}
 
 
 class Blocks(NamedTuple):
@@ -26,10 +30,20 @@ class Blocks(NamedTuple):
     listed: tuple[int, int]
     pairs: tuple[int, int]
     ranks: tuple[int, int, int]  # and pairs they are compared with
+    linked: int  # pairs
 
 
-ON_DEVICE = Blocks((1, 8192), (1, 32), (1, 32), (8, 8), (1, 64, 32))
-INTERPRETED = Blocks((128, 1024), (32, 512), (128, 256), (64, 256), (16, 256, 256))  # an operation costs a millisecond
+ON_DEVICE = Blocks((1, 8192), (1, 32), (1, 32), (8, 8), (1, 64, 32), 32)
+INTERPRETED = Blocks(
+    (128, 1024), (32, 512), (128, 256), (64, 256), (16, 256, 256), 8192
+)  # an operation costs a millisecond
+
+
+def operands(x: Tensor, y: Tensor, tile: _triton.Launch) -> tuple[Any, Any, bool]:
+    """Lattice rows as products take them: by descriptor where the device has these, and whether it is so."""
+    if not (_triton.can_describe(x) and _triton.can_describe(y)):
+        return x, y, False
+    return _triton.describe(x, tile.BLOCK_M, tile.BLOCK_D), _triton.describe(y, tile.BLOCK_N, tile.BLOCK_D), True
 
 
 class Launch:
@@ -61,13 +75,10 @@ class Launch:
 
     def group_maxima(self, sizes: Sizes, first: int, rows: int) -> Tensor:
         """Largest products of rows first … with the columns of every group, float32 [rows and more, num_groups]."""
-        tile, x, y = self.tile, self.x.q, self.y.q
-        columns, tiles_m = x.shape[1], triton.cdiv(rows, tile.BLOCK_M)
+        tile, columns, tiles_m = self.tile, self.x.q.shape[1], triton.cdiv(rows, self.tile.BLOCK_M)
         tiles_n = sizes.num_groups * sizes.GROUP // tile.BLOCK_N
         maxima = torch.empty((tiles_m * tile.BLOCK_M, sizes.num_groups), dtype=torch.float32, device=self.device)
-        is_described = _triton.can_describe(x) and _triton.can_describe(y)
-        if is_described:
-            x, y = (_triton.describe(q, size, tile.BLOCK_D) for q, size in ((x, tile.BLOCK_M), (y, tile.BLOCK_N)))
+        x, y, is_described = operands(self.x.q, self.y.q, tile)
         kernels.group_maxima[(tiles_m * tiles_n,)](
             x, y, maxima, *self.labels, first, self.M, self.N, columns, sizes.num_groups, tiles_m, tiles_n,
             IS_DESCRIBED=is_described, **self.exclusion, GROUP=sizes.GROUP, BAND=BAND, **tile.blocks, **tile.options,

@@ -22,6 +22,7 @@ REREAD = 8  # what the product of one listed pair costs, in group maxima written
 SCRATCH = 2**28  # bytes for the rows under way
 MOST_ROWS = 2**15  # under way: the second axis of a grid is short
 PAIR = 48  # bytes for a pair that is scored and sorted
+TO_FLOAT32 = 3  # more than rounding moves a number of the size of a product
 SUMS = {"exact": tl.float64, "int16": tl.int32, "float32": tl.float32}
 
 
@@ -107,16 +108,26 @@ def _features(x: Tensor, precision: str) -> Tensor:
     return x
 
 
-def margins(x: Side, y: Side, D: int, precision: str) -> Tensor:
-    """How far below the k-th largest product a neighbour's can be, float32 [M]: what two products err at most.
+def errors(x: Side, y: Side, D: int, precision: str) -> Tensor:
+    """How far products of rows of x are from r**2 times their scores at most, float64 [M].
 
     By Cauchy-Schwarz a product of rows that were moved by a and b errs by at most r (a + b) + a b; scores that are
     themselves rounded, on the fine lattice or in float32 sums, err by what their own rounding does. One more is more
-    than the float64 roundings of all of this, three more than that of the margin to float32.
+    than the float64 roundings of all of this.
     """
     r, largest = lattice.radius(D), y.error.max()
     own = {"exact": 0.0, "float32": D + 4.0, "int16": 0.0}[precision]
     if precision == "int16":
         fine = lattice.fine_radius(D)
         own = (fine * math.sqrt(D) + D / 4) * (r / fine) ** 2
-    return (2 * (r * (x.error + largest) + x.error * largest + own + 1) + 3).float()
+    return r * (x.error + largest) + x.error * largest + own + 1
+
+
+def margins(x: Side, y: Side, D: int, precision: str) -> Tensor:
+    """How far below the k-th largest product a neighbour's can be, float32 [M]: what two products err at most."""
+    return (2 * errors(x, y, D, precision) + TO_FLOAT32).float()
+
+
+def limits(x: Side, D: int, threshold: float) -> Tensor:
+    """The least product that a pair with cosine `threshold` can have, float32 [M]."""
+    return (threshold * lattice.radius(D) ** 2 - errors(x, x, D, "exact") - TO_FLOAT32).float()

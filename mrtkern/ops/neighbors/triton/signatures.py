@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import triton.language as tl
 
 from mrtkern import _triton, _triton_rows
-from mrtkern._triton import Signature
-from mrtkern.ops.neighbors.triton import kernels
-from mrtkern.ops.neighbors.triton.launch import BAND, ON_DEVICE
+from mrtkern._triton import Launch, Signature
+from mrtkern.ops.neighbors.triton import kernels, links
+from mrtkern.ops.neighbors.triton.launch import BAND, ON_DEVICE, WRITING
 
 EXACT, FUSED = {"enable_fp_fusion": False}, {"enable_fp_fusion": True}
 NVIDIA = tuple(arch for arch in _triton.TARGETS if arch.startswith("sm_"))
@@ -18,13 +19,17 @@ SELF = {"EXCLUDE_SELF": True, "HAS_GROUPS": False}
 LABELLED = {"EXCLUDE_SELF": False, "HAS_GROUPS": True}
 
 
-def _maxima(name: str, targets: tuple[str, ...], exclusion: dict[str, bool]) -> Signature:
-    """Lattice rows are made here: always aligned, their columns a multiple of 64."""
-    tile, is_described = _triton.CONSUMED[targets[0]], targets[0] in _triton.DESCRIPTORS
+def _lattice(targets: tuple[str, ...], tiles: Mapping[str, Launch] = _triton.CONSUMED) -> tuple[dict[str, str], bool]:
+    """Types of lattice rows X and Y, and whether they are descriptors. They are made here: always aligned, their
+    columns a multiple of 64."""
+    tile, is_described = tiles[targets[0]], targets[0] in _triton.DESCRIPTORS
     sizes = {"X": tile.BLOCK_M, "Y": tile.BLOCK_N}
-    rows = {
-        key: f"tensordesc<fp16[{size}, {tile.BLOCK_D}]>" if is_described else "*fp16" for key, size in sizes.items()
-    }
+    types = (f"tensordesc<fp16[{size}, {tile.BLOCK_D}]>" if is_described else "*fp16" for size in sizes.values())
+    return dict(zip(sizes, types, strict=True)), is_described
+
+
+def _maxima(name: str, targets: tuple[str, ...], exclusion: dict[str, bool]) -> Signature:
+    rows, is_described = _lattice(targets)
     numbers = dict.fromkeys(("first", "M", "N", "columns", "num_groups", "tiles_m", "tiles_n"), "i32")
     constants = {"IS_DESCRIBED": is_described, "GROUP": 8, "BAND": BAND, **exclusion}
     aligned = ("MAXIMA", "columns", "num_groups", *(() if is_described else rows))
@@ -32,6 +37,33 @@ def _maxima(name: str, targets: tuple[str, ...], exclusion: dict[str, bool]) -> 
         f"group_maxima {name}, {' '.join(targets)}", kernels.group_maxima,
         {**rows, "MAXIMA": "*fp32", **LABELS, **numbers}, constants, aligned,
         launch=_triton.CONSUMED.__getitem__, has_matrix=True, has_wide_loads=True, targets=targets,
+    )  # fmt: skip
+
+
+def _near(kernel: Any, targets: tuple[str, ...]) -> Signature:
+    """Lattice rows again, and counts of any number of tiles."""
+    tiles = WRITING if kernel is links.write_near else _triton.CONSUMED
+    rows, is_described = _lattice(targets, tiles)
+    pointers = {"LIMIT": "*fp32", "LABELS": "*i32", "COUNT": "*i32"}
+    if kernel is links.write_near:
+        pointers |= {"ENDS": "*i64", "COLUMNS": "*i32"}
+    numbers = dict.fromkeys(("first", "end", "N", "columns", "tiles_m", "tiles_n"), "i32")
+    constants = {"IS_DESCRIBED": is_described, "BAND": BAND}
+    aligned = (*pointers, "columns", *(() if is_described else rows))
+    return Signature(
+        f"{kernel.fn.__name__}, {' '.join(targets)}", kernel, {**rows, **pointers, **numbers}, constants, aligned,
+        launch=tiles.__getitem__, has_matrix=True, has_wide_loads=True, targets=targets,
+    )  # fmt: skip
+
+
+def _cosines(name: str, dtype: str, is_aligned: bool) -> Signature:
+    pointers = {"X": dtype, "ROWS": "*i32", "COLUMNS": "*i32", "SQUARE": "*fp64", "COSINES": "*fp64"}
+    numbers = dict.fromkeys(("num_pairs", "D", "stride_m"), "i32")
+    constants = {"stride_d": 1, "BLOCK_C": ON_DEVICE.linked}
+    aligned = (*pointers, "D", "stride_m") if is_aligned else ()
+    return Signature(
+        f"cosines {name}", links.cosines, pointers | numbers, constants, aligned,
+        FUSED, _triton_rows.threads(64), has_wide_loads=is_aligned,
     )  # fmt: skip
 
 
@@ -108,4 +140,7 @@ SIGNATURES = (
     _scores("all pairs, float32 in float64, unaligned", "*fp32", tl.float64, False, False, "cosine", ("gfx942",)),
     _scores("int16", "*i16", tl.int32, True, True, "cosine"),
     _ranks(),
+    *(_near(kernel, targets) for kernel in (links.count_near, links.write_near) for targets in _triton.CONSUMERS),
+    _cosines("float32", "*fp32", True),
+    _cosines("bfloat16, unaligned", "*bf16", False),
 )

@@ -99,7 +99,8 @@ class Graph:
         """How many pairs rows first … end - 1 have in each tile, int32 [rows, tiles], and their running sums, int64."""
         tiles_n = triton.cdiv(len(labels) - first, self.tile.BLOCK_N)
         count = torch.zeros((end - first, tiles_n), dtype=torch.int32, device=self.device)
-        self._multiply(links.count_near, self.tile, first, end, labels, count)
+        grid, given, options = self._launch(self.tile, first, end, labels, count)
+        links.count_near[grid](*given, **options)
         return count, count.flatten().cumsum(0).view(count.shape)
 
     def written(
@@ -107,22 +108,22 @@ class Graph:
     ) -> tuple[Tensor, Tensor]:
         """The pairs of rows first … end - 1: rows and columns, int32 [num_pairs]."""
         j = torch.empty(num_pairs, dtype=torch.int32, device=self.device)
-        self._multiply(links.write_near, self.writing, first, end, labels, count, ends, j)
+        grid, given, options = self._launch(self.writing, first, end, labels, count, ends, j)
+        links.write_near[grid](*given, **options)
         pairs = ends[: end - first, -1].diff(prepend=ends.new_zeros(1))
         rows = torch.arange(first, end, dtype=torch.int32, device=self.device)
         i = rows.repeat_interleave(pairs, output_size=num_pairs)
         return i, j
 
-    def _multiply(
-        self, kernel: Any, tile: _triton.Launch, first: int, end: int, labels: Tensor, count: Tensor, *more: Tensor
-    ) -> None:
-        """Launch a kernel on the tiles of rows first … end - 1."""
+    def _launch(
+        self, tile: _triton.Launch, first: int, end: int, labels: Tensor, count: Tensor, *more: Tensor
+    ) -> tuple[tuple[int], tuple[Any, ...], dict[str, Any]]:
+        """Grid, arguments and options of a kernel on the tiles of rows first … end - 1."""
         x, y, is_described = operands(self.rows.q, self.rows.q, tile)
         tiles_m, tiles_n = triton.cdiv(end - first, tile.BLOCK_M), count.shape[1]
-        kernel[(tiles_m * tiles_n,)](
-            x, y, self.limit, labels.int(), count, *more, first, end, len(labels), self.rows.q.shape[1], tiles_m,
-            tiles_n, IS_DESCRIBED=is_described, BAND=BAND, **tile.blocks, **tile.options,
-        )  # fmt: skip
+        sizes = (first, end, len(labels), self.rows.q.shape[1], tiles_m, tiles_n)
+        given = (x, y, self.limit, labels.int(), count, *more, *sizes)
+        return (tiles_m * tiles_n,), given, {"IS_DESCRIBED": is_described, "BAND": BAND, **tile.blocks, **tile.options}
 
     def cosines(self, i: Tensor, j: Tensor) -> Tensor:
         """float64 cosines of pairs of rows i and j."""

@@ -24,8 +24,11 @@ from bench import worker
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["pytest", "mrtkern", "tests.process"])
-# Chosen by the words in their names, so those of a later operation are taken too. torch.compile starts compilers.
-KERNEL_TESTS = "(cpu or concurrent or number_of_threads) and not compile and not opcheck"
+# Chosen by the words in their names, so those of a later operation are taken too. torch.compile starts compilers; what
+# measures time is left out, because other tests run beside these.
+KERNEL_TESTS = (
+    "(cpu or concurrent or number_of_threads) and not compile and not opcheck and not ctrl_c and not collapse"
+)
 LONGEST = 120  # seconds that a child may take
 DELAY = 0.1  # seconds: by then the call is in the kernels
 

@@ -230,7 +230,6 @@ def test_several_targets_of_a_row_are_as_many_rows(backend: str) -> None:
 @every_backend_and_triton
 def test_rows_that_do_not_count_are_not_read(backend: str) -> None:
     inputs = case_named("float32 with bias, some ignored").make_inputs()
-    expected = with_gradients(inputs, backend=backend)
     inputs["token_weight"][0] = 0
     inputs["targets"][0] = 1
     expected = with_gradients(inputs, backend=backend)

@@ -10,6 +10,9 @@ import torch
 from bench import cross_entropy
 from bench.harness import WrongAnswer
 from mrtkern.ops.cross_entropy.problem import Case, Problem
+from tests.losses import needs_cpu_backend
+
+pytestmark = needs_cpu_backend  # whose errors the limits are
 
 
 def small(inplace: bool) -> Any:

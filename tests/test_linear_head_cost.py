@@ -109,6 +109,7 @@ def small(dtype: torch.dtype) -> dict[str, Any]:
     return linear_cross_entropy_bench.make_inputs(Case("small", Problem(600, 24, 300, *(dtype,) * 3), frozenset()))
 
 
+@needs_cpu_backend  # whose errors the limits are, and torch.compile needs a compiler, too
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_benchmark_accepts_all_its_competitors(dtype: torch.dtype) -> None:
     inputs = small(dtype)

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mrtkern import _dispatch, linear_cross_entropy, linear_log_prob
-from mrtkern.ops.linear_cross_entropy import chunks
-from mrtkern.ops.linear_cross_entropy.problem import Problem, memory
+from mrtkern.ops.linear_cross_entropy import chunks, reference
+from mrtkern.ops.linear_cross_entropy.problem import Cap, Problem, memory
 from tests import oracle
 from tests.linear_heads import (
     CHUNKS,
@@ -287,3 +287,18 @@ def test_few_and_no_rows_work(backend: str) -> None:
         found = with_gradients(linear_log_prob, inputs, a, c, backend=backend)
         for got, value in zip(found, truth(inputs, a, c), strict=True):
             oracle.assert_summed(got, value, 100, 10.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_reference_rounds_narrow_logits_only_at_the_end(dtype: torch.dtype) -> None:
+    """A part of split logits comes as it is; the sums over its columns are float32 all the same."""
+    z = torch.randn(9, 301, generator=torch.Generator().manual_seed(0)).to(dtype)
+    targets, cap, w = torch.arange(9), Cap(softcap=2.0), torch.linspace(-1, 1, 9)
+    for given, same in zip(
+        reference.log_probs(z, targets, cap, True), reference.log_probs(z.float(), targets, cap, True), strict=True
+    ):
+        assert torch.equal(given, same)
+    narrow, full = z.clone(), z.float()
+    for gradient in (narrow, full):
+        reference.log_probs_backward(gradient, targets, cap, w, None, lse=z.double().logsumexp(1))
+    assert torch.equal(narrow, full.to(dtype))

@@ -41,8 +41,14 @@ def forward(
     return cross_entropy.forward(z, targets, token_weight, target_offsets, options, gradient, wants_details)
 
 
+def wide(z: Tensor) -> Tensor:
+    """In the type of sums."""
+    return z if z.dtype == torch.float64 else z.float()
+
+
 def log_probs(z: Tensor, targets: Tensor, cap: Cap, wants_mean: bool = False) -> LogProbs:
     """Of rows of logits z [C, V]; targets [C] are classes."""
+    z = wide(z)
     u = (cap.softcap * torch.tanh(z / cap.softcap) if cap.softcap else z) / cap.temperature
     lse = u.logsumexp(1)  # [C]
     log_p = u - lse[:, None]
@@ -65,14 +71,16 @@ def log_probs_backward(
     lse [C] is given where z has a part of the classes: targets among the others are negative then, and c is None;
     logp becomes (1 - label_smoothing) logp + label_smoothing (mean of u over all classes - lse).
     """
-    tanh = torch.tanh(z / cap.softcap) if cap.softcap else z.new_zeros(1)
-    u = (cap.softcap * tanh if cap.softcap else z) / cap.temperature
-    lse = u.logsumexp(1) if lse is None else lse.to(z.dtype)
-    log_p = u - lse[:, None]
+    x = wide(z)
+    tanh = torch.tanh(x / cap.softcap) if cap.softcap else x.new_zeros(1)
+    u = (cap.softcap * tanh if cap.softcap else x) / cap.temperature
+    lse = u.logsumexp(1) if lse is None else lse
+    log_p = (u - lse[:, None]).to(u.dtype)  # a given lse is float64: rounded with u, not before
     p = log_p.exp()
+    lse = lse.to(u.dtype)
     du = (w * (1 + 2 * z_loss * lse))[:, None] * p
     if c is not None:
-        finite = log_p.clamp(min=torch.finfo(z.dtype).min)  # p log p is 0 where p is
+        finite = log_p.clamp(min=torch.finfo(u.dtype).min)  # p log p is 0 where p is
         entropy = -(p * finite).sum(1)
         du -= c[:, None] * p * (finite + entropy[:, None])
     if label_smoothing:

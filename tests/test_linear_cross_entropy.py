@@ -228,12 +228,13 @@ def test_several_targets_of_a_row_are_as_many_rows(backend: str) -> None:
 
 
 @every_backend_and_triton
-def test_rows_that_do_not_count_are_not_read(backend: str) -> None:
-    inputs = case_named("float32 with bias, some ignored").make_inputs()
-    inputs["token_weight"][0] = 0
-    inputs["targets"][0] = 1
+@pytest.mark.parametrize("targets_per_row", [None, 2])
+def test_rows_that_do_not_count_are_not_read(targets_per_row: int | None, backend: str) -> None:
+    inputs = Problem(9, 6, 20, *(torch.float32,) * 3, ignored=0.4, targets_per_row=targets_per_row).make_inputs()
+    each = targets_per_row or 1
+    inputs["token_weight"].view(9, each)[0] = 0
     expected = with_gradients(inputs, backend=backend)
-    out = (inputs["targets"] == -100) | (inputs["token_weight"] == 0)
+    out = ((inputs["targets"] == -100) | (inputs["token_weight"] == 0)).view(9, each).all(1)
     with torch.no_grad():
         inputs["hidden"][out] = torch.nan
     found = with_gradients(inputs, backend=backend)

@@ -67,21 +67,6 @@ def test_log_probs_err_by_the_rounding_of_their_sums(dtype: torch.dtype, monkeyp
 
 
 @every_device_backend
-@pytest.mark.parametrize("targets_per_row", [None, 2])
-def test_rows_that_do_not_count_are_not_read(targets_per_row: int | None, backend: str) -> None:
-    inputs = Problem(9, 6, 20, *F32, ignored=0.4, targets_per_row=targets_per_row).make_inputs()
-    each = targets_per_row or 1
-    inputs["token_weight"].view(9, each)[0] = 0
-    expected = with_gradients(inputs, backend=backend)
-    out = ((inputs["targets"] == -100) | (inputs["token_weight"] == 0)).view(9, each).all(1)
-    with torch.no_grad():
-        inputs["hidden"][out] = torch.nan
-    found = with_gradients(inputs, backend=backend)
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-    assert not found[1][out].any()
-
-
-@every_device_backend
 @pytest.mark.parametrize("target", [9, -1, 2**40])
 def test_a_label_outside_the_vocabulary_makes_the_result_nan(target: int, backend: str) -> None:
     inputs = Problem(6, 3, 9, *F32).make_inputs()

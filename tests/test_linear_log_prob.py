@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mrtkern import _dispatch, linear_cross_entropy, linear_log_prob
-from mrtkern.ops.linear_cross_entropy import chunks, reference
+from mrtkern.ops.linear_cross_entropy import chunks
+from mrtkern.ops.linear_cross_entropy import reference as definition
 from mrtkern.ops.linear_cross_entropy.problem import Cap, Problem, memory
 from tests import oracle
 from tests.linear_heads import (
@@ -295,10 +296,10 @@ def test_the_reference_rounds_narrow_logits_only_at_the_end(dtype: torch.dtype) 
     z = torch.randn(9, 301, generator=torch.Generator().manual_seed(0)).to(dtype)
     targets, cap, w = torch.arange(9), Cap(softcap=2.0), torch.linspace(-1, 1, 9)
     for given, same in zip(
-        reference.log_probs(z, targets, cap, True), reference.log_probs(z.float(), targets, cap, True), strict=True
+        definition.log_probs(z, targets, cap, True), definition.log_probs(z.float(), targets, cap, True), strict=True
     ):
         assert torch.equal(given, same)
     narrow, full = z.clone(), z.float()
     for gradient in (narrow, full):
-        reference.log_probs_backward(gradient, targets, cap, w, None, lse=z.double().logsumexp(1))
+        definition.log_probs_backward(gradient, targets, cap, w, None, lse=z.double().logsumexp(1))
     assert torch.equal(narrow, full.to(dtype))

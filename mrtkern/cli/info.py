@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import os
 import platform
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -57,30 +58,34 @@ def machine() -> list[str]:
     ]
 
 
-def kernels() -> str:
-    """The instruction set in use, or why there are no compiled kernels."""
-    if importlib.util.find_spec("mrtkern._C") is None:
-        return "none: mrtkern was installed without a C++ compiler, so the PyTorch reference runs"
+def extension(name: str, lacks: str) -> ModuleType | str:
+    """A compiled part of mrtkern, or why there is none."""
+    if importlib.util.find_spec(name) is None:
+        return f"none: mrtkern was installed without {lacks}"
     try:
-        extension = importlib.import_module("mrtkern._C")
+        return importlib.import_module(name)
     except ImportError as error:
         return f"none: {error}"
+
+
+def kernels() -> str:
+    """The instruction set in use, or why there are no compiled kernels."""
+    C = extension("mrtkern._C", "a C++ compiler, so the PyTorch reference runs")
+    if isinstance(C, str):
+        return C
     cap = os.environ.get("MRTKERN_ISA")
     capped = f", capped by MRTKERN_ISA={cap}" if cap else ""
-    return f"{extension.isa()}{capped} (available: {', '.join(extension.isas())}), compiler {extension.built_with()}"
+    return f"{C.isa()}{capped} (available: {', '.join(C.isas())}), compiler {C.built_with()}"
 
 
 def cuda() -> str:
     """What the CUDA extension was built for and which devices it can use, or why there is none."""
-    if importlib.util.find_spec("mrtkern._cuda") is None:
-        return "none: mrtkern was installed without mrtkern._cuda, which MRTKERN_CUDA=1 builds"
-    try:
-        extension = importlib.import_module("mrtkern._cuda")
-    except ImportError as error:
-        return f"none: {error}"
-    archs = ", ".join(f"sm_{arch}" for arch in extension.archs())
-    major, minor = divmod(extension.runtime_version() // 10, 100)
-    return f"mrtkern._cuda for {archs}, runtime {major}.{minor}, devices: {extension.device_count()}"
+    C = extension("mrtkern._cuda", "mrtkern._cuda, which MRTKERN_CUDA=1 builds")
+    if isinstance(C, str):
+        return C
+    archs = ", ".join(f"sm_{arch}" for arch in C.archs())
+    major, minor = divmod(C.runtime_version() // 10, 100)
+    return f"mrtkern._cuda for {archs}, runtime {major}.{minor}, devices: {C.device_count()}"
 
 
 def table() -> list[str]:

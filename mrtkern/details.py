@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mrtkern import _check
+from mrtkern._groups import IdGroups
 from mrtkern.ops.cross_entropy.problem import Rows
 
 
@@ -35,39 +36,6 @@ def response_tokens(targets: Tensor, offsets: Tensor, ignore_index: int) -> tupl
 def by_response(values: Tensor, offsets: Tensor) -> Tensor:
     """Sums over responses [R], in float64."""
     return torch.segment_reduce(values.double(), "sum", offsets=offsets, axis=0, unsafe=True)
-
-
-class PromptGroups:
-    """Sums over the responses of each prompt, in the order of the responses, for prompts in any order."""
-
-    def __init__(self, prompt: Tensor | None) -> None:
-        self.has_prompt = prompt is not None
-        if prompt is None:
-            return
-        ids, self.order = prompt.sort(stable=True)
-        starts = torch.ones_like(ids)
-        starts[1:] = ids[1:] != ids[:-1]
-        self.number = starts.sum()  # of prompts, 0-d
-        self.segment = starts.cumsum(0) - 1  # [R] of each response in sorted order
-        self.ends = torch.searchsorted(self.segment, torch.arange(len(ids) + 1, device=ids.device))
-
-    def segments(self, x: Tensor) -> Tensor:
-        """Sums [R]: one per prompt, then zeros."""
-        if not self.has_prompt:
-            return x
-        return torch.segment_reduce(x[self.order], "sum", offsets=self.ends, axis=0, unsafe=True, initial=0.0)
-
-    def spread(self, x: Tensor) -> Tensor:
-        """For each response, what its prompt has in `segments` [R]."""
-        return torch.empty_like(x).index_copy_(0, self.order, x[self.segment]) if self.has_prompt else x
-
-    def sums(self, x: Tensor) -> Tensor:
-        """For each response, the sum of x over its prompt [R]."""
-        return self.spread(self.segments(x))
-
-    def number_with(self, x: Tensor) -> Tensor:
-        """How many prompts have a positive sum."""
-        return (self.segments(x) > 0).sum()
 
 
 def response_details(
@@ -128,7 +96,7 @@ torch.library.register_fake("mrtkern::response_details", _fake_details)
 
 def _prompts(nlls: Tensor, tokens: Tensor, losses: Tensor, prompt: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Loss of each prompt [P]; variances within and between prompts, as `variance_components` has them."""
-    groups = PromptGroups(prompt)
+    groups = IdGroups(prompt)
     counts = (tokens > 0).double()
     x = nlls / tokens.clamp(min=1) * counts
     k = groups.segments(counts)  # [R] responses of each prompt, then zeros
@@ -139,4 +107,4 @@ def _prompts(nlls: Tensor, tokens: Tensor, losses: Tensor, prompt: Tensor | None
     k0 = (R - k.square().sum() / R) / (num_prompts - 1)
     between = ((outside - within) / k0).clamp(min=0)
     losses = groups.segments(losses)
-    return losses[: int(groups.number)] if groups.has_prompt else losses, within, between
+    return losses[: int(groups.number)] if groups.has_ids else losses, within, between

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from mrtkern import _check
-from mrtkern.details import LossDetails, PromptGroups, response_tokens
+from mrtkern._groups import IdGroups
+from mrtkern.details import LossDetails, response_tokens
 from mrtkern.ops.cross_entropy.op import cross_entropy
 from mrtkern.ops.cross_entropy.problem import IGNORE
 from mrtkern.ops.linear_cross_entropy.op import linear_cross_entropy
@@ -39,7 +40,7 @@ def _weights(
     T_r = (tokens if tokens_per_response is None else tokens_per_response).double()
     counts = (T_r > 0).double()  # an empty response is none
     v = torch.ones_like(T_r) if response_weight is None else response_weight.double()
-    groups = PromptGroups(prompt)
+    groups = IdGroups(prompt)
 
     def or_else(given: Tensor | None, local: Tensor) -> Tensor:
         return (local if given is None else given).double()

@@ -71,9 +71,17 @@ def nan_in_new_memory() -> Iterator[None]:
 
 @pytest.fixture
 def threads() -> Iterator[Callable[[int], None]]:
-    """`threads(n)` sets torch's number of threads; the test's end restores it."""
+    """`threads(n)` sets torch's number of threads; the test's end restores it.
+
+    Where results must not depend on it, torch may not be told to be deterministic.
+    """
     before = torch.get_num_threads()
-    yield torch.set_num_threads
+
+    def set_threads(count: int) -> None:
+        torch.use_deterministic_algorithms(False)
+        torch.set_num_threads(count)
+
+    yield set_threads
     torch.set_num_threads(before)
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from mrtkern.ops.cross_entropy import reference
 from mrtkern.ops.cross_entropy.op import cross_entropy
 from mrtkern.ops.cross_entropy.problem import Case
 from tests import oracle
-from tests.losses import NARROW, SOME_CASES, TEST_CASES, details_of, every, every_backend, rows, with_gradient
+from tests.losses import BACKENDS, NARROW, SOME_CASES, TEST_CASES, details_of, every, every_backend, rows, with_gradient
 
 # The definition
 
@@ -61,6 +63,22 @@ def test_several_targets_equal_repeated_rows(dtype: torch.dtype, backend: str) -
     oracle.assert_summed(loss, expected.double(), 2 * oracle.cross_entropy_steps(), magnitude)
     summed = torch.zeros_like(inputs["logits"], dtype=torch.float64).index_add_(0, row, each.double())
     oracle.assert_close(gradient, truth[1], summed.to(dtype))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_many_targets_of_a_row_add_up_in_one_order(backend: str, threads: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    E = 3 * 2**16  # torch adds up so many on several threads
+    z, targets, w = torch.randn(5, 4, generator=generator), torch.randint(0, 4, (E,)), torch.rand(E)
+    offsets = torch.tensor([0, 3, 3, E - 1, E, E])
+    found = []
+    for number in (1, 2, 4):
+        threads(number)
+        logits = z.clone().requires_grad_()
+        loss = cross_entropy(logits, targets, token_weight=w, target_offsets=offsets, backend=backend)
+        assert isinstance(loss, Tensor)
+        found.append((loss.detach(), *torch.autograd.grad(loss, logits)))
+    assert all(torch.equal(a, b) for one in found for a, b in zip(one, found[0], strict=True))
 
 
 @every_backend

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mrtkern._groups import IdGroups
 from mrtkern.ops.cross_entropy.problem import Options, Problem, Rows
 
 
@@ -58,11 +59,12 @@ def forward(
     none = z.new_empty(0)
     best = logits_argmax(logits) if wants_details else none.long()  # before the gradient, which may replace them
     if gradient is not None:
-        a = z.new_zeros(T).index_add_(0, rows, w)
+        has_one = target_offsets is None  # per row; otherwise what a cell gets is summed before it is added
+        a = z.new_zeros(T).index_copy_(0, rows, IdGroups(None if has_one else rows).sums(w))
         du = (a * (1 + 2 * z_loss * lse))[:, None] * p
         if smoothing:
             du -= (a * smoothing / V)[:, None]
-        du.index_put_((rows, y), (smoothing - 1) * w, accumulate=True)
+        du[rows, y] += IdGroups(None if has_one else rows * V + y).sums((smoothing - 1) * w)
         if softcap:
             du *= 1 - torch.tanh(z / softcap).square()
         gradient.copy_(torch.where(in_rows(w != 0, rows, T)[:, None], du, 0))

@@ -65,8 +65,8 @@ class _Shard:
         told = [lse, torch.where(targets < 0, 0, lse + logp), (targets >= 0).double()]
         return torch.stack(told if mean is None else [*told, mean * V, torch.full_like(mean, V)])
 
-    def merge(self, mine: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, int]:
-        """The loss, lse [T'] and classes of the whole vocabulary, from the statistics [3 or 5, T'] of every rank."""
+    def merge(self, mine: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The loss, lse [T'] and number of all classes, from the statistics [3 or 5, T'] of every rank."""
         everyone = mine.new_empty((dist.get_world_size(self.group), *mine.shape))  # [ranks, 3 or 5, T']
         dist.all_gather(list(everyone), mine.contiguous(), group=self.group)
         lse = everyone[:, 0].logsumexp(0)
@@ -80,15 +80,15 @@ class _Shard:
                 f"{self.op}: targets must each be a class of exactly one rank, got {int(targets[t])} at position {t}, "
                 f"which {int(owners[i])} have"
             )
-        each, classes, smoothing = lse - everyone[:, 1].sum(0), 0, self.options.label_smoothing
+        each, classes, smoothing = lse - everyone[:, 1].sum(0), None, self.options.label_smoothing
         if smoothing and len(lse):
             total, num_classes = everyone[:, 3:].sum(0)  # [T'] each
-            each, classes = (1 - smoothing) * each + smoothing * (lse - total / num_classes), int(num_classes[0])
+            each, classes = (1 - smoothing) * each + smoothing * (lse - total / num_classes), num_classes[0]
         each = each + self.options.z_loss * lse**2
         loss = (self.given.weight * each).sum().to(self.given.weight.dtype)
         return loss if may_wait else torch.where(is_bad.any(), torch.nan, loss), lse, classes
 
-    def whole(self, classes: int) -> dict[str, Any]:
+    def whole(self, classes: Tensor | None) -> dict[str, Any]:
         """What the gradient of a part of the classes must know of the others, beside their lse."""
         return {"z_loss": self.options.z_loss, "label_smoothing": self.options.label_smoothing, "classes": classes}
 

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 
-from mrtkern import _check, cross_entropy, linear_log_prob
+from mrtkern import (
+    _check,
+    cross_entropy,
+    linear_log_prob,
+    vocabulary_parallel_cross_entropy,
+    vocabulary_parallel_linear_cross_entropy,
+)
 from mrtkern.details import LossDetails
 from mrtkern.loss import NORMALIZATIONS, response_weights
 from mrtkern.ops.linear_cross_entropy import problem as sizes
@@ -119,6 +128,27 @@ def test_log_probs_never_wait_for_the_device(backend: str) -> None:
     assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))
 
 
+@every_device_backend
+def test_losses_of_a_split_vocabulary_never_wait_for_the_device(backend: str, tmp_path: Path) -> None:
+    inputs = Problem(9, 6, 20, *F32, ignored=0.4, needs=(True, True, False)).make_inputs()
+    z = torch.randn(9, 20, requires_grad=True, generator=torch.Generator().manual_seed(0))
+
+    def step() -> list[torch.Tensor]:
+        options: dict[str, Any] = {"first_class": 0, "group": dist.group.WORLD, "backend": backend, **OPTIONS["all"]}
+        head = vocabulary_parallel_linear_cross_entropy(**inputs, **options)
+        logits = vocabulary_parallel_cross_entropy(z, inputs["targets"], **options)
+        return [head, *torch.autograd.grad(head, leaves(inputs)), logits, *torch.autograd.grad(logits, z)]
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        expected = step()
+        with waiting.refused():
+            found = step()
+    finally:
+        dist.destroy_process_group()
+    assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))
+
+
 @pytest.mark.parametrize("normalize", NORMALIZATIONS)
 def test_weights_never_wait_for_the_device(normalize: str) -> None:
     targets, offsets, prompt = torch.randint(0, 9, (12,)), torch.tensor([0, 3, 3, 8, 12]), torch.tensor([2, 2, 0, 2])
@@ -176,7 +206,7 @@ def test_parts_of_the_classes_are_those_of_the_reference(softcap: float) -> None
     gradients = []
     for module in (triton, reference):
         dz = z.clone()
-        rest = {"z_loss": 1e-2, "lse": lse, "label_smoothing": 0.1, "classes": 90}
+        rest = {"z_loss": 1e-2, "lse": lse, "label_smoothing": 0.1, "classes": torch.tensor(90.0).double()}
         module.log_probs_backward(dz, targets, cap, w, None, **rest)
         gradients.append(dz)
     oracle.assert_summed(gradients[0], gradients[1].double(), 4 * steps, 3.0)

@@ -66,7 +66,7 @@ def log_probs(z: Tensor, targets: Tensor, cap: Cap, wants_mean: bool = False) ->
 
 def log_probs_backward(
     z: Tensor, targets: Tensor, cap: Cap, w: Tensor, c: Tensor | None, *, z_loss: float = 0.0,
-    lse: Tensor | None = None, label_smoothing: float = 0.0, classes: int = 0,
+    lse: Tensor | None = None, label_smoothing: float = 0.0, classes: Tensor | None = None,
 ) -> None:  # fmt: skip
     """z [C, V] becomes the gradient of sum_t w_t (z_loss lse_t^2 - logp_t) + c_t H_t, or of a part of the classes."""
     _rows(
@@ -77,7 +77,7 @@ def log_probs_backward(
 
 def _rows(
     z: Tensor, targets: Tensor, cap: Cap, w: Tensor, *, c: Tensor | None = None, z_loss: float = 0.0,
-    lse: Tensor | None = None, label_smoothing: float = 0.0, classes: int = 0, gradient: int = 0,
+    lse: Tensor | None = None, label_smoothing: float = 0.0, classes: Tensor | None = None, gradient: int = 0,
     out: Sequence[int] = (0,) * 5,
 ) -> None:  # fmt: skip
     """One call of the kernel, with one target per row."""
@@ -86,6 +86,6 @@ def _rows(
     _C.cross_entropy_rows(
         z.data_ptr(), gradient, cross_entropy.DTYPES[z.dtype], len(z), z.shape[1], z.stride(0), z.stride(0),
         targets.data_ptr(), 0, NO_TARGET, w.data_ptr(), 0.0, 0 if c is None else c.data_ptr(), label_smoothing, z_loss,
-        cap.softcap, 1 / cap.temperature, classes, list(out), 0 if lse is None else lse.data_ptr(),
-        torch.get_num_threads(),
+        cap.softcap, 1 / cap.temperature, 0 if classes is None else int(classes), list(out),
+        0 if lse is None else lse.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip

@@ -64,12 +64,12 @@ def log_probs(z: Tensor, targets: Tensor, cap: Cap, wants_mean: bool = False) ->
 
 def log_probs_backward(
     z: Tensor, targets: Tensor, cap: Cap, w: Tensor, c: Tensor | None, *, z_loss: float = 0.0,
-    lse: Tensor | None = None, label_smoothing: float = 0.0, classes: int = 0,
+    lse: Tensor | None = None, label_smoothing: float = 0.0, classes: Tensor | None = None,
 ) -> None:  # fmt: skip
     """z [C, V] becomes the gradient of sum_t w_t (z_loss lse_t^2 - logp_t) + c_t H_t.
 
     lse [C] is given where z has a part of the classes: targets among the others are negative then, and c is None;
-    logp becomes (1 - label_smoothing) logp + label_smoothing (mean of u over all classes - lse).
+    logp becomes (1 - label_smoothing) logp + label_smoothing (mean of u over all classes - lse), as many as `classes`.
     """
     x = wide(z)
     tanh = torch.tanh(x / cap.softcap) if cap.softcap else x.new_zeros(1)
@@ -83,7 +83,7 @@ def log_probs_backward(
         finite = log_p.clamp(min=torch.finfo(u.dtype).min)  # p log p is 0 where p is
         entropy = -(p * finite).sum(1)
         du -= c[:, None] * p * (finite + entropy[:, None])
-    if label_smoothing:
+    if label_smoothing and classes is not None:
         du -= (w * label_smoothing / classes)[:, None]
     own = torch.where(targets >= 0, (label_smoothing - 1) * w, 0)
     du.scatter_add_(1, targets.clamp(0, z.shape[1] - 1)[:, None], own[:, None])

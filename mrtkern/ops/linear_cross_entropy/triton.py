@@ -67,7 +67,7 @@ def log_probs(z: Tensor, targets: Tensor, cap: Cap, wants_mean: bool = False) ->
 
 def log_probs_backward(
     z: Tensor, targets: Tensor, cap: Cap, w: Tensor, c: Tensor | None, *, z_loss: float = 0.0,
-    lse: Tensor | None = None, label_smoothing: float = 0.0, classes: int = 0,
+    lse: Tensor | None = None, label_smoothing: float = 0.0, classes: Tensor | None = None,
 ) -> None:  # fmt: skip
     """z [C, V] becomes the gradient of sum_t w_t (z_loss lse_t^2 - logp_t) + c_t H_t, or of a part of the classes."""
     cross_entropy.launch(
@@ -85,5 +85,5 @@ SIGNATURES = (
         "bf16, log-probabilities, any address", "bf16", 50257, aligned=False, has_wide_loads=False, **LOGPROBS
     ),
     cross_entropy.signature("bf16, their gradient", "bf16", 128256, takes="ENTROPY_WEIGHT", cap=SCALED.value),
-    cross_entropy.signature("bf16, a part of the classes", "bf16", 128256, takes="GIVEN_LSE"),
+    cross_entropy.signature("bf16, a part of the classes", "bf16", 128256, takes="GIVEN_LSE CLASSES"),
 )

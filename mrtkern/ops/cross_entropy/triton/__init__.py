@@ -83,14 +83,15 @@ def is_aligned(logits: Tensor) -> bool:
 
 def launch(
     logits: Tensor, targets: Tensor, target_offsets: Tensor | None, weight: Tensor, options: Options, *,
-    scale: float = 1.0, classes: int = 0, gradient: Tensor | None = None, entropy_weight: Tensor | None = None,
-    given_lse: Tensor | None = None, nll: Tensor | None = None, weighted: Tensor | None = None,
-    entropy: Tensor | None = None, best: Tensor | None = None, lse: Tensor | None = None,
+    scale: float = 1.0, gradient: Tensor | None = None, entropy_weight: Tensor | None = None,
+    given_lse: Tensor | None = None, classes: Tensor | None = None, nll: Tensor | None = None,
+    weighted: Tensor | None = None, entropy: Tensor | None = None, best: Tensor | None = None,
+    lse: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """The losses of rows [T], float32. What is given as a tensor from `gradient` on is read, from `nll` on written.
 
     weight [targets] float32, of any stride. u = scale cap(z). With given_lse [T] float64, that of a row of which the
-    logits are a part, negative targets are among the other classes, all of which are `classes`.
+    logits are a part, negative targets are among the other classes; all together are `classes`, 0-d float64.
     """
     T, V = logits.shape
     losses = torch.empty(T, dtype=torch.float32, device=logits.device)
@@ -106,7 +107,7 @@ def launch(
     with _triton.on(logits.device):
         rows_kernel[(T,)](
             logits, gradient, targets, target_offsets, weight, entropy_weight, given_lse, losses, nll, weighted,
-            entropy, best, lse, slope, V, classes or V, targets.shape[0], logits.stride(0),
+            entropy, best, lse, slope, classes, V, targets.shape[0], logits.stride(0),
             0 if gradient is None else gradient.stride(0), weight.stride(0), ignore_index, smoothing, z_loss,
             1 / softcap if softcap else 0.0, scale * (softcap or 1.0), **constants, **tile.blocks, **tile.options,
         )  # fmt: skip
@@ -166,15 +167,15 @@ def signature(
     pointers = {
         "Z": dtype, "G": dtype, "TARGETS": "i64", "OFFSETS": "i64", "WEIGHT": "fp32", "ENTROPY_WEIGHT": "fp32",
         "GIVEN_LSE": "fp64", "LOSS": "fp32", "NLL": "fp32", "WEIGHTED": "fp32", "ENTROPY": "fp32", "BEST": "i64",
-        "LSE": "fp64", "SLOPE": "fp32",
+        "LSE": "fp64", "SLOPE": "fp32", "CLASSES": "fp64",
     }  # fmt: skip
     given = {"Z", "TARGETS", "WEIGHT", "LOSS", *gives.split(), *takes.split()}
     types = {name: f"*{kind}" for name, kind in pointers.items() if name in given}
-    sizes = ("V", "z_stride", "g_stride", "classes", "num_targets", "weight_stride", "ignore_index")
+    sizes = ("V", "z_stride", "g_stride", "num_targets", "weight_stride", "ignore_index")
     types |= dict.fromkeys(sizes, "i32") | dict.fromkeys(("smoothing", "z_loss", "cap_in", "cap_out"), "fp32")
     has_offsets = "OFFSETS" in given
     constants = dict.fromkeys(set(pointers) - given) | {
-        "CAP": cap, "HAS_SMOOTHING": has_offsets, "BLOCK_E": BLOCK_E if has_offsets else 1
+        "CAP": cap, "HAS_SMOOTHING": has_offsets or "CLASSES" in given, "BLOCK_E": BLOCK_E if has_offsets else 1
     }  # fmt: skip
     is_plain = aligned and cap != CAPPED.value and not given & {"ENTROPY", "ENTROPY_WEIGHT", "OFFSETS"}
 

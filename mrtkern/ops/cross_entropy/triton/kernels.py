@@ -326,11 +326,11 @@ def _gradient(
 @triton.jit
 def rows_kernel(
     Z, G, TARGETS, OFFSETS, WEIGHT, ENTROPY_WEIGHT, GIVEN_LSE, LOSS, NLL, WEIGHTED, ENTROPY, BEST, LSE, SLOPE,
-    V, classes, num_targets, z_stride, g_stride, weight_stride, ignore_index, smoothing, z_loss, cap_in, cap_out,
+    CLASSES, V, num_targets, z_stride, g_stride, weight_stride, ignore_index, smoothing, z_loss, cap_in, cap_out,
     CAP: tl.constexpr, HAS_SMOOTHING: tl.constexpr, IS_ONE_TILE: tl.constexpr,
     REPEAT: tl.constexpr, THREADS: tl.constexpr, VECTOR: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
-    """Row t. Pointers that are None are not wanted, or not given. classes: V, or those that the row has a part of."""
+    """Row t. Pointers that are None are not wanted, or not given. CLASSES: how many, where a row has a part."""
     HAS_PART: tl.constexpr = GIVEN_LSE is not None
     HAS_TILT: tl.constexpr = ENTROPY_WEIGHT is not None
     WANTS_ROW: tl.constexpr = NLL is not None
@@ -352,6 +352,7 @@ def rows_kernel(
         )  # fmt: skip
         log_s = tl.log(s)
         factor = (mass * (1.0 + 2.0 * z_loss * (m + log_s)) + h * tilted / s) / s
+        classes = V if CLASSES is None else tl.load(CLASSES).to(tl.float32)
         tilt, constant = -h / s, mass * smoothing / classes
         loss = _targets(
             Z, V, begin, end, TARGETS, WEIGHT, weight_stride, ignore_index, NLL, WEIGHTED, SLOPE, m, log_s, mean,

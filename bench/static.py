@@ -101,7 +101,7 @@ def hot_loops(lines: Iterable[str], label: str, jump: str, opcode: str) -> tuple
     """
     labels: dict[str, int] = {}
     opcodes: list[str] = []
-    spans: list[tuple[int, int]] = []
+    ends: dict[int, int] = {}  # begin of a loop -> its end: the last of the jumps there
     for line in lines:
         if found := re.match(label, line):
             labels[found[1]] = len(opcodes)
@@ -109,7 +109,8 @@ def hot_loops(lines: Iterable[str], label: str, jump: str, opcode: str) -> tuple
             opcodes.append(found[1])
             target = re.search(jump, line)
             if target and labels.get(target[1], len(opcodes)) < len(opcodes) - 1:
-                spans.append((labels[target[1]], len(opcodes)))
+                ends[labels[target[1]]] = len(opcodes)
+    spans = list(ends.items())
     inner = [a for a in spans if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in spans)]
     loops = [opcodes[begin:end] for begin, end in inner]
     most = max((loaded(loop).total() for loop in loops), default=0)

@@ -123,8 +123,8 @@ LARGE = {
     },
     4: dict.fromkeys(SHARED, Launch(128, 128, 16, 8, 2)),
 }
-# Tiles of 16-bit products that are consumed and not stored: small enough for two programs on a multiprocessor, so that
-# one's epilogue hides behind the other's products, which are short (hundreds of features).
+# Tiles of 16-bit products that are consumed and not just stored: small enough for two programs on a multiprocessor, if
+# threads do with 128 registers, so that one's epilogue hides behind the other's products, which are short.
 CONSUMED = {
     "sm_80": Launch(128, 128, 32, 8, 4),
     "sm_86": Launch(128, 128, 32, 8, 3),
@@ -137,9 +137,11 @@ CONSUMERS = (("sm_80", "gfx942"), ("sm_90", "sm_100"), ("sm_120",))  # targets w
 SMALL = {2: Launch(64, 64, 64, 4, 3), 4: Launch(64, 64, 16, 4, 2)}
 
 
-def product_launch(arch: str, dtype: torch.dtype, M: int, N: int, B: int = 1, programs: int = 1) -> Launch:
+def product_launch(
+    arch: str, dtype: torch.dtype, M: int, N: int, B: int = 1, programs: int = 1, is_stored: bool = True
+) -> Launch:
     """The tile of B products of [M, D] and [N, D]: the large one where there are enough for `programs` at once."""
-    large = LARGE[dtype.itemsize][arch]
+    large = LARGE[dtype.itemsize][arch] if is_stored or dtype.itemsize == 4 else CONSUMED[arch]
     return large if B * large.tiles(M, N) >= programs else SMALL[dtype.itemsize]
 
 

@@ -174,6 +174,38 @@ def test_a_matrix_with_itself_is_what_it_is_with_a_copy_of_itself(device: str) -
 
 
 @every_device
+@every_metric
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("sizes", [(40, 70), (30, 13)])  # tiles of more than one program, groups in registers
+def test_two_rows_have_one_score_whichever_comes_first(
+    sizes: tuple[int, int], dtype: torch.dtype, metric: str, device: str
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.randn(sum(sizes), 40, generator=generator) * torch.rand(sum(sizes), 1, generator=generator)).to(dtype)
+    x, offsets = on(device, x, torch.tensor([0, sizes[0], sum(sizes)]))
+    s = similarity(x, metric=metric, offsets=offsets, backend="triton")
+    groups = [part.view(n, n) for part, n in zip(s.split([n * n for n in sizes]), sizes, strict=True)]
+    assert all(torch.equal(group, group.T) for group in groups)
+    a, b = x.split(sizes)
+    there, back = similarity(a, b, metric=metric, backend="triton"), similarity(b, a, metric=metric, backend="triton")
+    assert torch.equal(there, back.T)
+
+
+@every_device
+@pytest.mark.parametrize("rows", [5, 40])
+def test_products_and_distances_may_overflow(rows: int, device: str) -> None:
+    x = torch.full((rows, 3), 1e30)
+    x[1] *= -1
+    is_one = torch.arange(rows) == 1
+    is_other = is_one[:, None] != is_one[None, :]
+    x, offsets = on(device, x, torch.tensor([0, rows]))
+    products = similarity(x, metric="dot", offsets=offsets, backend="triton").cpu().view(rows, rows)
+    assert torch.equal(products, torch.where(is_other, -torch.inf, torch.inf))
+    near = similarity(x, metric="rbf", offsets=offsets, backend="triton").cpu().view(rows, rows)
+    assert torch.equal(near, torch.where(is_other, 0.0, 1.0))
+
+
+@every_device
 @pytest.mark.parametrize(("x", "y"), [((0, 4), (3, 4)), ((3, 4), (0, 4)), ((3, 0), (2, 0)), ((0, 3, 4), (0, 2, 4))])
 def test_empty_sizes_work(x: tuple[int, ...], y: tuple[int, ...], device: str) -> None:
     a, b = torch.ones(x, device=device, requires_grad=True), torch.ones(y, device=device)

@@ -66,6 +66,13 @@ def test_the_innermost_loops_that_load_are_the_hot_ones() -> None:
     assert hot == ["LDG.E.128", "FADD", "BRA"]
 
 
+def test_a_loop_that_goes_on_from_two_places_is_one_loop() -> None:
+    text = [".L_loop:", "LDG.E.128", "BRA .L_loop", "LDG.E", "BRA .L_loop", "EXIT"]
+    assert static.hot_loops(text, r"\.(L_\w+):", r"BRA \.(L_\w+)", r"([A-Z.0-9]+)")[1] == [
+        "LDG.E.128", "BRA", "LDG.E", "BRA",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("opcodes", "share"),
     [

@@ -7,7 +7,7 @@ Writes s, dx, dy in the type of x.
 Idea   the copy is aligned, padded and near 1, so that any input meets one fast tile loop; groups of up to 32 rows skip
        it and are multiplied where they lie.
 Sums   float32 in one fixed order per number: the same bits on every run. 16-bit products on tensor cores, in gradients
-       as tf32 in two parts; float32 products as float32.
+       with weights in three parts of bfloat16 or two of tf32; float32 products as float32.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 from mrtkern import _triton
 from mrtkern.ops.similarity.problem import COSINES, Problem
 from mrtkern.ops.similarity.triton.kernels import project_rows, pull_rows, scale_rows, score_groups, score_tiles
-from mrtkern.ops.similarity.triton.signatures import GROUPS, OPTIONS, PULL, ROWS, SIGNATURES
+from mrtkern.ops.similarity.triton.signatures import GROUPS, ROWS, SIGNATURES, has_parts, pull_launch, row_launch
 
 __all__ = ["SIGNATURES", "backward", "forward", "memory", "why_not"]
 
@@ -69,7 +69,7 @@ class Rows:
         inverse, exponent = x.new_empty((2, T), dtype=torch.float32), x.new_empty(T, dtype=torch.int32)
         scale_rows[(triton.cdiv(T, ROWS["BLOCK_T"]),)](
             x, values, inverse, exponent, T, max(M, 1), D, E, *x.stride(), *values.stride(),
-            IS_COSINE=metric in COSINES, **ROWS, **OPTIONS,
+            IS_COSINE=metric in COSINES, **ROWS, **row_launch(_triton.arch(x.device)).options,
         )  # fmt: skip
         return cls(values, inverse, exponent)
 
@@ -167,7 +167,7 @@ def _score_tiles(a: Rows, b: Rows, groups: Groups, metric: str, gamma: float, s:
     """Scores, or with `grad` its product with the slope of the metric."""
     x, y = a.values, b.values
     is_rbf, arch, programs = metric == "rbf", _triton.arch(x.device), _triton.multiprocessors(x.device)
-    launch = _triton.product_launch(arch, x.dtype, groups.M, groups.N, groups.B, programs)
+    launch = _triton.product_launch(arch, x.dtype, groups.M, groups.N, groups.B, programs, is_stored=grad is None)
     # Float32 tiles are summed from registers, where descriptors only add to the pressure.
     is_described = not is_rbf and x.element_size() == 2 and _triton.can_describe(x) and _triton.can_describe(y)
     if is_rbf or (x.element_size() == 2 and arch in _triton.DESCRIPTORS and not is_described):
@@ -193,23 +193,24 @@ def _pull(
     """Gradient of the rows x behind a, which met b with weights w."""
     T, E = a.values.shape
     D = x.shape[-1]
-    block_m, block_n, block_d = PULL[x.element_size()]
+    arch = _triton.arch(x.device)
+    launch = pull_launch(x.dtype, is_self)(arch)
     if groups.offsets is None:
-        tiles = groups.B * triton.cdiv(groups.M, block_m)
+        tiles = groups.B * triton.cdiv(groups.M, launch.BLOCK_M)
     else:
-        tiles = T // block_m + groups.B  # at most: counting them would make the host wait
+        tiles = T // launch.BLOCK_M + groups.B  # at most: counting them would make the host wait
     strides = (1, groups.M) if is_turned else (groups.N, 1)
     g = w.new_empty((T, E), dtype=torch.float32)
-    has_tf32 = x.dtype != torch.float32 and not _triton.arch(x.device).startswith("gfx")
-    pull_rows[(tiles, triton.cdiv(E, block_d))](
-        w, a.values, b.values, b.inverse, g, *groups.tables(block_m, None),
+    pull_rows[(tiles, triton.cdiv(E, launch.BLOCK_D))](
+        w, a.values, b.values, b.inverse, g, *groups.tables(launch.BLOCK_M, None),
         groups.B, groups.M, groups.N, E, b.values.shape[0], *strides, *a.values.stride(), *b.values.stride(),
         0.5 if metric == "shifted_cosine" else 1.0,
-        IS_PACKED=groups.offsets is not None, IS_SELF=is_self, IS_RBF=metric == "rbf", HAS_TF32=has_tf32,
-        BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_D=block_d, **OPTIONS,
+        IS_PACKED=groups.offsets is not None, IS_SELF=is_self, IS_RBF=metric == "rbf",
+        HAS_PARTS=has_parts(x.dtype, arch), **launch.blocks, **launch.options,
     )  # fmt: skip
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     project_rows[(triton.cdiv(T, ROWS["BLOCK_T"]),)](
-        g, a.values, a.inverse, a.exponent, dx, T, D, E, IS_COSINE=metric in COSINES, **ROWS, **OPTIONS
-    )
+        g, a.values, a.inverse, a.exponent, dx, T, D, E,
+        IS_COSINE=metric in COSINES, **ROWS, **row_launch(arch).options,
+    )  # fmt: skip
     return dx

@@ -66,6 +66,28 @@ def times(v, high, low):
 
 
 @triton.jit
+def relative(high, low):
+    """low / high, 0 where both are."""
+    return tl.where(high == 0, 0.0, low / high)
+
+
+@triton.constexpr_function
+def is_wide(metric, scores):
+    """Whether scores behind this pointer are cosines in float32; 16 bits hide roundings, others have no lengths."""
+    return metric not in ("dot", "rbf") and scores.dtype.element_ty == tl.float32
+
+
+@triton.jit
+def between(c, high_x, low_x, high_y, low_y, IS_WIDE: tl.constexpr):
+    """c / (|x| |y|), the same bits when x and y change places; with IS_WIDE rounded about once."""
+    both = high_x * high_y
+    if not IS_WIDE:
+        return c * both
+    x, y = tl.broadcast_to(high_x, c.shape), tl.broadcast_to(high_y, c.shape)
+    return times(c, both, tl.fma(both, relative(high_x, low_x) + relative(high_y, low_y), tl.fma(x, y, -both)))
+
+
+@triton.jit
 def lengths(INVERSE, t, T, mask):
     """The inverse lengths of rows t, which are kept as two float32."""
     return tl.load(INVERSE + t, mask=mask, other=0.0), tl.load(INVERSE + T + t, mask=mask, other=0.0)
@@ -185,10 +207,11 @@ def score_tiles(
             x, y = X + first_x * stride_x, Y + first_y * stride_y
             c = product(x, y, m, n, rows, columns, D, stride_x, stride_y, BLOCK_M, BLOCK_N, BLOCK_D)
         is_m, is_n = m + tl.arange(0, BLOCK_M) < rows, n + tl.arange(0, BLOCK_N) < columns
-        high, low = lengths(INVERSE_X, first_x + m + tl.arange(0, BLOCK_M), T_X, is_m)
-        c = times(c, high[:, None], low[:, None])
-        high, low = lengths(INVERSE_Y, first_y + n + tl.arange(0, BLOCK_N), T_Y, is_n)
-        c = measured(times(c, high[None, :], low[None, :]), gamma, METRIC)
+        high_x, low_x = lengths(INVERSE_X, first_x + m + tl.arange(0, BLOCK_M), T_X, is_m)
+        high_y, low_y = lengths(INVERSE_Y, first_y + n + tl.arange(0, BLOCK_N), T_Y, is_n)
+        IS_WIDE: tl.constexpr = is_wide(METRIC, S) and not HAS_GRAD
+        c = between(c, high_x[:, None], low_x[:, None], high_y[None, :], low_y[None, :], IS_WIDE)
+        c = measured(c, gamma, METRIC)
         at = cell + (m + tl.arange(0, BLOCK_M)).to(tl.int64)[:, None] * columns + (n + tl.arange(0, BLOCK_N))[None, :]
         is_inside = is_m[:, None] & is_n[None, :]
         if HAS_GRAD:
@@ -237,18 +260,33 @@ def score_groups(
         if METRIC == "dot":
             c = tl.where((bad[:, None] > 0) | (bad[None, :] > 0), float("nan"), c)
         else:
-            high, low = parts(inverse_length(square.to(tl.float64), bad > 0))
-            c = times(times(c, high[:, None], low[:, None]), high[None, :], low[None, :])
+            inverse = inverse_length(square, bad > 0)
+            c *= inverse[:, None] * inverse[None, :]  # the same bits on both sides of the diagonal
         c = measured(c, 1.0, METRIC)
         at = tl.load(CELLS + b) + i[:, None] * rows + i[None, :]
         tl.store(S + at, c.to(S.dtype.element_ty), mask=is_row & (i < rows)[None, :])
 
 
 @triton.jit
+def add_product(g, w, v):
+    """g + w v for 16-bit v. w is cut into parts that matrix units hold: three of bfloat16, or two of tf32."""
+    IS_BF16: tl.constexpr = v.dtype == tl.bfloat16
+    KEPT: tl.constexpr = -65536 if IS_BF16 else -8192  # the bits of a float32 that such a part has
+    for _ in tl.static_range(3 if IS_BF16 else 2):
+        part = (w.to(tl.int32, bitcast=True) & KEPT).to(tl.float32, bitcast=True)
+        if IS_BF16:
+            g = tl.dot(part.to(tl.bfloat16), v, g)
+        else:
+            g = tl.dot(part, v.to(tl.float32), g, input_precision="tf32")
+        w -= part
+    return g
+
+
+@triton.jit
 def pull_rows(
     W, X, Y, INVERSE_Y, G, OFFSETS, TILES, CELLS, B, M, N, E, T, stride_wm, stride_wn,
     stride_xt, stride_xd, stride_yt, stride_yd, factor,
-    IS_PACKED: tl.constexpr, IS_SELF: tl.constexpr, IS_RBF: tl.constexpr, HAS_TF32: tl.constexpr,
+    IS_PACKED: tl.constexpr, IS_SELF: tl.constexpr, IS_RBF: tl.constexpr, HAS_PARTS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """G [T, E] = factor sum_n w_mn y_n / |y_n|, w with its transpose where rows meet themselves; rbf: of x_m - y_n."""
@@ -281,15 +319,13 @@ def pull_rows(
             turned = tl.load(W + cell + at_n[None, :] * stride_wm + at_m[:, None] * stride_wn, mask=mask, other=0.0)
             w += turned.to(tl.float32)
         total += tl.sum(w, 1)
-        v = tl.load(y + at_n[:, None] * stride_yt, mask=is_n[:, None] & is_d, other=0.0).to(tl.float32)
-        if HAS_TF32:  # v is exact in tf32, w in two parts
+        v = tl.load(y + at_n[:, None] * stride_yt, mask=is_n[:, None] & is_d, other=0.0)
+        if HAS_PARTS:
             w *= tl.load(INVERSE_Y + first_y + at_n, mask=is_n, other=0.0)[None, :]
-            high = (w.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
-            g = tl.dot(high, v, g, input_precision="tf32")
-            g = tl.dot(w - high, v, g, input_precision="tf32")
+            g = add_product(g, w, v)
         else:
             high, low = lengths(INVERSE_Y, first_y + at_n, T, is_n)
-            v = times(v, high[:, None], low[:, None])
+            v = times(v.to(tl.float32), high[:, None], low[:, None])
             g = tl.dot(w, v, g, input_precision="ieee")
     t = (first_x + at_m)[:, None]
     if IS_RBF:
@@ -312,16 +348,17 @@ def project_rows(
     along = tl.zeros((BLOCK_T,), tl.float32)
     if IS_COSINE:
         for d in tl.range(0, D, BLOCK_D):
-            mask = is_t[:, None] & (d + steps < D)[None, :]
+            mask = is_t[:, None] & (d + steps < E)[None, :]  # beyond D there are zeros
             at = t[:, None] * E + (d + steps)[None, :]
             a = times(tl.load(A + at, mask=mask, other=0.0).to(tl.float32), high, low)
             along += tl.sum(a * tl.load(G + at, mask=mask, other=0.0), 1)
     for d in tl.range(0, D, BLOCK_D):
-        mask = is_t[:, None] & (d + steps < D)[None, :]
+        mask = is_t[:, None] & (d + steps < E)[None, :]
         at = t[:, None] * E + (d + steps)[None, :]
         g = tl.load(G + at, mask=mask, other=0.0)
         if IS_COSINE:
             a = times(tl.load(A + at, mask=mask, other=0.0).to(tl.float32), high, low)
             g -= a * along[:, None]
         g = scaled(times(g, high, low), e)
-        tl.store(DX + t[:, None] * D + (d + steps)[None, :], g.to(DX.dtype.element_ty), mask=mask)
+        out = DX + t[:, None] * D + (d + steps)[None, :]
+        tl.store(out, g.to(DX.dtype.element_ty), mask=is_t[:, None] & (d + steps < D)[None, :])

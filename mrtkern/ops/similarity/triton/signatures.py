@@ -1,116 +1,189 @@
-"""What the offline report builds of similarity's kernels: aligned and unaligned inputs of each width."""
+"""How similarity's kernels are launched, and what the offline report builds of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
-from mrtkern import _triton
-from mrtkern._triton import Signature
+from mrtkern import _triton, _triton_rows
+from mrtkern._triton import Launch, Signature
 from mrtkern.ops.similarity.triton import kernels
 
-OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
+FUSED = {"enable_fp_fusion": True}
 ROWS = {"BLOCK_T": 8, "BLOCK_D": 128}
+row_launch = _triton_rows.threads(128)  # 8 numbers of a block of rows to a thread: 16 bytes of 16-bit types
 GROUPS = {  # (rows of a group at most, bytes of a feature) -> launch of one program
-    (16, 2): {"BLOCK_D": 64, "num_warps": 1, "num_stages": 3, "enable_fp_fusion": True},
-    (32, 2): {"BLOCK_D": 64, "num_warps": 4, "num_stages": 3, "enable_fp_fusion": True},
-    (16, 4): {"BLOCK_D": 32, "num_warps": 1, "num_stages": 3, "enable_fp_fusion": True},
-    (32, 4): {"BLOCK_D": 32, "num_warps": 4, "num_stages": 3, "enable_fp_fusion": True},
+    (16, 2): {"BLOCK_D": 64, "num_warps": 1, "num_stages": 3, **FUSED},
+    (32, 2): {"BLOCK_D": 64, "num_warps": 2, "num_stages": 3, **FUSED},
+    (16, 4): {"BLOCK_D": 32, "num_warps": 1, "num_stages": 3, **FUSED},
+    (32, 4): {"BLOCK_D": 32, "num_warps": 4, "num_stages": 3, **FUSED},
 }
 PULL = {2: (64, 64, 64), 4: (64, 32, 32)}  # BLOCK_M, BLOCK_N, BLOCK_D of pull_rows by bytes of a feature
-WIDTHS = {2: torch.bfloat16, 4: torch.float32}
-LONG, INT, REAL = "*i64", "i32", "*fp32"
+INT, REAL = "i32", "*fp32"
+TABLES = dict.fromkeys(("OFFSETS", "TILES", "CELLS"), "*i64")
+NONE: dict[str, Any] = dict.fromkeys(TABLES)  # where there are no groups
+NVIDIA, AMD = _triton.TARGETS[:-1], _triton.TARGETS[-1:]
 
 
-def _rows(name: str) -> Iterator[Signature]:
-    """On gfx942 a wave of 64 leaves each thread 4 numbers of a block, fewer than 16 bytes of 16-bit rows."""
-    sizes = dict.fromkeys(("T", "M", "D", "E", "stride_b", "stride_m", "stride_at"), INT)
+def has_parts(dtype: torch.dtype, arch: str) -> bool:
+    """Whether matrix units hold these features as they are, so that gradients are products of parts of the weights."""
+    return dtype == torch.bfloat16 or (dtype == torch.float16 and not arch.startswith("gfx"))
+
+
+def pull_launch(dtype: torch.dtype, is_self: bool) -> Callable[[str], Launch]:
+    """Weights that are read twice, or cut into parts, take the registers of twice as many threads."""
+    threads = 128 if dtype == torch.float32 and not is_self else 256
+    return lambda arch: Launch(*PULL[dtype.itemsize], _triton.num_warps(arch, threads), 2 if arch in AMD else 3)
+
+
+def _scaled(name: str, label: str, aligned: tuple[str, ...], is_wide: bool, by_feature: bool = False) -> Signature:
+    """by_feature: a copy for rbf, without lengths."""
+    sizes = dict.fromkeys(("T", "M", "D", "E", "stride_b", "stride_m", "stride_at", "stride_ad"), INT)
     types = {"X": f"*{name}", "A": f"*{name}", "INVERSE": REAL, "EXPONENT": "*i32", **sizes}
-    constants: dict[str, Any] = {"stride_d": 1, "stride_ad": 1, "IS_COSINE": True, **ROWS}
-    back = {"G": REAL, "DX": f"*{name}", "A": f"*{name}", "INVERSE": REAL, "EXPONENT": "*i32"}
-    back |= dict.fromkeys(("T", "D", "E"), INT)
-    for is_wide, targets in ((True, _triton.TARGETS[:-1]), (False, _triton.TARGETS[-1:])):
-        yield Signature(
-            f"scale_rows {name}", kernels.scale_rows, types, constants,
-            ("X", "A", "D", "E", "stride_b", "stride_m", "stride_at"), OPTIONS, has_wide_loads=is_wide, targets=targets,
-        )  # fmt: skip
-        yield Signature(
-            f"project_rows {name}", kernels.project_rows, back, {"IS_COSINE": True, **ROWS},
-            ("G", "A", "DX", "D", "E"), OPTIONS, has_wide_loads=is_wide, targets=targets,
-        )  # fmt: skip
-    yield Signature(f"scale_rows {name}, unaligned", kernels.scale_rows, types, constants, ("A", "E"), OPTIONS)
+    beside = "stride_at" if by_feature else "stride_ad"
+    constants = {"stride_d": 1, beside: 1, "IS_COSINE": not by_feature, **ROWS}
+    types.pop(beside)
+    return Signature(
+        f"scale_rows {name}{label}", kernels.scale_rows, types, constants, (*aligned, "A", "E"), FUSED, row_launch,
+        has_wide_loads=is_wide,
+    )  # fmt: skip
 
 
-def _tiles(name: str, dtype: torch.dtype) -> Iterator[Signature]:
-    """Rows were copied: they are always aligned, and described where the target has descriptors."""
+def _projected(
+    name: str, label: str, aligned: tuple[str, ...], is_cosine: bool, targets: tuple[str, ...] = _triton.TARGETS
+) -> Signature:
+    """Rows are read from a copy, whose features are padded, so that they are read 16 bytes at a time whatever D is.
+
+    On gfx942 what is read and written in one loop is laid out for the unaligned result.
+    """
+    types = {"G": REAL, "DX": f"*{name}", "A": f"*{name}", "INVERSE": REAL, "EXPONENT": "*i32"}
+    types |= dict.fromkeys(("T", "D", "E"), INT)
+    return Signature(
+        f"project_rows {name}{label}", kernels.project_rows, types, {"IS_COSINE": is_cosine, **ROWS},
+        ("G", "A", "E", *aligned), FUSED, row_launch, has_wide_loads=is_cosine or targets != AMD, targets=targets,
+    )  # fmt: skip
+
+
+def _rows() -> Iterator[Signature]:
+    given = ("X", "D", "stride_b", "stride_m", "stride_at")
+    for name in ("fp32", "bf16"):
+        yield _scaled(name, "", given, True)
+        yield _scaled(name, ", unaligned", ("stride_at",), False)
+        yield _projected(name, "", ("DX", "D"), True)
+    yield _scaled("fp16", " by feature", ("X", "D", "stride_b", "stride_m", "stride_ad"), True, by_feature=True)
+    yield _projected("fp16", ", unaligned", (), True)
+    for targets in (NVIDIA, AMD):
+        yield _projected("fp32", " of rbf, unaligned", (), False, targets)
+
+
+def _tile(
+    dtype: torch.dtype, label: str, arch: str, launch: Launch, *, metric: str = "cosine", grad: str = "",
+    is_packed: bool = False, aligned: tuple[str, ...] = ("S", "N"), has_wide_loads: bool = True,
+) -> Signature:  # fmt: skip
+    """Rows were copied: they are always aligned, and described where the target has descriptors.
+
+    grad: the type of the scores' gradient, which becomes that of the products, in float32.
+    """
+    name, is_rbf = _triton.NAMES[dtype], metric == "rbf"
+    is_described = arch in _triton.DESCRIPTORS and dtype.itemsize == 2 and not is_rbf
     sizes = dict.fromkeys(("B", "M", "N", "D", "T_X", "T_Y", "stride_x", "stride_y", "tiles"), INT)
-    pointers = {"X": f"*{name}", "Y": f"*{name}", "INVERSE_X": REAL, "INVERSE_Y": REAL, "S": f"*{name}"}
-    types = {**pointers, **sizes, "gamma": "fp32"}
-    tables = dict.fromkeys(("OFFSETS", "TILES", "CELLS"))
-    constants: dict[str, Any] = {"METRIC": "cosine", "HAS_GRAD": False, "GRAD": None, "GROUP": 8}
-    for arch in _triton.TARGETS:
-        is_described = arch in _triton.DESCRIPTORS and dtype.itemsize == 2
-        for size, launch in (("", _triton.LARGE[dtype.itemsize][arch]), (" packed", _triton.SMALL[dtype.itemsize])):
-            is_packed = size != ""
-            given = {**types, **(dict.fromkeys(tables, LONG) if is_packed else {})}
-            if is_described:
-                given["X"] = f"tensordesc<{name}[{launch.BLOCK_M}, {launch.BLOCK_D}]>"
-                given["Y"] = f"tensordesc<{name}[{launch.BLOCK_N}, {launch.BLOCK_D}]>"
-            rows = () if is_described else ("X", "Y", "stride_x", "stride_y")
-            chosen = {
-                **constants,
-                **({} if is_packed else tables),
-                "IS_PACKED": is_packed,
-                "IS_DESCRIBED": is_described,
-            }
-            yield Signature(
-                f"score_tiles {name}{size}", kernels.score_tiles, given, {**chosen, **launch.blocks},
-                ("S", "N", "D", *rows), launch.options, has_matrix=dtype.itemsize == 2, targets=(arch,),
-                has_wide_loads=(arch, size, dtype) != ("gfx942", " packed", torch.float32),  # its loads are 8 bytes
-            )  # fmt: skip
-
-
-def _groups(name: str, width: int) -> Iterator[Signature]:
-    types = {"X": f"*{name}", "S": f"*{name}", "OFFSETS": LONG, "CELLS": LONG, "B": INT, "D": INT, "stride_m": INT}
-    for block, launch in ((block, launch) for (block, size), launch in GROUPS.items() if size == width):
-        constants = {"METRIC": "cosine", "BLOCK": block, "stride_d": 1, "BLOCK_D": launch["BLOCK_D"]}
-        options = {name: value for name, value in launch.items() if name != "BLOCK_D"}
-        common: dict[str, Any] = {"options": options, "has_matrix": width == 2}
-        yield Signature(
-            f"score_groups {name} of {block}", kernels.score_groups, types, constants, ("X", "S", "D", "stride_m"),
-            has_wide_loads=True, **common,
-        )  # fmt: skip
-    yield Signature(f"score_groups {name} of {block}, unaligned", kernels.score_groups, types, constants, (), **common)
-
-
-def _pull(name: str, width: int) -> Iterator[Signature]:
-    sizes = dict.fromkeys(("B", "M", "N", "E", "T", "stride_wm", "stride_xt", "stride_yt"), INT)
-    pointers = {"W": f"*{name}", "X": f"*{name}", "Y": f"*{name}", "INVERSE_Y": REAL, "G": REAL}
-    none: dict[str, Any] = dict.fromkeys(("OFFSETS", "TILES", "CELLS"))
+    types = {"X": f"*{name}", "Y": f"*{name}", "INVERSE_X": REAL, "INVERSE_Y": REAL, **sizes, "gamma": "fp32"}
+    types |= {"S": REAL, "GRAD": f"*{grad}"} if grad else {"S": f"*{name}"}
+    types |= TABLES if is_packed else {}
+    if is_described:
+        types["X"] = f"tensordesc<{name}[{launch.BLOCK_M}, {launch.BLOCK_D}]>"
+        types["Y"] = f"tensordesc<{name}[{launch.BLOCK_N}, {launch.BLOCK_D}]>"
     constants = {
-        **none, "stride_wn": 1, "stride_xd": 1, "stride_yd": 1, "IS_PACKED": False, "IS_SELF": False, "IS_RBF": False,
-        **dict(zip(("BLOCK_M", "BLOCK_N", "BLOCK_D"), PULL[width], strict=True)),
+        **({} if is_packed else NONE), **({} if grad else {"GRAD": None}), "METRIC": metric, "HAS_GRAD": grad != "",
+        "IS_PACKED": is_packed, "IS_DESCRIBED": is_described, "GROUP": 8, **launch.blocks,
     }  # fmt: skip
-    aligned = ("W", "X", "Y", "G", "N", "E", "stride_wm", "stride_xt", "stride_yt")
-    for arch in _triton.TARGETS:
-        has_tf32 = width == 2 and arch != "gfx942"
-        # On sm_90 tf32 weights are loaded in the layout of the matrix instruction, on gfx942 16-bit rows by 8 bytes.
-        has_wide_loads = width == 4 or arch not in ("sm_90", "gfx942")
-        yield Signature(
-            f"pull_rows {name}", kernels.pull_rows,
-            {**pointers, **sizes, "factor": "fp32"}, {**constants, "HAS_TF32": has_tf32}, aligned, OPTIONS,
-            has_matrix=has_tf32, has_wide_loads=has_wide_loads, targets=(arch,),
-        )  # fmt: skip
+    rows = () if is_described else ("X", "Y", "stride_x", "stride_y")
+    return Signature(
+        f"score_tiles {name}{label}", kernels.score_tiles, types, constants, (*aligned, "D", *rows), launch.options,
+        has_matrix=dtype.itemsize == 2 and not is_rbf, has_wide_loads=has_wide_loads, targets=(arch,),
+    )  # fmt: skip
 
 
-SIGNATURES = tuple(
-    signature
-    for width, dtype in WIDTHS.items()
-    for found in (
-        _rows(_triton.NAMES[dtype]), _tiles(_triton.NAMES[dtype], dtype), _groups(_triton.NAMES[dtype], width),
-        _pull(_triton.NAMES[dtype], width),
+def _tiles(arch: str) -> Iterator[Signature]:
+    float32, bfloat16, float16 = torch.float32, torch.bfloat16, torch.float16
+    for dtype in (float32, bfloat16):
+        yield _tile(dtype, "", arch, _triton.LARGE[dtype.itemsize][arch])
+        yield _tile(dtype, " packed", arch, _triton.SMALL[dtype.itemsize], is_packed=True)
+    yield _tile(float16, ", gradient of clamped", arch, _triton.CONSUMED[arch], metric="clamped_cosine", grad="fp16")
+    yield _tile(
+        float32, ", gradient of clamped, unaligned", arch, _triton.SMALL[4], metric="clamped_cosine", grad="fp32",
+        aligned=(),
+    )  # fmt: skip
+    # A program subtracts one feature of its rows at a time: 64 numbers, fewer than its threads could load 16 bytes of.
+    yield _tile(float32, " of rbf", arch, _triton.SMALL[4], metric="rbf", has_wide_loads=False)
+    yield _tile(
+        bfloat16, ", gradient of rbf", arch, _triton.SMALL[4], metric="rbf", grad="bf16", has_wide_loads=False
+    )  # fmt: skip
+
+
+def _group(dtype: torch.dtype, block: int, label: str = "", is_aligned: bool = True) -> Signature:
+    name = _triton.NAMES[dtype]
+    types = {"X": f"*{name}", "S": f"*{name}", "OFFSETS": "*i64", "CELLS": "*i64", "B": INT, "D": INT, "stride_m": INT}
+    launch = GROUPS[block, dtype.itemsize]
+    constants = {"METRIC": "cosine", "BLOCK": block, "stride_d": 1, "BLOCK_D": launch["BLOCK_D"]}
+    options = {name: value for name, value in launch.items() if name != "BLOCK_D"}
+    aligned = ("X", "S", "D", "stride_m") if is_aligned else ("S",)
+    return Signature(
+        f"score_groups {name} of {block}{label}", kernels.score_groups, types, constants, aligned, options,
+        has_matrix=dtype.itemsize == 2, has_wide_loads=is_aligned,
+    )  # fmt: skip
+
+
+def _groups() -> Iterator[Signature]:
+    for dtype in (torch.float32, torch.bfloat16):
+        yield from (_group(dtype, block) for block in (16, 32))
+        yield _group(dtype, 32, ", unaligned", is_aligned=False)
+    yield _group(torch.float16, 16)
+
+
+def _pull(
+    dtype: torch.dtype, label: str = "", *, weights: str = "", targets: tuple[str, ...] = _triton.TARGETS,
+    beside: tuple[str, ...] = ("stride_wn", "stride_xd", "stride_yd"), has_wide_loads: bool = True,
+    aligned: tuple[str, ...] = ("W", "M", "N", "T"), **constants: bool,
+) -> Signature:  # fmt: skip
+    """beside: the strides that are 1. Rows are a copy, which is aligned."""
+    name, is_packed = _triton.NAMES[dtype], constants.get("IS_PACKED", False)
+    strides = [f"stride_{of}" for of in ("wm", "wn", "xt", "xd", "yt", "yd") if f"stride_{of}" not in beside]
+    types = {"W": f"*{weights or name}", "X": f"*{name}", "Y": f"*{name}", "INVERSE_Y": REAL, "G": REAL}
+    types |= (
+        dict.fromkeys(("B", "M", "N", "E", "T", *strides), INT) | {"factor": "fp32"} | (TABLES if is_packed else {})
     )
-    for signature in found
+    parts = {"HAS_PARTS": has_parts(dtype, targets[0])}
+    flags = {**dict.fromkeys(("IS_PACKED", "IS_SELF", "IS_RBF"), False), **parts, **constants}
+    given = {**({} if is_packed else NONE), **dict.fromkeys(beside, 1), **flags}
+    rows = [stride for stride in strides if aligned or not stride.startswith("stride_w")]
+    return Signature(
+        f"pull_rows {name}{label}", kernels.pull_rows, types, given,
+        ("X", "Y", "INVERSE_Y", "G", "E", *rows, *aligned), FUSED, pull_launch(dtype, flags["IS_SELF"]),
+        has_matrix=parts["HAS_PARTS"], has_wide_loads=has_wide_loads, targets=targets,
+    )  # fmt: skip
+
+
+def _pulls() -> Iterator[Signature]:
+    float32, bfloat16, float16 = torch.float32, torch.bfloat16, torch.float16
+    by_feature = ("stride_wn", "stride_xt", "stride_yt")
+    turned = ("stride_wm", "stride_xd", "stride_yd")
+    # gfx942 loads the inverse lengths number by number, a tenth of the bytes and more of a tile with few others.
+    for targets, is_wide in ((NVIDIA, True), (AMD, False)):
+        yield _pull(float32, targets=targets, has_wide_loads=is_wide)
+        yield _pull(bfloat16, " turned", beside=turned, targets=targets, has_wide_loads=is_wide)
+    yield _pull(float32, " of itself, rbf", beside=by_feature, IS_SELF=True, IS_RBF=True)
+    yield _pull(bfloat16)
+    yield _pull(bfloat16, " of itself, float32 weights", weights="fp32", IS_SELF=True)
+    yield _pull(bfloat16, " packed", aligned=(), has_wide_loads=False, IS_SELF=True, IS_PACKED=True)
+    # As tf32 the weights are laid out as sm_90's matrix instruction takes them from registers: 8 bytes at a time.
+    yield _pull(float16, targets=tuple(arch for arch in NVIDIA if arch != "sm_90"))
+    yield _pull(float16, targets=("sm_90",), has_wide_loads=False)
+    yield _pull(float16, targets=AMD, has_wide_loads=False)
+
+
+SIGNATURES = (
+    *_rows(), *(signature for arch in _triton.TARGETS for signature in _tiles(arch)), *_groups(), *_pulls()
 )  # fmt: skip

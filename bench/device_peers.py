@@ -16,8 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench import search
+from bench import peers, search
+from bench.facility_location import equal_groups
 from bench.neighbors import FLASH_KMEANS
+from mrtkern import similarity
 
 Runs = dict[str, Callable[[], Any]]
 TRL = "trl-lib/fused-linear-ce"  # on the Hugging Face Hub; used where `hf download` has brought it
@@ -30,13 +32,29 @@ def has(*modules: str) -> bool:
 
 def found(op: str, inputs: dict[str, Any]) -> Runs:
     """Name -> call, of the peers of an operation that are installed."""
-    peers = {
+    programs = {
+        "facility_location": _facility_location,
         "similarity": _similarity,
         "cross_entropy": _cross_entropy,
         "linear_cross_entropy": _linear_cross_entropy,
         "neighbors": _neighbors,
     }
-    return peers[op](inputs) if op in peers else {}
+    return programs[op](inputs) if op in programs else {}
+
+
+def _facility_location(inputs: dict[str, Any]) -> Runs:
+    """Programs of tensor operations; on a GPU also with the similarities of the Triton kernel."""
+    x, offsets, K = inputs["x"], inputs["offsets"], inputs["k"]
+    B, N = equal_groups(offsets)
+    runs: Runs = {
+        "torch program": partial(peers.torch_program, x, B, N, K),
+        "torch, norms from diagonal": partial(peers.torch_diagonal, x, B, N, K),
+    }
+    if x.is_cuda and has("triton"):
+        runs["similarity on Triton, torch greedy"] = lambda: peers.greedy(
+            similarity(x, metric="shifted_cosine", offsets=offsets, backend="triton").float().view(B, N, N), K
+        )
+    return runs
 
 
 def _similarity(inputs: dict[str, Any]) -> Runs:

@@ -17,9 +17,9 @@ from torch import Tensor
 def greedy(s: Tensor, K: int) -> Tensor:
     """Batched greedy on s [B, N, N]: all groups at once, two passes over s a step."""
     B, N, _ = s.shape
-    groups = torch.arange(B)
-    picks = torch.empty(B, K, dtype=torch.int64)
-    is_kept = torch.zeros(B, N, dtype=torch.bool)
+    groups = torch.arange(B, device=s.device)
+    picks = groups.new_empty(B, K)
+    is_kept = torch.zeros(B, N, dtype=torch.bool, device=s.device)
     rest = torch.empty_like(s)
     best = s.new_zeros(B, N)
     gains = s.sum(2)  # [B, N]: nothing is covered yet

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import mrtkern
-from bench import device, device_peers, report, similarity
+from bench import device, device_peers, facility_location, report, similarity
 from bench.harness import WrongAnswer, stopwatch
 
 CASE = next(case for case in similarity.cases() if case.problem.sizes is not None)
@@ -51,6 +51,12 @@ def test_a_case_is_checked_and_timed() -> None:
     assert [row.name for row in rows] == ["mrtkern", "torch program"]
     assert all(row.microseconds > 0 and row.answer and row.of_floor is None for row in rows)
     assert "unknown" in device.table(rows)
+
+
+def test_selections_are_timed_against_programs_of_tensor_operations() -> None:
+    case = dataclasses.replace(facility_location.cases()[0], B=20)
+    rows = device.run_case(facility_location, case, 1, "cpu", stopwatch)
+    assert [row.name for row in rows] == ["mrtkern", "torch program", "torch, norms from diagonal"]
 
 
 def test_nothing_is_timed_after_a_wrong_answer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,10 +35,9 @@ def near(
     limit = tl.load(LIMIT + row, mask=row < end, other=float("inf"))
     chain = tl.load(LABELS + row, mask=row < end, other=0)
     other_chain = tl.load(LABELS + column, mask=column < N, other=0)
-    is_near = (products >= limit[:, None]) & (chain[:, None] != other_chain[None, :])
-    if n < m + BLOCK_M or n + BLOCK_N > N:
-        is_near = is_near & (row[:, None] < column[None, :]) & (column < N)[None, :]
-    return is_near
+    # In every tile, although few need it: where a branch ends, a thread's predicates are packed and unpacked.
+    above = tl.where(column < N, column, -1)
+    return (products >= limit[:, None]) & (chain[:, None] != other_chain[None, :]) & (row[:, None] < above[None, :])
 
 
 @triton.jit

@@ -37,6 +37,8 @@ def tensor(op: str, argument: str, value: Any) -> None:
 
 def is_distributed(value: Tensor) -> bool:
     """Whether the value lies in several processes; without importing what is slow to import."""
+    if type(value) in (Tensor, torch.nn.Parameter):  # torch.compile cannot ask a Parameter for its bases
+        return False
     return any(base.__name__ == "DTensor" for base in type(value).__mro__)
 
 

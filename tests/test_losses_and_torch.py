@@ -136,6 +136,17 @@ def test_one_graph_serves_every_number_of_tokens(function: Callable[..., Any]) -
     assert len(graphs) == 1
 
 
+@every_function
+def test_parameters_stay_in_the_graph(function: Callable[..., Any]) -> None:
+    torch._dynamo.reset()
+    given = {**tensors(), **{name: torch.nn.Parameter(tensors()[name]) for name in FUNCTIONS[function]}}
+    leaves = [given[name] for name in FUNCTIONS[function]]
+    compiled = torch.compile(lambda **given: 3 * function(**given), fullgraph=True, backend="aot_eager")
+    found, expected = compiled(**given), 3 * function(**given)
+    for got, value in zip(torch.autograd.grad(found, leaves), torch.autograd.grad(expected, leaves), strict=True):
+        assert torch.equal(got, value)
+
+
 def test_one_graph_holds_the_module_and_its_details() -> None:
     torch._dynamo.reset()
     given = tensors()

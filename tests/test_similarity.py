@@ -313,6 +313,15 @@ def test_compiles_as_one_graph_with_its_gradient(case: Case) -> None:
         oracle.assert_close(got, eager, eager)
 
 
+def test_a_parameter_stays_in_the_graph() -> None:
+    x = torch.nn.Parameter(torch.randn(4, 3, generator=torch.Generator().manual_seed(0)))
+    compiled = torch.compile(lambda x: similarity(x).sum(), fullgraph=True, backend="aot_eager")
+    (found,), (expected,) = (
+        torch.autograd.grad(function(x), x) for function in (compiled, lambda x: similarity(x).sum())
+    )
+    assert torch.equal(found, expected)
+
+
 def test_compiled_call_refuses_bad_values_too() -> None:
     torch._dynamo.reset()
     x = torch.ones(3, 2)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+OLDEST = (8, 0)  # compute capability of NVIDIA's: asynchronous copies, bfloat16, reductions of a warp
 
 
 def fail(op: str, argument: str, rule: str, got: Any) -> NoReturn:
@@ -186,6 +187,13 @@ def labels(op: str, targets: Tensor, V: int, ignore_index: int) -> None:
 def capability(device: torch.device) -> tuple[int, int] | None:
     """Compute capability of a CUDA device; None for others."""
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+
+
+def too_old(capability: tuple[int, int] | None) -> str | None:
+    """None when kernels run on a device of this compute capability (None: unknown), otherwise the reason."""
+    if capability is None or torch.version.hip is not None or capability >= OLDEST:
+        return None
+    return f"needs compute capability 8.0 or later, got {capability[0]}.{capability[1]}"
 
 
 def may_wait(device: torch.device, check: bool | None = None) -> bool:

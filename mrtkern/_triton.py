@@ -23,8 +23,9 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from mrtkern import _check
+
 DEVICES: tuple[str, ...] = ("cuda",)  # types of devices that kernels run on
-OLDEST = (8, 0)  # compute capability: asynchronous copies and bfloat16
 TARGETS = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942")  # what the report on machine code compiles for
 SHARED = {  # bytes of shared memory that one program may use; sm_86 stands for sm_89 too
     arch: size << 10
@@ -38,13 +39,11 @@ NAMES = {
 }  # fmt: skip
 
 
-def why_not(device: str, capability: tuple[int, int] | None = None) -> str | None:
+def why_not(device: str, capability: tuple[int, int] | None) -> str | None:
     """None when kernels run on a device of this type and compute capability (None: unknown), otherwise the reason."""
     if device not in DEVICES:
         return f"needs a CUDA tensor, got one on {device}"
-    if capability is not None and torch.version.hip is None and capability < OLDEST:
-        return f"needs compute capability 8.0 or later, got {capability[0]}.{capability[1]}"
-    return None
+    return _check.too_old(capability)
 
 
 # Devices

@@ -191,7 +191,8 @@ def vocabulary_parallel_cross_entropy(
     check_targets(op, logits.shape[0], logits.device, targets, token_weight, None)
     options = checked_options(op, ignore_index, softcap, label_smoothing, z_loss)
     T, V = logits.shape
-    problem = Problem(T, 0, V, logits.dtype, logits.dtype, logits.dtype, logits.device.type)
+    capability = _check.capability(logits.device)
+    problem = Problem(T, 0, V, *(logits.dtype,) * 3, logits.device.type, capability=capability)
     rows = _dispatch.run("linear_cross_entropy", backend, problem)
     wide = head.sums_in(logits.dtype)
     shard = _Shard.of(op, group, first_class, V, targets, token_weight, options, wide)

@@ -191,6 +191,7 @@ def test_a_gpu_takes_groups_and_its_limits_are_sentences(emulated_cuda: Callable
         ({"options": ("mask",)}, "takes no mask"),
         ({"dtype": torch.float64}, "needs float32, bfloat16 or float16, got torch.float64"),
         ({"device": "xpu"}, "needs a CUDA tensor, got one on xpu"),
+        ({"capability": (7, 5)}, "needs compute capability 8.0 or later, got 7.5"),
     ):
         problem = Problem(**{**vars(groups), **change})
         assert _dispatch.why_not("facility_location", "cuda", problem) == sentence

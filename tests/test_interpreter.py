@@ -13,7 +13,8 @@ tl = triton.language
 TensorDescriptor = pytest.importorskip("triton.tools.tensor_descriptor").TensorDescriptor
 Error = triton.runtime.errors.InterpreterError
 
-from mrtkern import _triton  # noqa: E402
+import mrtkern  # noqa: E402
+from mrtkern import _check, _triton  # noqa: E402
 
 pytestmark = pytest.mark.interpret
 BLOCK = 16
@@ -259,7 +260,28 @@ def test_grouped_order_visits_every_tile_once(group: int) -> None:
 
 
 def test_interpreted_tests_may_run_kernels_on_the_cpu() -> None:
-    assert _triton.why_not("cpu") is None
+    assert _triton.why_not("cpu", None) is None
+
+
+ROWS, TARGETS = torch.ones(4, 3), torch.tensor([0, 1, 2, 0])
+CALLS: dict[str, Callable[[], Any]] = {
+    "similarity": lambda: mrtkern.similarity(ROWS, backend="triton"),
+    "neighbors": lambda: mrtkern.neighbors(ROWS, 1, backend="triton"),
+    "deduplicate": lambda: mrtkern.deduplicate(ROWS, 0.9, backend="triton"),
+    "cross_entropy": lambda: mrtkern.cross_entropy(ROWS, TARGETS, backend="triton"),
+    "linear_cross_entropy": lambda: mrtkern.linear_cross_entropy(ROWS, ROWS, TARGETS, backend="triton"),
+    "linear_log_prob": lambda: mrtkern.linear_log_prob(ROWS, ROWS, TARGETS, backend="triton"),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_devices_that_are_too_old_are_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    CALLS[name]()
+    monkeypatch.setattr(_check, "capability", lambda device: (7, 5))
+    with pytest.raises(
+        ValueError, match=r"'triton' cannot run this: needs compute capability 8\.0 or later, got 7\.5$"
+    ):
+        CALLS[name]()
 
 
 @pytest.mark.parametrize("arch", _triton.SHARED)

@@ -141,8 +141,8 @@ class _CrossEntropy(torch.autograd.Function):
         gradient = gradient.detach()
         if not _check.may_wait(grad.device) or float(grad) != 1.0:
             ctx.is_spent = True
-            (T, V), device = gradient.shape, gradient.device.type
-            problem = Problem(T, V, gradient.dtype, device)
+            (T, V), device = gradient.shape, gradient.device
+            problem = Problem(T, V, gradient.dtype, device.type, capability=_check.capability(device))
             _dispatch.run(OP, ctx.backend, problem).scale(gradient, grad)
         return (gradient, *nothing)
 

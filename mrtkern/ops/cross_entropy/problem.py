@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mrtkern import _check
+
 IGNORE = -100  # the target of rows that do not count, as everywhere in torch
 OPERATIONS = 40  # per logit: two maxima, an exponential, two products and sums
 
@@ -48,6 +50,7 @@ class Problem:
     wants_grad: bool = False
     inplace: bool = False
     wants_details: bool = False
+    capability: tuple[int, int] | None = None  # of the CUDA device; None: unknown
 
     @classmethod
     def of(
@@ -58,7 +61,7 @@ class Problem:
         num_targets = None if target_offsets is None else targets.shape[0]
         return cls(
             T, V, logits.dtype, logits.device.type, options, num_targets, token_weight is not None, wants_grad, inplace,
-            wants_details,
+            wants_details, _check.capability(logits.device),
         )  # fmt: skip
 
     @property

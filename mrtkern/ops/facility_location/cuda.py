@@ -25,6 +25,8 @@ LIMITS = grouped.LIMITS.format(_cuda.LARGEST_GROUP)
 def why_not(problem: Problem) -> str | None:
     if problem.device not in DEVICES:
         return f"needs a CUDA tensor, got one on {problem.device}"
+    if reason := _check.too_old(problem.capability):
+        return reason
     return grouped.why_not(problem, _cuda.LARGEST_GROUP)
 
 

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mrtkern import _check
+
 METRICS = ("shifted_cosine", "clamped_cosine")
 FILLS = ("index", "coverage", "random", "none")
 
@@ -51,6 +53,7 @@ class Problem:
     options: tuple[str, ...] = ()  # which of targets, start and mask were given
 
     covered: int | None = None  # rows of targets, where given
+    capability: tuple[int, int] | None = None  # of the CUDA device; None: unknown
 
     @property
     def M(self) -> int:
@@ -62,7 +65,10 @@ class Problem:
         x, B = inputs.x, inputs.k.shape[0]
         options = tuple(name for name in ("targets", "start", "mask") if getattr(inputs, name) is not None)
         covered = None if inputs.targets is None else inputs.targets.shape[0]
-        return cls(inputs.kind, x.shape[0], x.shape[1], B, x.dtype, x.device.type, inputs.largest, options, covered)
+        return cls(
+            inputs.kind, x.shape[0], x.shape[1], B, x.dtype, x.device.type, inputs.largest, options, covered,
+            _check.capability(x.device),
+        )  # fmt: skip
 
     @property
     def bytes(self) -> int:

@@ -31,7 +31,8 @@ BAND = 8  # tiles of candidates that meet the same rows while these are in the c
 
 def why_not(problem: Problem) -> str:
     """The reason, always: these are the gains of one step of greedy."""
-    return _triton.why_not(problem.device) or "computes the gains of all candidates, but no whole selection"
+    reason = _triton.why_not(problem.device, problem.capability)
+    return reason or "computes the gains of all candidates, but no whole selection"
 
 
 @triton.jit

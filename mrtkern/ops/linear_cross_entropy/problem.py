@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mrtkern import _check
 from mrtkern.ops.cross_entropy.problem import IGNORE
 from mrtkern.ops.linear_cross_entropy.chunks import BLOCK_ROWS, LARGE, LEAST_ROWS, TERMS
 
@@ -53,6 +54,7 @@ class Problem:
     targets_per_row: int | None = None  # None: one, without offsets; in cases
     ignored: float = 0.0  # share of rows without a valid target, in cases; no choice depends on it
     is_log_prob: bool = False  # backward computes its logits again
+    capability: tuple[int, int] | None = None  # of the CUDA device; None: unknown
 
     @classmethod
     def of(
@@ -62,7 +64,10 @@ class Problem:
         product = product or torch.promote_types(hidden.dtype, weight.dtype)
         (T, D), V = hidden.shape, weight.shape[0]
         types = (hidden.dtype, weight.dtype, product)
-        return cls(T, D, V, *types, hidden.device.type, needs, bias is not None, is_log_prob=is_log_prob)
+        return cls(
+            T, D, V, *types, hidden.device.type, needs, bias is not None, is_log_prob=is_log_prob,
+            capability=_check.capability(hidden.device),
+        )  # fmt: skip
 
     @property
     def wants_grad(self) -> bool:

@@ -22,7 +22,7 @@ from mrtkern.ops.linear_cross_entropy.problem import NO_TARGET, Cap, LogProbs, P
 
 def why_not(problem: Problem) -> str | None:
     """None when the kernels can run `problem`, otherwise the reason."""
-    if reason := _triton.why_not(problem.device):
+    if reason := _triton.why_not(problem.device, problem.capability):
         return reason
     if torch.float64 in (problem.hidden, problem.weight):
         return "needs float32, bfloat16 or float16, got torch.float64"

@@ -22,7 +22,8 @@ torch.library.define(
 
 def _launch(x: Tensor, threshold: float, backend: str | None) -> Tensor:
     """Every check that reads values, the choice of the backend and the call, below torch.compile."""
-    problem = Problem(x.shape[0], None, 0, x.shape[1], x.dtype, x.device.type, kind="components")
+    capability = _check.capability(x.device)
+    problem = Problem(x.shape[0], None, 0, x.shape[1], x.dtype, x.device.type, kind="components", capability=capability)
     module = _dispatch.run("neighbors", backend, problem)
     _check.fits(f"{OP}: x", module.memory(problem), x.device)
     with torch.autocast(x.device.type, enabled=False):

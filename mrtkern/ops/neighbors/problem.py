@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mrtkern import _check
+
 METRICS = ("cosine", "dot", "shifted_cosine", "clamped_cosine", "rbf")
 PRECISIONS = ("exact", "int16", "float32")
 ENTRY_BYTES = 12  # one neighbour: an int64 id and a float32 score
@@ -42,12 +44,14 @@ class Problem:
     exclude_self: bool = True
     has_groups: bool = False
     kind: str = "lists"
+    capability: tuple[int, int] | None = None  # of the CUDA device; None: unknown
 
     @classmethod
     def of(cls, inputs: Inputs) -> Problem:
         x, N = inputs.x, None if inputs.y is None else inputs.y.shape[0]
         options = (inputs.metric, inputs.precision, inputs.exclude_self, inputs.group_x is not None)
-        return cls(x.shape[0], N, inputs.k, x.shape[1], x.dtype, x.device.type, *options)
+        sizes = (x.shape[0], N, inputs.k, x.shape[1])
+        return cls(*sizes, x.dtype, x.device.type, *options, capability=_check.capability(x.device))
 
     @property
     def columns(self) -> int:

@@ -25,7 +25,7 @@ BLOCK_E = 32  # targets of one row at a time
 
 def why_not(problem: Problem) -> str | None:
     """None when the kernels can run `problem`, otherwise the reason."""
-    if reason := _triton.why_not(problem.device):
+    if reason := _triton.why_not(problem.device, problem.capability):
         return reason
     if problem.dtype not in DTYPES:
         return f"needs float32, bfloat16 or float16, got {problem.dtype}"

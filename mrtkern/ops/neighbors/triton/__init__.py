@@ -31,7 +31,7 @@ MOST_ROWS = 2**31 - 2**16  # row numbers are 32 bits wide inside
 
 def why_not(problem: Problem) -> str | None:
     """None when the kernels can run `problem`, otherwise the reason."""
-    if reason := _triton.why_not(problem.device):
+    if reason := _triton.why_not(problem.device, problem.capability):
         return reason
     if problem.metric == "rbf":
         return "has no metric 'rbf', which sums differences instead of products"

@@ -249,6 +249,16 @@ def test_every_kind_of_target_passes(dtype: torch.dtype, arch: str, monkeypatch:
     assert_close_to_truth(Problem("dense", 1, 140, 70, 40, dtype).make_inputs(), "cpu", 1)
 
 
+@every_device
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_gradient_beyond_its_type_is_infinite(dtype: torch.dtype, device: str) -> None:
+    largest = torch.finfo(dtype).max
+    x, y = torch.ones(2, 3, dtype=dtype), torch.tensor([[largest, 1.0, -largest]] * 2, dtype=dtype)
+    inputs = {"x": x.to(device), "y": y.to(device), "metric": "dot"}
+    dx = run(inputs, "triton", [torch.ones(2, 2)])[1][0]
+    assert dx.tolist() == [[torch.inf, 2.0, -torch.inf]] * 2
+
+
 def example(**changes: Any) -> Problem:
     return replace(Problem("dense", 1, 8, None, 8, torch.float32, device="cuda"), **changes)
 

@@ -359,6 +359,8 @@ def project_rows(
         if IS_COSINE:
             a = times(tl.load(A + at, mask=mask, other=0.0).to(tl.float32), high, low)
             g -= a * along[:, None]
-        g = scaled(times(g, high, low), e)
+            g = scaled(times(g, high, low), e)
+        else:
+            g *= high  # 1 or NaN; times 0, the low part, an infinite gradient would be NaN
         out = DX + t[:, None] * D + (d + steps)[None, :]
         tl.store(out, g.to(DX.dtype.element_ty), mask=is_t[:, None] & (d + steps < D)[None, :])

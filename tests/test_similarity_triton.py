@@ -249,6 +249,22 @@ def test_every_kind_of_target_passes(dtype: torch.dtype, arch: str, monkeypatch:
     assert_close_to_truth(Problem("dense", 1, 140, 70, 40, dtype).make_inputs(), "cpu", 1)
 
 
+@pytest.mark.interpret
+def test_lengths_of_small_groups_survive_an_approximate_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NVIDIA's rsqrt.approx errs by 2**-22.9 (PTX ISA), the interpreter's by nothing."""
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    exact = InterpreterBuilder.create_rsqrt
+
+    def approximate(self: Any, x: Any) -> Any:
+        root = exact(self, x)
+        return TensorHandle((root.data * (1 + 2**-22.9)).astype(root.data.dtype), root.dtype)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_rsqrt", approximate)
+    x, offsets = torch.randn(32, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 16, 32])
+    assert_close_to_truth({"x": x, "offsets": offsets}, "cpu", 1)
+
+
 @every_device
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_gradient_beyond_its_type_is_infinite(dtype: torch.dtype, device: str) -> None:

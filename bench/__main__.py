@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -51,7 +51,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--case", default="", metavar="NAME", help="only cases whose name contains this")
     parser.add_argument("--threads", type=int, metavar="N", help="threads for everyone (default: torch's)")
     parser.add_argument("--rounds", type=int, metavar="N", help=f"rounds of A B C (default: {ROUNDS})")
-    parser.add_argument("--static", action="store_true", help="report the machine code of GPU kernels")
+    parser.add_argument(
+        "--static",
+        action="store_true",
+        help="report the machine code of GPU kernels and write bench/limits: of any op in Triton (facility_location: "
+        "the gains of one step), of facility_location in CUDA C++ too where there is nvcc",
+    )
     parser.add_argument("--device", action="store_true", help="time on a GPU and write files of its own")
     parser.add_argument("--floors", action="store_true", help="write the least times on an H100 into RESULTS.md")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_ROUNDS} rounds, no peak memory")
@@ -104,6 +109,23 @@ def base_competitors(
     return found, {name: torch.load(folder / "answer")}
 
 
+def rounds_of(op: Any, case: Any, most: int) -> int:
+    """How often a case is timed: fewer times where a round takes long."""
+    return min(most, getattr(op, "MOST_ROUNDS", {}).get(case.name, most))
+
+
+def said(rounds: int) -> str:
+    """In words."""
+    return f"{rounds} round" if rounds == 1 else f"{rounds} rounds"
+
+
+def facts(ops: Iterable[Any], args: argparse.Namespace) -> dict[str, str]:
+    """What stands above the numbers; notes below a table say where its case had fewer rounds."""
+    rounds = {rounds_of(op, case, args.rounds) for op in ops for case in op.cases() if args.case in case.name}
+    most = f"at most {args.rounds}" if min(rounds, default=args.rounds) < args.rounds else f"{args.rounds}"
+    return machine.facts(most)
+
+
 def run_case(op: Any, case: Any, args: argparse.Namespace, roofline: Roofline, tree: Path | None) -> report.CaseResult:
     """Check all answers, then time all competitors, then measure their memory."""
     inputs = op.make_inputs(case)
@@ -119,12 +141,12 @@ def run_case(op: Any, case: Any, args: argparse.Namespace, roofline: Roofline, t
         competitors = [*own, *others, *limits, *roofline.competitors(inputs["x"].detach())]
         flush = Flush()
         interleave(competitors, 1, before=flush)  # the answers above were the first warm-up, this is the second
-        rounds = min(args.rounds, getattr(op, "MOST_ROUNDS", {}).get(case.name, args.rounds))
+        rounds = rounds_of(op, case, args.rounds)
         seconds = interleave(competitors, rounds, before=flush, label=case.name)
     memory = {} if args.quick else peak_memory(op, inputs, [c.name for c in competitors if c.has_memory])
     nbytes, flops = op.work(case)
     notes = {competitor.name: competitor.note for competitor in competitors}
-    notes[report.OURS] = f"backend {op.backend(case)}" + (f"; {rounds} rounds" if rounds < args.rounds else "")
+    notes[report.OURS] = f"backend {op.backend(case)}" + (f"; {said(rounds)}" if rounds < args.rounds else "")
     return report.CaseResult(case.name, seconds, checked, notes, memory, inputs["x"].nbytes, nbytes, flops)
 
 
@@ -158,12 +180,11 @@ def run_op(op: Any, args: argparse.Namespace, roofline: Roofline, tree: Path | N
         print(report.target_text(results, op.TARGETS, op.REASONS, is_markdown=False), end="\n\n", flush=True)
     if not args.peers or args.case or args.quick or args.rounds < ROUNDS or tree is not None:
         return
-    facts = machine.facts(args.rounds)
     body = [report.target_text(results, op.TARGETS, op.REASONS, is_markdown=True)]
     body += [report.case_text(result, is_markdown=True) for result in results]
     if hasattr(op, "figure"):
         body.append(op.figure(RESULTS.parent / "results"))
-    report.write_section(RESULTS, op.OP, report.section(op.OP, facts, body))
+    report.write_section(RESULTS, op.OP, report.section(op.OP, facts([op], args), body))
     print(f"written: {RESULTS.relative_to(ROOT)}")
 
 
@@ -178,16 +199,18 @@ def main(arguments: list[str] | None = None) -> None:
         return
     if args.floors:
         report.write_section(RESULTS, device.SECTION, device.floors())
+        print(f"written: {RESULTS.relative_to(ROOT)}, section {device.SECTION!r}")
         return
     if args.device:
         device.main(args.ops)
         return
     machine.set_threads(args.threads or torch.get_num_threads())
-    print("\n".join(f"{name}: {value}" for name, value in machine.facts(args.rounds).items()), end="\n\n", flush=True)
+    ops = [importlib.import_module(f"bench.{name}") for name in args.ops]
+    print("\n".join(f"{name}: {value}" for name, value in facts(ops, args).items()), end="\n\n", flush=True)
     with built(args.base) if args.base else nullcontext(None) as tree:
         roofline = Roofline.choose(min(args.rounds, 5))
-        for name in args.ops:
-            run_op(importlib.import_module(f"bench.{name}"), args, roofline, tree)
+        for op in ops:
+            run_op(op, args, roofline, tree)
 
 
 if __name__ == "__main__":

@@ -27,8 +27,8 @@ def set_threads(count: int) -> None:
         threadpoolctl.threadpool_limits(count)
 
 
-def facts(rounds: int) -> dict[str, str]:
-    """Name and value of everything worth writing beside a measurement."""
+def facts(rounds: str) -> dict[str, str]:
+    """Name and value of everything worth writing beside a measurement of so many rounds."""
     return {
         "machine": f"{cpu()}; {caches()}; {memory()}",
         "system": f"{platform.system()} {platform.release()}; governor {governor()}; huge pages {huge_pages()}",

@@ -14,6 +14,7 @@ from bench.roofline import PRODUCT, PRODUCT_FLOPS, READ, Roofline
 
 OURS = "mrtkern"
 MIB = 1 << 20
+FEWEST = 3  # rounds that have quartiles: those of one or two are these numbers again
 COLUMNS = ("", "median ms", "quartiles", "GB/s", "GFLOP/s", "% of roof", "MiB", "time / ours", "quartiles", "answer")
 PREAMBLE = """# Results
 
@@ -79,6 +80,11 @@ class CaseResult:
         return ratios(self.seconds, target.against)[OURS].median
 
 
+def quartiles(spread: Spread, rounds: Sequence[float], scale: float = 1.0) -> str:
+    """The lower and the upper one; nothing where there were too few rounds to have any."""
+    return f"{spread.low * scale:.2f} – {spread.high * scale:.2f}" if len(rounds) >= FEWEST else ""
+
+
 def rows(result: CaseResult) -> list[tuple[str, ...]]:
     """One line per competitor, ours first, the roof's product left out."""
     roof = result.roof()
@@ -95,13 +101,13 @@ def rows(result: CaseResult) -> list[tuple[str, ...]]:
             (
                 name,
                 f"{time.median * 1e3:.2f}",
-                f"{time.low * 1e3:.2f} – {time.high * 1e3:.2f}",
+                quartiles(time, seconds, 1e3),
                 f"{nbytes / time.median / 1e9:.1f}",
                 f"{flops / time.median / 1e9:.1f}" if flops else "",
                 f"{share.median:.0%}" if flops else "",
                 "" if memory is None else f"{memory / MIB:.1f}",
                 f"{ratio.median:.2f}" if ratio else "1",
-                f"{ratio.low:.2f} – {ratio.high:.2f}" if ratio else "",
+                quartiles(ratio, seconds) if ratio else "",
                 result.answers.get(name, ""),
             )
         )
@@ -161,13 +167,13 @@ def target_text(
             if not result.name.startswith(target.case):
                 continue
             reached = result.reached(target)
-            is_met = reached is not None and (
-                reached >= target.limit if target.quantity == "speedup" else reached <= target.limit
-            )
-            unit = " MiB" if target.quantity == "memory" else " x"
-            said = "not measured" if reached is None else f"{reached:.2f}{unit}"
-            reason = "" if is_met else reasons.get((result.name, target.text), "")
-            lines.append((result.name, target.text, said, "yes" if is_met else "no", reason))
+            said, met = "not measured", "–"
+            if reached is not None:
+                is_met = reached >= target.limit if target.quantity == "speedup" else reached <= target.limit
+                said = f"{reached:.2f}{' MiB' if target.quantity == 'memory' else ' x'}"
+                met = "yes" if is_met else "no"
+            reason = reasons.get((result.name, target.text), "") if met == "no" else ""
+            lines.append((result.name, target.text, said, met, reason))
     header = ("case", "target", "reached", "met", "reason")
     return align(header, lines, is_markdown=is_markdown, numbers=slice(2, 3)) if lines else ""
 

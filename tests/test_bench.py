@@ -241,7 +241,7 @@ def test_targets_say_reached_met_and_why() -> None:
         ["a", "case", "fast", "4.00", "x", "yes"],
         ["a", "case", "near", "2.00", "x", "no", "because"],
         ["a", "case", "small", "3.00", "MiB", "yes"],
-        ["a", "case", "absent", "not", "measured", "no"],
+        ["a", "case", "absent", "not", "measured", "–"],
     ]
 
 
@@ -250,9 +250,37 @@ def test_table_has_columns_of_equal_width(is_markdown: bool) -> None:
     text = report.case_text(result_of(mrtkern=[2.0], peer=[8.0]), is_markdown=is_markdown)
     table = [line for line in text.splitlines() if line.lstrip("| ").startswith(("mrtkern", "peer", "---"))]
     assert "50%" in table[1]
-    assert "4.00 – 4.00" in table[2]
     assert PRODUCT not in text.split("---")[-1]
     assert not is_markdown or len({len(line) for line in table}) == 1
+
+
+@pytest.mark.parametrize(("rounds", "quartiles"), [(1, 0), (2, 0), (3, 5)])  # 3 times, 2 ratios
+def test_fewer_than_three_rounds_have_no_quartiles(rounds: int, quartiles: int) -> None:
+    text = report.case_text(result_of(mrtkern=[2.0] * rounds, peer=[8.0] * rounds), is_markdown=False)
+    assert text.count(" – ") == quartiles
+
+
+@pytest.mark.parametrize(
+    ("op", "arguments", "rounds"),
+    [
+        ("linear_cross_entropy", [], "at most 21, "),
+        ("linear_cross_entropy", ["--case", "151,936", "--quick"], "at most 3, "),
+        ("linear_cross_entropy", ["--case", "32,000", "--quick"], "3, "),
+        ("facility_location", [], "21, "),
+    ],
+)
+def test_the_facts_say_whether_a_case_has_fewer_rounds(op: str, arguments: list[str], rounds: str) -> None:
+    args = __main__.parse([op, *arguments])
+    assert __main__.facts([importlib.import_module(f"bench.{op}")], args)["rounds"].startswith(rounds)
+
+
+def test_floors_say_where_they_were_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(__main__, "ROOT", tmp_path)
+    monkeypatch.setattr(__main__, "RESULTS", tmp_path / "RESULTS.md")
+    __main__.main(["--floors"])
+    assert capsys.readouterr().out == "written: RESULTS.md, section 'H100: floors, not measured'\n"
 
 
 def test_a_section_is_replaced_in_place(tmp_path: Path) -> None:

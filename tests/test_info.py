@@ -15,6 +15,7 @@ import torch
 import mrtkern
 from mrtkern import __main__ as cli
 from mrtkern import _dispatch
+from mrtkern.cli import info
 from mrtkern.ops import OPS
 
 
@@ -42,7 +43,24 @@ def test_info_answers_for_every_operation_and_backend(capsys: pytest.CaptureFixt
 def test_info_names_the_limits_of_a_backend(capsys: pytest.CaptureFixture[str]) -> None:
     extension = pytest.importorskip("mrtkern._C", reason="installed without compiled kernels")
     answer = next(line for line in lines(capsys) if line.split()[:2] == ["facility_location", "cpu"])
-    assert f"  yes: groups of up to {extension.LARGEST_GROUP:,} rows, " in answer
+    assert f"  yes: groups of up to {extension.LARGEST_GROUP:,} rows of features, without similarity matrix, " in answer
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_a_backend_that_refuses_a_type_or_metric_says_so_after_yes(op: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("mrtkern._C", reason="installed without compiled kernels")
+    answer = next(line for line in lines(capsys) if line.split()[:2] == [op, "cpu"])
+    assert "  yes: " in answer
+
+
+def test_the_example_is_what_info_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("mrtkern._C", reason="installed without compiled kernels")
+    printed = lines(capsys)
+    example = info.EXAMPLE.splitlines()
+    assert [line.strip() for line in example[-3:] if " triton " not in line] == [
+        line for line in printed if re.match(r"cross_entropy +(cpu|reference) +cpu ", line)
+    ]
+    assert example[-5].split() == printed[6].split()
 
 
 def test_info_names_the_instruction_set_and_its_cap() -> None:

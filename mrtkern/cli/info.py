@@ -20,12 +20,15 @@ from mrtkern.ops import OPS
 EXAMPLE = """\
 example:
   $ mrtkern info
-  kernels   avx512 (available: avx512, avx2, portable), compiler 12.2.0
+  kernels   avx512 (available: avx512, avx2, portable), compiler gcc 12.2.0
   threads   torch uses 8, the machine has 16
   CUDA      none: mrtkern was installed without mrtkern._cuda, which MRTKERN_CUDA=1 builds
   ...
-  similarity         cpu        yes
-  similarity         triton     no: needs a CUDA tensor, got one on cpu
+  operation             backend    device  runs
+  ...
+  cross_entropy         triton     cpu     no: needs a CUDA tensor, got one on cpu
+  cross_entropy         cpu        cpu     yes: float32, bfloat16 and float16
+  cross_entropy         reference  cpu     yes
 """
 
 

@@ -16,6 +16,7 @@ import mrtkern._C as _C
 from mrtkern.ops.cross_entropy.problem import Options, Problem, Rows
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+LIMITS = "float32, bfloat16 and float16"
 
 
 def why_not(problem: Problem) -> str | None:

@@ -12,7 +12,7 @@ from mrtkern.ops.facility_location.problem import Inputs, Problem
 from mrtkern.ops.facility_location.selection import Picks
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
-LIMITS = "groups of up to {:,} rows, without targets, start and mask"
+LIMITS = "groups of up to {:,} rows of features, without similarity matrix, targets, start and mask"
 
 
 def why_not(problem: Problem, largest_group: int) -> str | None:

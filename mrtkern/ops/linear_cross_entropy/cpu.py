@@ -18,6 +18,8 @@ from mrtkern.ops.cross_entropy import cpu as cross_entropy
 from mrtkern.ops.cross_entropy.problem import Options, Rows
 from mrtkern.ops.linear_cross_entropy.problem import NO_TARGET, Cap, LogProbs, Problem, chunk_rows
 
+LIMITS = "float32, bfloat16 and float16"
+
 
 def why_not(problem: Problem) -> str | None:
     """None when the compiled kernel can run `problem`, otherwise the reason."""

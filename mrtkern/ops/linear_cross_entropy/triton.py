@@ -19,6 +19,8 @@ from mrtkern.ops.cross_entropy.problem import Options, Rows
 from mrtkern.ops.cross_entropy.triton.kernels import SCALED
 from mrtkern.ops.linear_cross_entropy.problem import NO_TARGET, Cap, LogProbs, Problem, device_rows
 
+LIMITS = cross_entropy.LIMITS
+
 
 def why_not(problem: Problem) -> str | None:
     """None when the kernels can run `problem`, otherwise the reason."""

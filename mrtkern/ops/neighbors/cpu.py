@@ -22,6 +22,7 @@ DTYPES = {
     torch.float16: "float16",
 }
 MOST_COLUMNS = 2**31 - 64  # row numbers are 32 bits wide inside
+LIMITS = f"up to {MOST_COLUMNS:,} rows, without metric rbf, and without metric dot of float64"
 LARGEST_BLOCK = 1024  # rows of a thread's block, csrc/tile/blocks.cpp
 
 

@@ -21,6 +21,7 @@ from mrtkern.ops.similarity.problem import Problem
 
 Rows = tuple[int, str, int, int, int, int]
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+LIMITS = "float32, bfloat16 and float16, rows that begin at a multiple of the size of their type"
 
 
 def why_not(problem: Problem) -> str | None:

@@ -21,6 +21,7 @@ MOST_COLUMNS = 2**31 - 2**17  # columns are counted in int32, the last tile incl
 HELD, HELD_BESIDE_OTHERS = 32, 16
 REGISTERS = 65536  # of an NVIDIA multiprocessor
 BLOCK_E = 32  # targets of one row at a time
+LIMITS = f"float32, bfloat16 and float16, up to {MOST_COLUMNS:,} columns"
 
 
 def why_not(problem: Problem) -> str | None:

@@ -27,6 +27,7 @@ from mrtkern.ops.neighbors.triton.search import PAIR, Side, Sizes, sides, sorted
 from mrtkern.ops.neighbors.triton.signatures import SIGNATURES as SIGNATURES
 
 MOST_ROWS = 2**31 - 2**16  # row numbers are 32 bits wide inside
+LIMITS = f"up to {MOST_ROWS:,} rows, without metric rbf, and without metric dot of float64"
 
 
 def why_not(problem: Problem) -> str | None:

@@ -30,6 +30,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 PAD = 16  # features of a copy are a multiple of this, so that its rows begin at multiples of 16 bytes
 SMALL = 32  # rows of the largest group whose products one program keeps in registers
 IN_FLIGHT = 16  # programs of small groups per multiprocessor: their loads hide one another
+LIMITS = "float32, bfloat16 and float16, rows that begin at a multiple of the size of their type"
 
 
 def why_not(problem: Problem) -> str | None:

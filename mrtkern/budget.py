@@ -22,12 +22,18 @@ ROUNDING = 1e-12  # a budget computed as n (c_p + K c_r) may fall short of K by 
 
 @dataclass(frozen=True)
 class VarianceComponents:
-    """Variance between and within groups; between_raw is the unbiased estimate, which may be negative."""
+    """Variance between and within groups, floats in the square of the unit of values.
+
+    between: variance of the groups' means, cut off at 0.
+    within: variance of the rows of a group.
+    between_raw: the unbiased estimate of between, which may be negative.
+    num_groups: an int, groups with at least one row.
+    """
 
     between: float
     within: float
     between_raw: float
-    num_groups: int  # groups with at least one row
+    num_groups: int
 
 
 def variance_components(values: Tensor, offsets: Tensor) -> VarianceComponents:
@@ -97,12 +103,44 @@ def _unscaled(op: str, number: float, exponent: int) -> float:
 
 @dataclass(frozen=True)
 class KChoice:
-    """The best number of responses per prompt, before (`continuous`) and after (`k`) it has to be an integer."""
+    """The best number of responses per prompt.
+
+    k: an int, the best number.
+    continuous: a float, the best number if it had not to be an integer; may be below 1, or infinite.
+    ratio: a float, variance(1) / variance(k): how many times the budget K = 1 needs for the same variance.
+    variance: variance(K), a float, is that of the estimator with K responses per prompt, K a number above 0.
+    """
 
     k: int
     continuous: float
-    ratio: float  # variance(1) / variance(k): how many times the budget K = 1 needs for the same variance
-    variance: Callable[[float], float] = field(repr=False)  # of the estimator with K responses per prompt
+    ratio: float
+    variance: Callable[[float], float] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class _OfFixedPrompts:
+    """variance(K) where their number is given. A class and not a closure, so that a KChoice pickles."""
+
+    between: float
+    within: float
+    num_prompts: int
+
+    def __call__(self, K: float) -> float:
+        return (self.between + self.within / K) / self.num_prompts
+
+
+@dataclass(frozen=True)
+class _OfBudget:
+    """variance(K) of the prompts that a budget buys."""
+
+    between: float
+    within: float
+    prompt_cost: float
+    response_cost: float
+    budget: float
+
+    def __call__(self, K: float) -> float:
+        return (self.between + self.within / K) * (self.prompt_cost + K * self.response_cost) / self.budget
 
 
 def optimal_k(
@@ -142,11 +180,8 @@ def optimal_k(
     limit = math.inf if max_k is None else max_k
     if num_prompts is not None:
         bought, continuous = _bought(op, prompt_cost, response_cost, num_prompts, budget)
-        return _choice(min(bought, limit), continuous, lambda K: (between + within / K) / num_prompts)
-
-    def variance(K: float) -> float:
-        return (between + within / K) * (prompt_cost + K * response_cost) / (1.0 if budget is None else budget)
-
+        return _choice(min(bought, limit), continuous, _OfFixedPrompts(between, within, num_prompts))
+    variance = _OfBudget(between, within, prompt_cost, response_cost, 1.0 if budget is None else budget)
     if within * prompt_cost == 0:
         continuous = 0.0
     else:
@@ -197,6 +232,7 @@ def allocate_k(score: Tensor, total: int, *, min_k: int | Tensor = 1, max_k: int
 
     Returns K int64 [B], sum exactly total. The greedy is optimal: each further response lowers score / K by less.
     No gradient. Deterministic: equal gains go to the lower index. Memory: about 100 bytes per prompt.
+    torch.compile breaks its graph here (fullgraph is refused), because values of score are read.
     Raises ValueError for a score that is negative, NaN or infinite (naming the row), a total beyond the limits.
     Source: arXiv 2606.00544, its budget applied prompt by prompt; the threshold is bisected over float64 bit patterns.
     """

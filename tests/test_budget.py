@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -231,6 +232,13 @@ def test_responses_go_where_the_definition_sends_them(seed: int) -> None:
         K = allocate_k(score, total, min_k=low, max_k=high)
         assert K.dtype == torch.int64
         assert K.tolist() == dealt_one_by_one(score, total, low.tolist(), high.tolist())
+
+
+@pytest.mark.parametrize("fixed", [{}, {"num_prompts": 10, "budget": 100.0}])
+def test_a_choice_goes_to_another_process(fixed: dict[str, Any]) -> None:
+    c = optimal_k(1.0, 8.0, prompt_cost=3.0, response_cost=1.0, max_k=16, **fixed)
+    assert pickle.loads(pickle.dumps(c)) == c
+    assert pickle.loads(pickle.dumps(c)).variance(5) == c.variance(5)
 
 
 def test_no_other_deal_has_less_variance() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -55,6 +57,15 @@ def test_csr_of_two_matrices_is_rectangular_and_has_no_diagonal() -> None:
     assert torch.equal(entries(nb.csr()).nan_to_num(nan=9.0), dense(nb).nan_to_num(nan=9.0))
     with pytest.raises(ValueError, match=r"diagonal must be None for a graph of 6 rows and 11 columns, got 1\.0"):
         nb.csr(diagonal=1.0)
+
+
+def test_csr_is_silent_and_leaves_warnings_as_they_were() -> None:
+    """In a process of its own: torch warns of the layout once."""
+    program = (
+        "import warnings, torch, mrtkern; warnings.simplefilter('error'); before = list(warnings.filters); "
+        "mrtkern.neighbors(torch.eye(4), 2, backend='reference').csr(); assert warnings.filters == before"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_csr_of_empty_lists() -> None:

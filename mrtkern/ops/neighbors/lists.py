@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +38,7 @@ class Neighbors:
         """The lists as a sparse matrix [M, N] float32: columns ascending, places without a neighbour left out.
 
         diagonal: the value of every row with itself, instead of what the lists have; only where M = N. clamp: negative
-        scores become 0, as a graph for facility location wants them. Memory beyond the result: 60 bytes per entry.
+        scores become 0. Memory beyond the result: 60 bytes per entry.
         """
         ids, scores = self.ids, self.scores.clamp(min=0) if clamp else self.scores
         M, N = ids.shape[0], self.num_columns
@@ -52,7 +53,9 @@ class Neighbors:
         is_real = ids >= 0
         ends = torch.cat([ids.new_zeros(1), is_real.sum(dim=1).cumsum(0)])
         values = scores.gather(1, order)[is_real]
-        return torch.sparse_csr_tensor(ends, ids[is_real], values, (M, N), check_invariants=False)  # they hold
+        with warnings.catch_warnings():  # torch 2.13 calls the layout a beta, once per process
+            warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state", UserWarning)
+            return torch.sparse_csr_tensor(ends, ids[is_real], values, (M, N), check_invariants=False)  # they hold
 
     @classmethod
     def from_lists(cls, ids: Any, scores: Any, *, num_columns: int | None = None) -> Neighbors:

@@ -62,7 +62,8 @@ def select_responses(
     reward, of their own for quality_diversity and additive. With share as weights stratified is unbiased; weigh random
     equally. reward_overlap [B]: part of the picks among the k largest rewards.
     No gradient. Deterministic: the same bits for every thread count and backend. Memory: as facility_location, and
-    32 MiB. Raises ValueError naming the row for NaN or infinite embeddings and rewards. Warns when reward alone attains
+    32 MiB. torch.compile breaks its graph here (fullgraph is refused), because values of offsets are read.
+    Raises ValueError naming the row for NaN or infinite embeddings and rewards. Warns when reward alone attains
     98 % of the quality_diversity objective. Source: arXiv 2606.00544; stratified: stratified sampling (Cochran, 1977).
     """
     _check.floating(OP, "embeddings", embeddings)

@@ -68,9 +68,8 @@ def test_compiles_as_one_graph(name: str, backend: str) -> None:
 def test_deduplicate_compiles_as_one_graph(backend: str) -> None:
     torch._dynamo.reset()
     x = lists.normal(40, 2)
-    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
-        compiled = torch.compile(lambda x: deduplicate(x, 0.99, backend=backend), fullgraph=True, backend="aot_eager")
-        assert torch.equal(compiled(x), deduplicate(x, 0.99, backend=backend))
+    compiled = torch.compile(lambda x: deduplicate(x, 0.99, backend=backend), fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x), deduplicate(x, 0.99, backend=backend))
 
 
 def test_a_row_count_may_change_between_compiled_calls() -> None:

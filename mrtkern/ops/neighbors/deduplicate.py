@@ -58,8 +58,9 @@ def deduplicate(
     threshold from -1 to 1; at 1 copies are linked, also those times a power of two.
     progress, backend: as in `neighbors`.
 
-    Returns ids int64, ascending. torch.compile: fullgraph only with
-    torch._dynamo.config.capture_dynamic_output_shape_ops = True, because their number depends on the data. No gradient.
+    Returns ids int64, ascending. torch.compile: fullgraph with torch 2.13 as it comes, although their number
+    depends on the data (an older one may ask for torch._dynamo.config.capture_dynamic_output_shape_ops = True). No
+    gradient.
     Deterministic: the same ids on every run, backend and number of threads. Streams over tiles: no pair is stored.
     On a GPU the call waits for the device: how many pairs may be linked is read, some thousand rows at a time.
     Memory: reference 80 bytes per feature of 544 rows and 16 per row; cpu and triton as `memory` of

@@ -124,8 +124,9 @@ def similarity(
     Returns s of the type of x: [M, N], [B, M, N], or packed, the n_b^2 scores of each group row by row, one group after
     the other. Lengths are float64 (float32 in small groups whose squares fit its range), sums float32 (float64 for
     float64), rounded once. A zero row has cosine 0 with all.
-    Gradient: x and y, once; 0 for a zero row. torch.compile: fullgraph, with offsets only under
-    torch._dynamo.config.capture_dynamic_output_shape_ops = True, because the size of the result depends on them.
+    Gradient: x and y, once; 0 for a zero row. torch.compile: fullgraph with torch 2.13 as it comes; with offsets,
+    on which the size of the result depends, an older one may ask for
+    torch._dynamo.config.capture_dynamic_output_shape_ops = True.
     Deterministic: the same bits on every run; on the compiled kernels for every number of threads, too.
     Memory beyond inputs and result: reference 20 bytes per feature and 20 per score (with gradient 44 and 36); cpu,
     with E = D + 16 and R = 2 n + 32 for n rows of the largest group (with y 3 max(M, N) + 64), 4 E R bytes once, as

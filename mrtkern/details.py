@@ -14,16 +14,31 @@ from mrtkern.ops.cross_entropy.problem import Rows
 
 @dataclass(frozen=True)
 class LossDetails:
-    """Only `loss` has a gradient. A response's negative log-likelihood excludes smoothing, z-loss and weights."""
+    """A loss with what it says of R responses and P prompts. Only `loss` has a gradient.
 
-    loss: Tensor  # 0-d
-    response_nll: Tensor  # [R] sum over the response's tokens
-    response_tokens: Tensor  # [R] int64: targets that are not ignored
-    prompt_loss: Tensor  # [P] each prompt's part of the loss, prompts ascending; without prompt: [R]
-    within_variance: Tensor  # 0-d: of response_nll / response_tokens inside prompts; NaN when no prompt has two
-    between_variance: Tensor  # 0-d: between prompts, unbiased and cut off at 0; NaN for fewer than two prompts
-    accuracy: Tensor  # 0-d: share of valid targets that are the row's largest logit
-    entropy: Tensor  # 0-d: mean over valid targets of the row's entropy, in nats
+    All are of the type of the loss, float32 (float64 for float64), but response_tokens; negative log-likelihoods and
+    entropies are in nats.
+
+    loss, 0-d: the loss itself.
+    response_nll [R]: sum of the negative log-likelihood over a response's tokens, without smoothing, z-loss and
+    weights.
+    response_tokens [R] int64: targets of a response that are not ignored.
+    prompt_loss [P]: each prompt's part of the loss, prompts ascending; without prompt [R], each response's part.
+    within_variance, 0-d: variance of response_nll / response_tokens inside prompts; NaN when no prompt has two
+    responses.
+    between_variance, 0-d: that between prompts, unbiased and cut off at 0; NaN for fewer than two prompts.
+    accuracy, 0-d: share of valid targets that are the row's largest logit.
+    entropy, 0-d: mean over valid targets of the row's entropy.
+    """
+
+    loss: Tensor
+    response_nll: Tensor
+    response_tokens: Tensor
+    prompt_loss: Tensor
+    within_variance: Tensor
+    between_variance: Tensor
+    accuracy: Tensor
+    entropy: Tensor
 
 
 def response_tokens(targets: Tensor, offsets: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:

@@ -193,7 +193,20 @@ class MultiResponseCrossEntropyLoss(torch.nn.Module):
         response_weight: Tensor | None = None,
         **counts: Count | None,
     ) -> Tensor | LossDetails:
-        """The loss of x, logits without `weight` and hidden states with it. counts: those of the whole step."""
+        """The loss of x, logits without `weight` and hidden states with it.
+
+        x [T, V] logits or [T, D] hidden states, or padded [R, L, V] and [R, L, D]; targets int64 [T], or [R, L].
+        weight [V, D] and bias [V] of the head: as in `linear_cross_entropy`. offsets [R + 1] int64 (None with padded
+        targets), prompt [R] int64 and response_weight [R]: as in `response_weights`.
+        counts, those of the whole step where it is split, as `response_weights` has them: num_prompts, num_responses,
+        num_tokens, responses_per_prompt, tokens_per_response, tokens_per_prompt.
+
+        Returns a scalar, LossDetails under return_details. Gradient: x, weight and bias. Deterministic. Memory: of
+        `response_weights`, and of `cross_entropy` or `linear_cross_entropy`.
+        Raises what these three raise: ValueError for shapes, types and offsets, IndexError for a target that is no
+        class, TypeError for what is no tensor and a count by another name.
+        Source: arXiv 2606.00544; `mrtkern.ops.cross_entropy` has the equations.
+        """
         w = response_weights(
             targets, self.normalize, offsets=offsets, prompt=prompt, response_weight=response_weight,
             ignore_index=self.ignore_index, constant=self.constant, **counts,

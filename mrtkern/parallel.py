@@ -182,7 +182,9 @@ def vocabulary_parallel_cross_entropy(
 
     Returns the loss, a scalar, the same on every rank. Gradient: logits, the own columns, nothing sent.
     Deterministic: the same bits on every run. Memory: a copy of the logits in backward, their gradient.
-    Raises IndexError, on every rank, for a target that not exactly one rank has. torch.compile breaks its graph here.
+    Raises IndexError, on every rank, for a target that not exactly one rank has; ValueError, on the rank that has it,
+    for shapes, types and options that do not fit and a negative first_class. torch.compile breaks its graph here.
+    Source: Shoeybi et al., Megatron-LM, arXiv 1909.08053; the loss's equations: `mrtkern.ops.cross_entropy`.
     """
     op = "vocabulary_parallel_cross_entropy"
     _check.floating(op, "logits", logits)
@@ -228,7 +230,9 @@ def vocabulary_parallel_linear_cross_entropy(
     ranks by one all-reduce, which every rank must ask for. Logits are computed again in backward: 8 T V D operations.
     Deterministic: the same bits on every run. Memory: as `linear_log_prob`, and per row and rank 24 bytes, with label
     smoothing 40.
-    Raises IndexError, on every rank, for a target that not exactly one rank has. torch.compile breaks its graph here.
+    Raises IndexError, on every rank, for a target that not exactly one rank has; ValueError, on the rank that has it,
+    for shapes, types and options that do not fit and a negative first_class. torch.compile breaks its graph here.
+    Source: Shoeybi et al., Megatron-LM, arXiv 1909.08053; the head's equations: `mrtkern.ops.linear_cross_entropy`.
     """
     op = "vocabulary_parallel_linear_cross_entropy"
     _check.floating(op, "hidden", hidden)

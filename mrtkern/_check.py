@@ -13,6 +13,8 @@ from torch.autograd import forward_ad
 
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 OLDEST = (8, 0)  # compute capability of NVIDIA's: asynchronous copies, bfloat16, reductions of a warp
+INTEGRAL = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+NUMBERS = (int, float, np.integer, np.floating, torch.SymInt, torch.SymFloat)
 
 
 def fail(op: str, argument: str, rule: str, got: Any) -> NoReturn:
@@ -60,15 +62,32 @@ def floating(op: str, argument: str, value: Any) -> None:
 
 
 def number(op: str, argument: str, value: Any) -> None:
-    """Refuse what is no number, before it is compared with one."""
-    if not isinstance(value, (int, float, np.number, Tensor)):
+    """Refuse what is no number, before it is compared with one. True and False are none."""
+    if isinstance(value, Tensor):
+        if value.numel() != 1 or value.is_complex() or value.dtype == torch.bool:
+            raise TypeError(f"{op}: {argument} must be a number, got a tensor {shape(value)} of {value.dtype}")
+    elif isinstance(value, bool) or not isinstance(value, NUMBERS):
         raise TypeError(f"{op}: {argument} must be a number, got {type(value).__name__}")
 
 
-def integer(op: str, argument: str, value: Any) -> None:
-    """Refuse what cannot count."""
-    if not isinstance(value, (int, np.integer, Tensor)):
-        raise TypeError(f"{op}: {argument} must be an int, got {type(value).__name__}")
+def integer(op: str, argument: str, value: Any, rule: str = "be an int") -> int:
+    """The value as an int; refuses what cannot count (True and False, too) and what int64 cannot hold."""
+    if isinstance(value, Tensor):
+        if value.numel() != 1 or value.dtype not in INTEGRAL:
+            raise TypeError(f"{op}: {argument} must {rule}, got a tensor {shape(value)} of {value.dtype}")
+    elif isinstance(value, bool) or not isinstance(value, (int, np.integer, torch.SymInt)):
+        raise TypeError(f"{op}: {argument} must {rule}, got {type(value).__name__}")
+    counted: int = int(value) if isinstance(value, (Tensor, np.integer)) else value
+    if not -(2**63) <= counted < 2**63:
+        fail(op, argument, "be an int from -2**63 to 2**63 - 1", counted)
+    return counted
+
+
+def flag(op: str, argument: str, value: Any, or_none: bool = False) -> None:
+    """Refuse what is neither True nor False, because a word such as 'no' would be true."""
+    if not isinstance(value, bool) and not (or_none and value is None):
+        choices = "True, False or None" if or_none else "True or False"
+        raise TypeError(f"{op}: {argument} must be {choices}, got {value!r}")
 
 
 def one_of(op: str, argument: str, value: str, choices: tuple[str, ...]) -> None:
@@ -99,21 +118,15 @@ def int64(op: str, argument: str, value: Any) -> None:
         fail(op, argument, "be int64", value.dtype)
 
 
-def seed(op: str, value: Any) -> None:
-    """Refuse a seed that is not a 64-bit integer."""
-    if not isinstance(value, int) or isinstance(value, bool) or not -(2**63) <= value < 2**63:
-        fail(op, "seed", "be an int from -2**63 to 2**63 - 1", repr(value))
-
-
-def offsets(op: str, value: Any, device: torch.device) -> None:
-    """Type, shape and device of group offsets [B+1]; their values are read by `offsets_values`."""
+def offsets(op: str, value: Any, device: torch.device, like: str = "x") -> None:
+    """Type, shape and device (that of `like`) of group offsets [B+1]; `offsets_values` reads their values."""
     tensor(op, "offsets", value)
     if value.ndim != 1 or value.shape[0] < 1:
         fail(op, "offsets", "be a vector of B + 1 row numbers", shape(value))
     if value.dtype != torch.int64:
         fail(op, "offsets", "be int64", value.dtype)
     if value.device != device:
-        fail(op, "offsets", f"be on the device of x ({device})", value.device)
+        fail(op, "offsets", f"be on the device of {like} ({device})", value.device)
 
 
 class Facts:

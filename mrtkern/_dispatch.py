@@ -39,23 +39,33 @@ def why_not(op: str, backend: str, problem: Any) -> str | None:
     return module if isinstance(module, str) else module.why_not(problem)
 
 
-def choose(op: str, backend: str | None, problem: Any) -> str:
-    """Name of the backend to run. An explicit request is obeyed or refused, never replaced."""
+def check(op: str, backend: Any) -> None:
+    """Refuse what names no backend; public functions do so before an operator sees it."""
+    if backend is None or (isinstance(backend, str) and backend in BACKENDS):
+        return
+    error = ValueError if isinstance(backend, str) else TypeError
+    raise error(f"{op}: backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+
+
+def choose(op: str, backend: str | None, problem: Any, caller: str | None = None) -> str:
+    """Name of the backend to run. An explicit request is obeyed or refused, never replaced.
+
+    caller: the function that the user called, where it is not the operation whose backends run.
+    """
+    check(caller or op, backend)
     if backend is None:
         name = next(name for name in BACKENDS if why_not(op, name, problem) is None)
         if name == "reference" and isinstance(load(op, "cpu"), str):
             warn_pure_python()
         return name
-    if backend not in BACKENDS:
-        raise ValueError(f"{op}: backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
     if reason := why_not(op, backend, problem):
-        raise ValueError(f"{op}: backend {backend!r} cannot run this: {reason}")
+        raise ValueError(f"{caller or op}: backend {backend!r} cannot run this: {reason}")
     return backend
 
 
-def run(op: str, backend: str | None, problem: Any) -> Any:
+def run(op: str, backend: str | None, problem: Any, caller: str | None = None) -> Any:
     """The module of the backend that `choose` names."""
-    return load(op, choose(op, backend, problem))
+    return load(op, choose(op, backend, problem, caller))
 
 
 @functools.cache

@@ -7,7 +7,6 @@ V_x the variance between prompts and V_yx the variance within a prompt (traces o
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -58,7 +57,7 @@ def variance_components(values: Tensor, offsets: Tensor) -> VarianceComponents:
     if values.ndim not in (1, 2):
         _check.fail(op, "values", "be [T] or [T, D]", _check.shape(values))
     T = values.shape[0]
-    _check.offsets(op, offsets, values.device)
+    _check.offsets(op, offsets, values.device, "values")
     _check.offsets_values(op, offsets, T)
     sizes = offsets.diff()
     group = torch.repeat_interleave(sizes)  # [T]: the group of each row
@@ -171,6 +170,9 @@ def optimal_k(
     op = "optimal_k"
     _numbers(op, between=between, within=within, prompt_cost=prompt_cost)
     _check.number(op, "response_cost", response_cost)
+    for name, value in (("budget", budget), ("max_k", max_k), ("num_prompts", num_prompts)):
+        if value is not None:
+            _check.number(op, name, value)
     if not 0 < response_cost < math.inf:
         _check.fail(op, "response_cost", "be positive and finite", response_cost)
     if budget is not None and not 0 < budget < math.inf:
@@ -243,8 +245,7 @@ def allocate_k(score: Tensor, total: int, *, min_k: int | Tensor = 1, max_k: int
     _check.finite_rows(f"{op}: score", score)
     if score.numel() and float(score.min()) < 0:
         _check.fail(op, "score", "not be negative", f"{float(score.min())} in row {int(score.argmin())}")
-    _check.integer(op, "total", total)
-    total = operator.index(total)
+    total = _check.integer(op, "total", total)
     gain = score.detach().double()
     low = _limit(op, "min_k", min_k, score)
     if low.numel() and int(low.min()) < 1:
@@ -266,8 +267,8 @@ def allocate_k(score: Tensor, total: int, *, min_k: int | Tensor = 1, max_k: int
 def _limit(op: str, argument: str, value: int | Tensor, score: Tensor) -> Tensor:
     """min_k or max_k as int64 [B]."""
     if not isinstance(value, Tensor):
-        _check.integer(op, argument, value)
-        return torch.full(score.shape, operator.index(value), dtype=torch.int64, device=score.device)
+        counted = _check.integer(op, argument, value)
+        return torch.full(score.shape, counted, dtype=torch.int64, device=score.device)
     _check.vector(op, argument, value, score.shape[0], "prompt")
     _check.same_device(op, score=score, **{argument: value})
     if value.dtype != torch.int64:

@@ -54,20 +54,20 @@ def by_response(values: Tensor, offsets: Tensor) -> Tensor:
 
 
 def response_details(
-    found: Rows, targets: Tensor, target_offsets: Tensor | None, ignore_index: int, offsets: Tensor,
+    op: str, found: Rows, targets: Tensor, target_offsets: Tensor | None, ignore_index: int, offsets: Tensor,
     prompt: Tensor | None,
 ) -> LossDetails:  # fmt: skip
-    """Details from what the rows left."""
+    """Details from what the rows of the function `op` left."""
     loss, *rows = found
     return LossDetails(
-        loss, *torch.ops.mrtkern.response_details(*rows, targets, target_offsets, ignore_index, offsets, prompt)
+        loss, *torch.ops.mrtkern.response_details(*rows, targets, target_offsets, ignore_index, offsets, prompt, op)
     )
 
 
 torch.library.define(
     "mrtkern::response_details",
     "(Tensor nll, Tensor weighted, Tensor entropy, Tensor argmax, Tensor targets, Tensor? target_offsets, "
-    "int ignore_index, Tensor offsets, Tensor? prompt) -> (Tensor response_nll, Tensor response_tokens, "
+    "int ignore_index, Tensor offsets, Tensor? prompt, str op) -> (Tensor response_nll, Tensor response_tokens, "
     "Tensor prompt_loss, Tensor within_variance, Tensor between_variance, Tensor accuracy, Tensor entropy)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
@@ -75,13 +75,13 @@ torch.library.define(
 
 def _details(
     nll: Tensor, weighted: Tensor, entropy: Tensor, argmax: Tensor, targets: Tensor, target_offsets: Tensor | None,
-    ignore_index: int, offsets: Tensor, prompt: Tensor | None,
+    ignore_index: int, offsets: Tensor, prompt: Tensor | None, op: str,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """nll, weighted: one per target; entropy, argmax: one per row."""
     E = targets.shape[0]
-    offsets, is_right = _check.covering_offsets("return_details", offsets, E, "offsets", "targets")
+    offsets, is_right = _check.covering_offsets(op, offsets, E, "offsets", "targets")
     if target_offsets is not None:
-        inside, _ = _check.covering_offsets("return_details", target_offsets, E, "target_offsets", "targets")
+        inside, _ = _check.covering_offsets(op, target_offsets, E, "target_offsets", "targets")
         rows = torch.repeat_interleave(inside.diff(), output_size=E)
         entropy, argmax = entropy[rows], argmax[rows]
     is_valid, tokens = response_tokens(targets, offsets, ignore_index)
@@ -97,7 +97,7 @@ def _details(
 
 
 def _fake_details(nll: Tensor, *arguments: object) -> tuple[Tensor, ...]:
-    *_, offsets, prompt = arguments
+    *_, offsets, prompt, _ = arguments
     assert isinstance(offsets, Tensor)
     R = offsets.shape[0] - 1
     P = R if prompt is None else torch.library.get_ctx().new_dynamic_size()

@@ -109,8 +109,8 @@ def response_weights(
     """
     _check.int64(OP, "targets", targets)
     _check.one_of(OP, "normalize", normalize, NORMALIZATIONS)
-    if not 0 < constant < math.inf:
-        _check.fail(OP, "constant", "be positive and finite", constant)
+    ignore_index = _check.integer(OP, "ignore_index", ignore_index)
+    constant = _positive("constant", constant)
     flat, device = targets.reshape(-1), targets.device
     offsets = _response_offsets(targets, offsets)
     R = offsets.shape[0] - 1
@@ -129,7 +129,7 @@ def response_weights(
     counts.append(_count("tokens_per_response", tokens_per_response, R, device))
     counts.append(_count("tokens_per_prompt", tokens_per_prompt, R, device))
     weights: Tensor = torch.ops.mrtkern.response_weights(
-        flat, normalize, offsets, prompt, response_weight, ignore_index, float(constant), *counts
+        flat, normalize, offsets, prompt, response_weight, ignore_index, constant, *counts
     )
     return weights.reshape(targets.shape)
 
@@ -139,7 +139,7 @@ def _response_offsets(targets: Tensor, offsets: Tensor | None) -> Tensor:
     if targets.ndim == 1:
         if offsets is None:
             _check.fail(OP, "offsets", "be given with targets [T]", None)
-        _check.offsets(OP, offsets, targets.device)
+        _check.offsets(OP, offsets, targets.device, "targets")
         return offsets
     if targets.ndim != 2:
         _check.fail(OP, "targets", "be [T] with offsets, or [R, L]", _check.shape(targets))
@@ -149,15 +149,21 @@ def _response_offsets(targets: Tensor, offsets: Tensor | None) -> Tensor:
     return torch.arange(R + 1, device=targets.device) * L
 
 
+def _positive(name: str, value: Any) -> float:
+    """A number that divides."""
+    _check.number(OP, name, value)
+    if not 0 < value < math.inf:
+        _check.fail(OP, name, "be positive and finite", value)
+    return float(value)
+
+
 def _count(name: str, value: Count | None, R: int | None, device: torch.device) -> Tensor | None:
     """A count of the whole step: 0-d, or one per response."""
     if value is None:
         return None
     size = () if R is None else (R,)
     if not isinstance(value, Tensor):
-        if not (isinstance(value, (int, float)) and 0 < value < math.inf):
-            _check.fail(OP, name, "be positive and finite", repr(value))
-        return torch.full(size, value, dtype=torch.float64, device=device)
+        return torch.full(size, _positive(name, value), dtype=torch.float64, device=device)
     if value.shape not in ((), size):
         _check.fail(OP, name, "be a number or " + ("0-d" if R is None else f"of shape [{R}]"), _check.shape(value))
     if value.device != device:

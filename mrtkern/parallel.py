@@ -41,6 +41,7 @@ class _Shard:
         cls, op: str, group: dist.ProcessGroup, first_class: int, V: int, targets: Tensor, token_weight: Tensor | None,
         options: Options, wide: torch.dtype,
     ) -> _Shard:  # fmt: skip
+        first_class = _check.integer(op, "first_class", first_class)
         if first_class < 0:
             _check.fail(op, "first_class", "be the number of this rank's first class", first_class)
         valid = targets != options.ignore_index
@@ -191,11 +192,11 @@ def vocabulary_parallel_cross_entropy(
     if logits.ndim != 2:
         _check.fail(op, "logits", "be [T, V_r]", _check.shape(logits))
     check_targets(op, logits.shape[0], logits.device, targets, token_weight, None)
-    options = checked_options(op, ignore_index, softcap, label_smoothing, z_loss)
+    options = checked_options(op, ignore_index, softcap, label_smoothing, z_loss, backend=backend)
     T, V = logits.shape
     capability = _check.capability(logits.device)
     problem = Problem(T, 0, V, *(logits.dtype,) * 3, logits.device.type, capability=capability)
-    rows = _dispatch.run("linear_cross_entropy", backend, problem)
+    rows = _dispatch.run("linear_cross_entropy", backend, problem, op)
     wide = head.sums_in(logits.dtype)
     shard = _Shard.of(op, group, first_class, V, targets, token_weight, options, wide)
     loss: Tensor = _Logits.apply(logits, targets, shard, rows)  # type: ignore[no-untyped-call]
@@ -237,11 +238,11 @@ def vocabulary_parallel_linear_cross_entropy(
     op = "vocabulary_parallel_linear_cross_entropy"
     _check.floating(op, "hidden", hidden)
     head.check(op, hidden, weight, bias, targets, token_weight)
-    options = checked_options(op, ignore_index, softcap, label_smoothing, z_loss)
+    options = checked_options(op, ignore_index, softcap, label_smoothing, z_loss, backend=backend)
     needs = head.needs(hidden, weight, bias)
     product = head.product_type(hidden, weight)
     problem = Problem.of(hidden, weight, bias, product, (needs[0], needs[1], needs[2]), is_log_prob=True)
-    rows = _dispatch.run("linear_cross_entropy", backend, problem)
+    rows = _dispatch.run("linear_cross_entropy", backend, problem, op)
     head.check_memory(op, problem, rows, targets)
     wide = head.sums_in(product)
     shard = _Shard.of(op, group, first_class, weight.shape[0], targets, token_weight, options, wide)

@@ -69,18 +69,17 @@ def select_responses(
     _check.floating(OP, "embeddings", embeddings)
     if embeddings.ndim != 2:
         _check.fail(OP, "embeddings", "be a matrix [T, D]", _check.shape(embeddings))
-    _check.offsets(OP, offsets, embeddings.device)
+    _check.offsets(OP, offsets, embeddings.device, "embeddings")
     offsets = offsets.contiguous()
     _check.offsets_values(OP, offsets, embeddings.shape[0])
     _check.one_of(OP, "method", method, METHODS)
     _check.one_of(OP, "fill", fill, tuple(name for name in FILLS if name != "index"))
-    _check.seed(OP, seed)
+    seed = _check.integer(OP, "seed", seed)
     _ranges(alpha, lam)
-    reward = _rewards(reward, method, embeddings.shape[0])
+    k = _checked_k(k, embeddings)
+    reward = _rewards(reward, method, embeddings)
     B = offsets.shape[0] - 1
-    if group_key is not None:
-        _check.int64(OP, "group_key", group_key)
-        _check.vector(OP, "group_key", group_key, B, "prompt")
+    _check_key(group_key, B, embeddings)
     spans = list(_spans(offsets))
     total = sum(int(_counts(k, offsets, *span).sum()) for span in spans)
     joined = _Joined(embeddings.shape[0], B, total, embeddings.device)
@@ -238,13 +237,33 @@ def _ranges(alpha: float, lam: float) -> None:
         _check.fail(OP, "lam", "be from 0 to 1", lam)
 
 
-def _rewards(reward: Tensor | None, method: str, T: int) -> Tensor | None:
+def _checked_k(k: int | Tensor, embeddings: Tensor) -> int | Tensor:
+    """The number of responses, of all prompts or of each; refuses what counts none."""
+    if isinstance(k, Tensor):
+        _check.same_device(OP, embeddings=embeddings, k=k)
+        return k
+    k = _check.integer(OP, "k", k, "be an int of at least 0 or an int64 tensor [B]")
+    if k < 0:
+        _check.fail(OP, "k", "be an int of at least 0 or an int64 tensor [B]", k)
+    return k
+
+
+def _check_key(group_key: Tensor | None, B: int, embeddings: Tensor) -> None:
+    """Refuse what does not name the prompts."""
+    if group_key is not None:
+        _check.int64(OP, "group_key", group_key)
+        _check.vector(OP, "group_key", group_key, B, "prompt")
+        _check.same_device(OP, embeddings=embeddings, group_key=group_key)
+
+
+def _rewards(reward: Tensor | None, method: str, embeddings: Tensor) -> Tensor | None:
     """The rewards if the method reads them; refuses missing ones, NaN and infinity."""
     if reward is None:
         if method in ("quality_diversity", "additive", "reward"):
             raise ValueError(f"{OP}: reward must be given for method {method!r}, got None")
         return None
-    _check.vector(OP, "reward", reward, T, "response")
+    _check.vector(OP, "reward", reward, embeddings.shape[0], "response")
+    _check.same_device(OP, embeddings=embeddings, reward=reward)
     if reward.is_complex():
         _check.fail(OP, "reward", "be real", reward.dtype)
     _check.finite_rows(f"{OP}: reward", reward)
@@ -263,9 +282,7 @@ def _counts(k: int | Tensor, offsets: Tensor, first: int, last: int) -> Tensor:
             b = int(bad.int().argmax())
             _check.fail(OP, "k", f"be from 0 to the {int(sizes[b])} responses of prompt {first + b}", int(counts[b]))
         return counts
-    if not isinstance(k, int) or isinstance(k, bool) or k < 0:
-        _check.fail(OP, "k", "be an int of at least 0 or an int64 tensor [B]", repr(k))
-    return sizes.clamp(max=min(k, 2**62))
+    return sizes.clamp(max=k)
 
 
 def _spans(offsets: Tensor) -> Iterator[tuple[int, int]]:

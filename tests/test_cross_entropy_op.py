@@ -307,10 +307,10 @@ def test_details_have_the_same_bits_on_every_run() -> None:
         ({"target_offsets": torch.tensor([0, 3, 1, 3])}, "target_offsets must never descend, got 3 then 1 at group 1"),
         ({"target_offsets": torch.tensor([0, 1, 2, 2])}, "target_offsets must end with the number of targets 3, got 2"),
         ({"label_smoothing": 1.5}, "label_smoothing must be from 0 to 1, got 1.5"),
-        ({"z_loss": float("nan")}, "z_loss must be finite, got nan"),
+        ({"z_loss": float("nan")}, "z_loss must be finite and not negative, got nan"),
+        ({"z_loss": -0.1}, "z_loss must be finite and not negative, got -0.1"),
         ({"softcap": 0.0}, "softcap must be None or positive and finite, got 0.0"),
         ({"return_details": True}, "offsets must be given with return_details, unless targets are padded, got None"),
-        ({"ignore_index": None}, "ignore_index must be an int, got None"),
         ({"logits": torch.ones(3, 4).to_sparse()}, "logits must be dense, got torch.sparse_coo"),
         (
             {"logits": torch.ones(1, 3, 4), "targets": torch.ones(1, 3).long(), "token_weight": torch.ones(3, 1)},

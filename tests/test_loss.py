@@ -378,7 +378,6 @@ def test_module_takes_padded_logits() -> None:
         ({"constant": 0.0}, "constant must be positive and finite, got 0.0"),
         ({"num_tokens": 0}, "num_tokens must be positive and finite, got 0"),
         ({"num_tokens": float("nan")}, "num_tokens must be positive and finite, got nan"),
-        ({"num_tokens": "3"}, "num_tokens must be positive and finite, got '3'"),
         ({"num_prompts": torch.ones(2)}, r"num_prompts must be a number or 0-d, got \[2\]"),
         ({"tokens_per_response": torch.ones(3)}, r"tokens_per_response must be a number or of shape \[2\], got \[3\]"),
     ],

@@ -136,8 +136,10 @@ def test_bad_lists_are_named(ids: Any, scores: Any, num_columns: int | None, sen
 
 
 def test_lists_must_be_tensors_or_arrays() -> None:
-    with pytest.raises(TypeError, match=r"^Neighbors.from_lists: ids must be a torch\.Tensor, got list$"):
-        Neighbors.from_lists([[0]], torch.zeros(1, 1))
+    with pytest.raises(
+        TypeError, match=r"^Neighbors.from_lists: ids must be a torch\.Tensor or a numpy\.ndarray, got list$"
+    ):
+        Neighbors.from_lists([[0]], [[0.5]])
 
 
 def test_a_line_describes_a_graph() -> None:

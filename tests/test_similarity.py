@@ -389,8 +389,10 @@ def test_types_must_match() -> None:
 
 def test_what_cannot_fit_is_refused_before_it_is_allocated() -> None:
     x = torch.ones(1, 1).expand(2**24, 1)  # scores of 2**50 bytes
-    with pytest.raises(MemoryError, match=r"^similarity: x and y must leave room for \d{16} bytes"):
+    with pytest.raises(MemoryError, match=r"^similarity: x must leave room for \d{16} bytes"):
         similarity(x)
+    with pytest.raises(MemoryError, match=r"^similarity: x and y must leave room for \d{16} bytes"):
+        similarity(x, x)
 
 
 @every_metric

@@ -171,11 +171,12 @@ def cross_entropy(
 
     logits [T, V] (or [R, L, V]): float32, bfloat16, float16, float64. targets [T] (or [R, L]) int64: 0 … V - 1 or
     ignore_index. token_weight: like targets, any sign, as from `response_weights`; None: 1 / number of valid targets.
-    z_loss: coefficient of lse^2. softcap: c of c tanh(z / c). target_offsets [T + 1] int64: row t has the targets
+    z_loss >= 0: coefficient of lse^2. softcap: c of c tanh(z / c). target_offsets [T + 1] int64: row t has the targets
     target_offsets[t]:target_offsets[t + 1]; targets and token_weight then have one entry per target. inplace: the
     gradient replaces the logits (not inside torch.compile, which plans memory itself). return_details with offsets
     [R + 1] int64 (response r owns targets offsets[r]:offsets[r + 1]; padded targets need none) and prompt [R] int64.
-    check: whether targets are checked; None: on the CPU. backend: None chooses; a name is obeyed or refused.
+    check: whether targets on a GPU are checked, None: not; on the CPU they always are. backend: None chooses; a name is
+    obeyed or refused.
 
     Returns the loss, 0-d float32 (float64 for float64 logits); with return_details LossDetails. Nothing valid: 0.
     Gradient: logits, once, rounded once to their type, then multiplied by the gradient of the loss (what float16 cannot
@@ -191,10 +192,9 @@ def cross_entropy(
     """
     given = logits
     logits, targets, token_weight, offsets = _checked(logits, targets, token_weight, target_offsets, offsets)
-    options = checked_options(OP, ignore_index, softcap, label_smoothing, z_loss)
-    if return_details:
-        check_details(OP, targets, offsets, prompt)
-    inplace = inplace and _overwrites(given, logits)
+    options = checked_options(OP, ignore_index, softcap, label_smoothing, z_loss, check=check, backend=backend)
+    check_details(OP, return_details, targets, offsets, prompt)
+    inplace = _overwrites(inplace, given, logits)
     arguments = (targets, token_weight, target_offsets, *options, return_details, check, backend)
     if torch.is_grad_enabled() and logits.requires_grad:
         results = _CrossEntropy.apply(logits, inplace, *arguments)  # type: ignore[no-untyped-call]
@@ -206,7 +206,7 @@ def cross_entropy(
     rows = Rows(*results[:5])
     if not return_details or offsets is None:
         return rows.loss
-    return response_details(rows, targets, target_offsets, ignore_index, offsets, prompt)
+    return response_details(OP, rows, targets, target_offsets, options.ignore_index, offsets, prompt)
 
 
 def _checked(
@@ -267,33 +267,44 @@ def check_targets(
 
 
 def checked_options(
-    op: str, ignore_index: int, softcap: float | None, label_smoothing: float = 0.0, z_loss: float = 0.0
-) -> Options:
-    """Numbers that make a loss."""
-    if not isinstance(ignore_index, int):
-        _check.fail(op, "ignore_index", "be an int", repr(ignore_index))
+    op: str, ignore_index: int, softcap: float | None, label_smoothing: float = 0.0, z_loss: float = 0.0, *,
+    check: bool | None = None, backend: str | None,
+) -> Options:  # fmt: skip
+    """Numbers that make a loss; refuses a `check` and a `backend` that are none, too."""
+    _check.flag(op, "check", check, or_none=True)
+    _dispatch.check(op, backend)
+    ignore_index = _check.integer(op, "ignore_index", ignore_index)
+    for name, value in (("label_smoothing", label_smoothing), ("z_loss", z_loss), ("softcap", softcap)):
+        if value is not None or name != "softcap":
+            _check.number(op, name, value)
     if not 0 <= label_smoothing <= 1:
         _check.fail(op, "label_smoothing", "be from 0 to 1", label_smoothing)
-    if not -math.inf < z_loss < math.inf:  # not isfinite, which torch.compile(dynamic=True) cannot trace
-        _check.fail(op, "z_loss", "be finite", z_loss)
+    if not 0 <= z_loss < math.inf:  # not isfinite, which torch.compile(dynamic=True) cannot trace
+        _check.fail(op, "z_loss", "be finite and not negative", z_loss)
     if softcap is not None and not 0 < softcap < math.inf:
         _check.fail(op, "softcap", "be None or positive and finite", softcap)
     return Options(ignore_index, float(label_smoothing), float(z_loss), float(softcap or 0.0))
 
 
-def check_details(op: str, targets: Tensor, offsets: Tensor | None, prompt: Tensor | None) -> None:
-    """Which targets are whose response, and which response is whose prompt."""
+def check_details(
+    op: str, return_details: bool, targets: Tensor, offsets: Tensor | None, prompt: Tensor | None
+) -> None:
+    """Which targets are whose response, and which response is whose prompt, if details are wanted."""
+    _check.flag(op, "return_details", return_details)
+    if not return_details:
+        return
     if offsets is None:
         _check.fail(op, "offsets", "be given with return_details, unless targets are padded", None)
-    _check.offsets(op, offsets, targets.device)
+    _check.offsets(op, offsets, targets.device, "targets")
     if prompt is not None:
         _check.int64(op, "prompt", prompt)
         _check.vector(op, "prompt", prompt, offsets.shape[0] - 1, "response")
 
 
-def _overwrites(given: Tensor, logits: Tensor) -> bool:
+def _overwrites(inplace: bool, given: Tensor, logits: Tensor) -> bool:
     """Refuse what cannot be overwritten; inside torch.compile nothing is. given: before it was packed to [T, V]."""
-    if torch.compiler.is_compiling():
+    _check.flag(OP, "inplace", inplace)
+    if not inplace or torch.compiler.is_compiling():
         return False
     owner = given._base if given._base is not None else given
     if torch.is_grad_enabled() and given.requires_grad and owner.is_leaf:

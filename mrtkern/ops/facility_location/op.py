@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -36,8 +38,9 @@ def _launch(
     candidates = x.shape[1] if kind == "similarity" else x.shape[0]
     facts = _check.Facts()
     _check.offsets_values(OP, offsets, candidates, facts=facts)
-    for name, value in (("weight", weight), ("quality", quality), ("bonus", bonus)):
-        _not_negative(name, value, facts)
+    weight = _not_negative("weight", weight, facts)
+    quality = _not_negative("quality", quality, facts)
+    bonus = _not_negative("bonus", bonus, facts)
     scale = _matrix_scale(x, scale) if kind == "similarity" else 1.0
     if start is not None:
         _start_values(start, candidates)
@@ -61,7 +64,7 @@ def _launch(
     )
     _ranges(quality, bonus, offsets, maximum * scale, facts)
     facts.read()
-    picks = _dispatch.run(OP, backend, Problem.of(inputs)).forward(inputs)
+    picks = _dispatch.run(OP, backend, Problem.of(inputs), subject.split(": ")[0]).forward(inputs)
     return (*picks, maximum, torch.full((), scale, dtype=torch.float64, device=x.device))
 
 
@@ -82,16 +85,21 @@ def _fake(
     return (ids, gains, ends, *each, owner, share, maximum, unit)
 
 
-def _not_negative(name: str, value: Tensor | None, facts: _check.Facts) -> None:
-    if value is None:
-        return
+def _not_negative(name: str, given: Tensor | None, facts: _check.Facts) -> Tensor | None:
+    """One entry per row in float32, which the kernels read."""
+    if given is None:
+        return None
+    value = given.float()
     bad = ~(torch.isfinite(value) & (value >= 0))
 
     def sentence() -> None:
         row = _check.first(bad)
-        _check.fail(OP, name, "be finite and not negative", f"{float(value[row])} at row {row}")
+        got = float(given[row])
+        rule = "be finite in float32" if 0 < got < math.inf else "be finite and not negative"
+        _check.fail(OP, name, rule, f"{got} at row {row}")
 
     facts.refuse(bad, sentence)
+    return value
 
 
 def _ranges(quality: Tensor | None, bonus: Tensor | None, offsets: Tensor, unit: Tensor, facts: _check.Facts) -> None:
@@ -128,10 +136,9 @@ def _matrix_scale(s: Tensor, scale: float | None) -> float:
 
 
 def _start_values(start: Tensor, candidates: int) -> None:
-    if start.numel() and not 0 <= int(start.min()) <= int(start.max()) < candidates:
-        _check.fail(
-            OP, "start", f"hold row numbers from 0 to {candidates - 1}", f"{int(start.min())} … {int(start.max())}"
-        )
+    outside = start[(start < 0) | (start >= candidates)]
+    if outside.numel():
+        _check.fail(OP, "start", f"hold row numbers from 0 to {candidates - 1}", int(outside[0]))
     if start.unique().numel() != start.numel():
         _check.fail(
             OP, "start", "name each row once", f"{start.numel()} entries with {start.unique().numel()} different ones"
@@ -221,7 +228,7 @@ def _sides(
 
 
 def _entries(name: str, value: Tensor | None, size: int, like: str, dtype: torch.dtype) -> Tensor | None:
-    """One entry per row in the dtype of the kernels, or None."""
+    """One real entry per row, of `dtype` where that is no floating one, or None."""
     if value is None:
         return None
     _check.vector(OP, name, value, size, like)
@@ -229,7 +236,7 @@ def _entries(name: str, value: Tensor | None, size: int, like: str, dtype: torch
         _check.fail(OP, name, "be real", value.dtype)
     if dtype in (torch.int64, torch.bool) and value.dtype != dtype:
         _check.fail(OP, name, f"be {str(dtype).removeprefix('torch.')}", value.dtype)
-    return value.detach().resolve_neg().to(dtype)
+    return value.detach().resolve_neg()
 
 
 def facility_location(
@@ -297,9 +304,13 @@ def solve(
 ) -> Selection:  # fmt: skip
     """`facility_location` on rows that the caller counts from `first_row` and calls `subject`."""
     kind, matrix = _sides(x, similarity, targets, offsets)
-    _check.one_of(OP, "metric", metric, METRICS)
-    _check.one_of(OP, "fill", fill, FILLS)
-    _check.seed(OP, seed)
+    op, name_of_x = subject.split(": ")
+    _check.one_of(op, "metric", metric, METRICS)
+    _check.one_of(op, "fill", fill, FILLS)
+    _dispatch.check(op, backend)
+    seed = _check.integer(op, "seed", seed)
+    if similarity_scale is not None:
+        _check.number(op, "similarity_scale", similarity_scale)
     for name, rows in (("start", start), ("given", given)):
         if rows is not None:
             _check.int64(OP, name, rows)
@@ -316,8 +327,8 @@ def solve(
     group_key = _entries("group_key", group_key, B, "group", torch.int64)
     counts, clamp_k = _counts(k, B, kind, matrix.device)
     _check.same_device(
-        OP, x=matrix, targets=targets, k=counts, weight=weight, quality=quality, bonus=bonus, start=start, given=given,
-        mask=mask, group_key=group_key,
+        op, **{"similarity" if kind == "similarity" else name_of_x: matrix}, targets=targets, k=counts, weight=weight,
+        quality=quality, bonus=bonus, start=start, given=given, mask=mask, group_key=group_key,
     )  # fmt: skip
     rows = matrix.detach().resolve_neg()  # kernels read the memory: a lazy minus sign must be in it
     rows = rows if kind == "similarity" else lattice.to_float32(rows)
@@ -340,8 +351,7 @@ def _counts(k: int | Tensor | None, B: int, kind: str, device: torch.device) -> 
         _check.int64(OP, "k", k)
         _check.vector(OP, "k", k, B, "group")
         return k, False
-    if not isinstance(k, int) or isinstance(k, bool):
-        raise TypeError(f"{OP}: k must be an int or an int64 tensor, got {type(k).__name__}")
+    k = _check.integer(OP, "k", k, "be an int or an int64 tensor")
     if k < 0:
         _check.fail(OP, "k", "be at least 0", k)
-    return torch.full((B,), min(k, 2**62), dtype=torch.int64, device=device), kind == "grouped"
+    return torch.full((B,), k, dtype=torch.int64, device=device), kind == "grouped"

@@ -39,7 +39,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Every check that reads values, the choice of the backend and the pass, below torch.compile."""
     problem = Problem.of(hidden, weight, bias, product, (False, False, False), is_log_prob=True)
-    rows = _dispatch.run(FOLDER, backend, problem)
+    rows = _dispatch.run(FOLDER, backend, problem, OP)
     head.check_values(OP, targets, None, problem.V, ignore_index, check)
     head.check_memory(OP, problem, rows, targets)
     counts = targets != ignore_index
@@ -56,7 +56,7 @@ def _backward(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Gradients in the types of hidden, weight and bias; an empty tensor stands for one that nobody needs."""
     problem = Problem.of(hidden, weight, bias, product, (needs[0], needs[1], needs[2]), is_log_prob=True)
-    rows = _dispatch.run(FOLDER, backend, problem)
+    rows = _dispatch.run(FOLDER, backend, problem, OP)
     head.check_memory(OP, problem, rows, targets)
     wide = head.sums_in(product)
     weights = torch.zeros(targets.shape, dtype=wide, device=targets.device) if dlogp is None else -dlogp.to(wide)
@@ -131,8 +131,8 @@ def linear_log_prob(
         entropy = torch.distributions.Categorical(logits=logits).entropy()
 
     hidden [T, D], weight [V, D]: float32, float64, bfloat16, float16, also mixed. targets [T] int64: 0 … V - 1, or
-    ignore_index, for which both results are 0. bias [V]. temperature > 0. check: whether targets are checked; None: on
-    the CPU. backend: None chooses; a name is obeyed or refused.
+    ignore_index, for which both results are 0. bias [V]. temperature > 0. check: whether targets on a GPU are checked,
+    None: not; on the CPU they always are. backend: None chooses; a name is obeyed or refused.
 
     Returns logp [T] and entropy [T], float32 (float64 for float64), in nats.
     Gradient: hidden, weight, bias, where asked, for any upstream gradient of either result, once. Rows whose upstream
@@ -148,7 +148,8 @@ def linear_log_prob(
     """
     _check.floating(OP, "hidden", hidden)
     head.check(OP, hidden, weight, bias, targets)
-    softcap = checked_options(OP, ignore_index, softcap).softcap
+    ignore_index, *_, softcap = checked_options(OP, ignore_index, softcap, check=check, backend=backend)
+    _check.number(OP, "temperature", temperature)
     if not 0 < temperature < math.inf:
         _check.fail(OP, "temperature", "be positive and finite", temperature)
     needs = head.needs(hidden, weight, bias)

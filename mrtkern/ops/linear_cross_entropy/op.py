@@ -153,7 +153,8 @@ def linear_cross_entropy(
     mixed; under autocast products may have its type. weight may be tied to an embedding. All else as in
     `cross_entropy`: targets [T] int64, token_weight like targets (None: 1 / number of valid targets), ignore_index,
     label_smoothing, z_loss, softcap, target_offsets [T + 1]; return_details with offsets [R + 1] and prompt [R];
-    check: whether targets are checked; None: on the CPU. backend: None chooses; a name is obeyed or refused.
+    check: whether targets on a GPU are checked, None: not; on the CPU they always are. backend: None chooses; a name is
+    obeyed or refused.
 
     Returns the loss, 0-d float32 (float64 for float64); with return_details LossDetails. Nothing valid: 0.
     Gradient: hidden, weight, bias, where asked, once. They are made with the loss, in the summing type, multiplied by
@@ -172,9 +173,8 @@ def linear_cross_entropy(
     if hidden.ndim == 3 and targets.ndim == 2:
         hidden, targets, token_weight, offsets = packed(OP, "hidden", hidden, targets, token_weight, offsets)
     head.check(OP, hidden, weight, bias, targets, token_weight, target_offsets)
-    options = checked_options(OP, ignore_index, softcap, label_smoothing, z_loss)
-    if return_details:
-        check_details(OP, targets, offsets, prompt)
+    options = checked_options(OP, ignore_index, softcap, label_smoothing, z_loss, check=check, backend=backend)
+    check_details(OP, return_details, targets, offsets, prompt)
     needs = head.needs(hidden, weight, bias)
     inputs = (hidden, weight, bias, targets, token_weight, target_offsets)
     arguments = (*options, head.product_type(hidden, weight), backend, check)
@@ -185,4 +185,4 @@ def linear_cross_entropy(
     rows = Rows(*found[:5])
     if not return_details or offsets is None:
         return rows.loss
-    return response_details(rows, targets, target_offsets, ignore_index, offsets, prompt)
+    return response_details(OP, rows, targets, target_offsets, options.ignore_index, offsets, prompt)

@@ -24,7 +24,7 @@ def _launch(x: Tensor, threshold: float, backend: str | None) -> Tensor:
     """Every check that reads values, the choice of the backend and the call, below torch.compile."""
     capability = _check.capability(x.device)
     problem = Problem(x.shape[0], None, 0, x.shape[1], x.dtype, x.device.type, kind="components", capability=capability)
-    module = _dispatch.run("neighbors", backend, problem)
+    module = _dispatch.run("neighbors", backend, problem, OP)
     _check.fits(f"{OP}: x", module.memory(problem), x.device)
     with torch.autocast(x.device.type, enabled=False):
         labels: Tensor = module.components(x, threshold)
@@ -74,6 +74,7 @@ def deduplicate(
     if not -1 <= threshold <= 1:
         _check.fail(OP, "threshold", "be from -1 to 1", threshold)
     _progress.check(OP, progress)
+    _dispatch.check(OP, backend)
     arguments = (x.detach().resolve_neg(), float(threshold), backend)
     if progress is False:
         labels: Tensor = torch.ops.mrtkern.components(*arguments)

@@ -66,6 +66,10 @@ class Neighbors:
         themselves).
         Raises ValueError for an id that is outside 0 … N - 1 or twice in a row, and for a score that is NaN.
         """
+        for name, value in (("ids", ids), ("scores", scores)):
+            if not isinstance(value, (Tensor, np.ndarray)):
+                rule = "be a torch.Tensor or a numpy.ndarray"
+                raise TypeError(f"{OP}: {name} must {rule}, got {type(value).__name__}")
         ids, scores = (torch.from_numpy(v) if isinstance(v, np.ndarray) else v for v in (ids, scores))
         _check.floating(OP, "scores", scores)
         _check.tensor(OP, "ids", ids)
@@ -75,7 +79,7 @@ class Neighbors:
             shapes = f"{_check.shape(ids)} and {_check.shape(scores)}"
             _check.fail(OP, "ids and scores", "be matrices of the same shape [M, k]", shapes)
         _check.same_device(OP, ids=ids, scores=scores)
-        N = ids.shape[0] if num_columns is None else num_columns
+        N = ids.shape[0] if num_columns is None else _check.integer(OP, "num_columns", num_columns)
         ids = ids.long()
         _ids_values(ids, N)
         scores = scores.float().masked_fill(ids < 0, -math.inf)

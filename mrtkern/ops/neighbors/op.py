@@ -98,8 +98,11 @@ def neighbors(
     it cannot fit. Source: `mrtkern.ops.neighbors` has the arithmetic.
     """
     _check_rows(x, y, metric, gamma)
+    k = _check.integer(OP, "k", k)
     _check_options(x, k, metric, precision)
+    _check.flag(OP, "exclude_self", exclude_self, or_none=True)
     _progress.check(OP, progress)
+    _dispatch.check(OP, backend)
     if y is not None and exclude_self:
         _check.fail(OP, "exclude_self", "be None or False with y, whose rows are others", exclude_self)
     group_x, group_y = _groups(x, y, exclude_group)
@@ -136,8 +139,6 @@ def _check_rows(x: Tensor, y: Tensor | None, metric: str, gamma: float) -> None:
 
 def _check_options(x: Tensor, k: int, metric: str, precision: str) -> None:
     """How many and how exactly."""
-    if isinstance(k, bool) or not isinstance(k, (int, torch.SymInt)):
-        raise TypeError(f"{OP}: k must be an int, got {type(k).__name__}")
     if k < 0:
         _check.fail(OP, "k", "be at least 0", k)
     _check.one_of(OP, "precision", precision, PRECISIONS)

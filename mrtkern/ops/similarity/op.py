@@ -39,7 +39,8 @@ def _forward(
         sizes = offsets.diff()
         pairs, largest = int(sizes.square().sum()), int(sizes.max()) if len(sizes) else 0
     module = _dispatch.run(OP, backend, problem)
-    _check.fits(f"{OP}: x and y", pairs * x.element_size() + module.memory(problem, pairs, largest), x.device)
+    rows = "x" if y is None else "x and y"
+    _check.fits(f"{OP}: {rows}", pairs * x.element_size() + module.memory(problem, pairs, largest), x.device)
     with torch.autocast(x.device.type, enabled=False):  # an operator's products would be lowered like the caller's
         s: Tensor = module.forward(x, y, offsets, metric, gamma)
     return s
@@ -142,6 +143,7 @@ def similarity(
     Source: `mrtkern.ops.similarity` has the equations.
     """
     _check_arguments(x, y, offsets, metric, gamma)
+    _dispatch.check(OP, backend)
     _check.no_tangent(OP, x=x, y=y)
     wants_grad = torch.is_grad_enabled() and (x.requires_grad or (y is not None and y.requires_grad))
     if wants_grad:

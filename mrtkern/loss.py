@@ -16,6 +16,7 @@ from mrtkern.ops.cross_entropy.problem import IGNORE
 from mrtkern.ops.linear_cross_entropy.op import linear_cross_entropy
 
 OP = "response_weights"
+OPTIONS = ("label_smoothing", "z_loss", "softcap", "return_details", "check", "backend", "inplace")  # of the losses
 NORMALIZATIONS = ("token", "response", "prompt", "prompt_token", "prompt_sum")
 Count = float | Tensor
 
@@ -179,12 +180,16 @@ class MultiResponseCrossEntropyLoss(torch.nn.Module):
         loss = crit(hidden, targets, weight=lm_head.weight, offsets=offsets, prompt=prompt)   # hidden [T, D]
 
     normalize, ignore_index, constant: of `response_weights`. Further keywords go to `cross_entropy`, or with a weight
-    to `linear_cross_entropy`: label_smoothing, z_loss, softcap, return_details, backend, and inplace for logits.
+    to `linear_cross_entropy`: label_smoothing, z_loss, softcap, return_details, check, backend, and inplace for logits.
     """
 
     def __init__(self, normalize: str, *, ignore_index: int = IGNORE, constant: float = 1.0, **options: Any) -> None:
         super().__init__()
         _check.one_of("MultiResponseCrossEntropyLoss", "normalize", normalize, NORMALIZATIONS)
+        for name in options:
+            if name not in OPTIONS:
+                rule = f"be among {', '.join(OPTIONS)}"
+                raise TypeError(f"MultiResponseCrossEntropyLoss: options must {rule}, got {name}")
         self.normalize, self.ignore_index, self.constant, self.options = normalize, ignore_index, constant, options
 
     def forward(

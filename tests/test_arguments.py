@@ -135,3 +135,8 @@ def test_refusals_name_the_function_and_the_argument_of_the_user() -> None:
     for op in LOSSES[:2]:
         short = {"return_details": True, "offsets": ENDS[:2]}
         refuse(ValueError, op, "offsets must end with the number of targets 6, got 3", **short)
+
+
+def test_the_module_knows_its_options() -> None:
+    refuse(TypeError, "MultiResponseCrossEntropyLoss", "options must be among .*, got lablsmooth", lablsmooth=0.1)
+    assert CALLS["MultiResponseCrossEntropyLoss"](label_smoothing=0.1, check=False).options["check"] is False

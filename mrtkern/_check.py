@@ -46,12 +46,18 @@ def is_distributed(value: Tensor) -> bool:
 
 
 def no_tangent(op: str, **tensors: Tensor | None) -> None:
-    """Refuse forward-mode differentiation, which operators would pass in silence, as if their derivative were 0."""
+    """Refuse forward-mode differentiation, which operators would pass in silence, as if their derivative were 0, and
+    gradients under the transforms of torch.func, which an autograd.Function refuses in words about itself."""
     if torch.compiler.is_compiling():
         return
+    is_transformed = torch._C._are_functorch_transforms_active() and torch.is_grad_enabled()
     for name, value in tensors.items():
-        if value is not None and forward_ad.unpack_dual(value).tangent is not None:
+        if value is None:
+            continue
+        if forward_ad.unpack_dual(value).tangent is not None:
             raise RuntimeError(f"{op}: {name} must be differentiated by backward, got a tangent of forward mode")
+        if is_transformed and value.requires_grad:
+            raise RuntimeError(f"{op}: {name} must be differentiated by backward, got a transform of torch.func")
 
 
 def floating(op: str, argument: str, value: Any) -> None:

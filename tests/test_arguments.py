@@ -140,3 +140,9 @@ def test_refusals_name_the_function_and_the_argument_of_the_user() -> None:
 def test_the_module_knows_its_options() -> None:
     refuse(TypeError, "MultiResponseCrossEntropyLoss", "options must be among .*, got lablsmooth", lablsmooth=0.1)
     assert CALLS["MultiResponseCrossEntropyLoss"](label_smoothing=0.1, check=False).options["check"] is False
+
+
+def test_gradients_by_torch_func_are_refused() -> None:
+    sentence = "^similarity: x must be differentiated by backward, got a transform of torch.func$"
+    with pytest.raises(RuntimeError, match=sentence):
+        torch.func.grad(lambda x: mk.similarity(x).sum())(X)

@@ -349,6 +349,8 @@ def test_what_cannot_fit_is_refused_before_it_is_allocated() -> None:
     logits = torch.ones(1, 1).expand(2**22, 2**22)
     with pytest.raises(MemoryError, match=r"^cross_entropy: logits must leave room for \d{14,15} bytes"):
         cross_entropy(logits.requires_grad_(), torch.zeros(2**22, dtype=torch.int64))
+    with pytest.raises(MemoryError, match=r"^cross_entropy: logits must leave room for \d{14,15} bytes"):
+        cross_entropy(logits.detach(), torch.zeros(2**22, dtype=torch.int64))  # a copy with adjacent columns
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -44,7 +44,8 @@ def _run(
         _check.labels(OP, targets, problem.V, options.ignore_index)
     module = _dispatch.run(OP, backend, problem)
     fresh = wants_grad and not inplace
-    needed = module.memory(problem) + (problem.T * problem.V * logits.element_size() if fresh else 0)
+    is_copied = logits.stride(1) != 1 and problem.V > 1  # kernels read adjacent columns
+    needed = module.memory(problem) + (fresh + is_copied) * problem.T * problem.V * logits.element_size()
     _check.fits(f"{OP}: logits", needed, logits.device)
     size = tuple(logits.shape) if fresh else (0,)
     gradient = logits if inplace else torch.empty(size, dtype=logits.dtype, device=logits.device)
@@ -184,8 +185,8 @@ def cross_entropy(
     have 0. A second backward is right, or refused when the loss was scaled or the first gradient changed since.
     Deterministic: the same bits on every run and, on the CPU, for every number of threads.
     Memory beyond the gradient (none with inplace or without requires_grad): cpu 4 V + 4096 bytes per thread and 8 per
-    row; triton 8 per target and 4 per row; reference 28 bytes per logit (float64: 56).
-    GPU: waits for it only with check=True (`mrtkern.ops.cross_entropy`, Devices).
+    row; triton 8 per target and 4 per row; reference 28 bytes per logit (float64: 56); a copy of logits whose columns
+    are not adjacent. GPU: waits for it only with check=True (`mrtkern.ops.cross_entropy`, Devices).
     Raises IndexError for a target out of range (naming its position); ValueError for shapes, types and options that do
     not fit; MemoryError when it cannot fit; RuntimeError for create_graph=True.
     Source: `mrtkern.ops.cross_entropy` has the equations.

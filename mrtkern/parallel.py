@@ -176,7 +176,8 @@ def vocabulary_parallel_cross_entropy(
 
         cross_entropy(torch.cat([logits of rank 0, logits of rank 1, …], 1), targets, …)
 
-    logits [T, V_r]: the classes first_class … first_class + V_r - 1 of every row, any split that covers each once.
+    logits [T, V_r]: the classes first_class … first_class + V_r - 1 of every row, any split that covers each once and
+    leaves no rank without.
     targets [T] int64 in the whole vocabulary, token_weight [T], ignore_index, label_smoothing, z_loss, softcap: the
     same on every rank and as in `cross_entropy`; without token_weight the mean over valid tokens. group: an existing
     process group; every rank of it must make the call. backend: None chooses; a name is obeyed or refused.
@@ -224,8 +225,8 @@ def vocabulary_parallel_linear_cross_entropy(
         linear_cross_entropy(hidden, torch.cat([weight of rank 0, weight of rank 1, …]), targets, …)
 
     hidden [T, D], the same on every rank; weight [V_r, D] and bias [V_r]: the classes first_class … first_class +
-    V_r - 1, any split that covers each once (of a DTensor with Shard(0) on n ranks: weight.to_local(), rank *
-    ceil(V / n)). The rest as in `vocabulary_parallel_cross_entropy`.
+    V_r - 1, any split that covers each once and leaves no rank without (of a DTensor with Shard(0) on n ranks:
+    weight.to_local(), rank * ceil(V / n)). The rest as in `vocabulary_parallel_cross_entropy`.
 
     Returns the loss, a scalar, the same on every rank. Gradient: weight and bias, the own rows; hidden, summed over the
     ranks by one all-reduce, which every rank must ask for. Logits are computed again in backward: 8 T V D operations.

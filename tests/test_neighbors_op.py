@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+import mrtkern
 from mrtkern import _dispatch, _progress
 from mrtkern.ops.neighbors import reference
 from mrtkern.ops.neighbors.deduplicate import deduplicate
@@ -272,3 +275,24 @@ def test_a_bar_is_drawn_on_a_terminal_only_and_vanishes(monkeypatch: pytest.Monk
 
 def test_reference_runs_everything() -> None:
     assert all(reference.why_not(case.problem) is None for case in CASES)
+
+
+# Rows in a file
+
+
+@needs_cpu
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_rows_may_lie_in_a_file_that_may_only_be_read(dtype: torch.dtype, tmp_path: Path) -> None:
+    x = lists.normal(70, 33).to(dtype)
+    path = tmp_path / "rows"
+    path.write_bytes(x.view(torch.uint8).numpy().tobytes())
+    mapped = torch.from_numpy(np.memmap(path, np.uint8, "r")).view(dtype).view(x.shape)  # a write would end the process
+    for run in (
+        lambda rows: neighbors(rows, 5).ids,
+        lambda rows: deduplicate(rows, 0.3),
+        lambda rows: mrtkern.similarity(rows),
+        lambda rows: mrtkern.facility_location(rows, 9).ids,
+        lambda rows: mrtkern.facility_location(rows, 4, offsets=torch.tensor([0, 30, 70])).ids,
+    ):
+        assert torch.equal(run(mapped), run(x))

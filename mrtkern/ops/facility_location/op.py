@@ -285,7 +285,7 @@ def facility_location(
     largest exceeds shared memory, per multiprocessor 2 N D + 2 N**2 + 47 N + 8192 bytes, N and D rounded up by at most
     16; reference 64 bytes per pair, N**2 or M N pairs of the largest group.
     Beyond 4,096 rows one ground set runs through the reference, as it does with similarity, targets, start or mask; so
-    does the whole call when one of its groups has more. 8,000 rows take 4.1 GB and 20 s (2 cores of a Xeon).
+    does the whole call when one of its groups has more. 8,000 rows take 4.1 GB.
     Raises ValueError for contradictory arguments, NaN or infinite features (naming the row), offsets that do not cover
     x; TypeError for what is no tensor and a k that is neither int nor tensor; MemoryError with the bytes needed when it
     cannot fit. Source: arXiv 2606.00544, section 4; upper_bound: Leskovec et al., KDD 2007.

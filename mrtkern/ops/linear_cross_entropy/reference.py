@@ -41,14 +41,9 @@ def forward(
     return cross_entropy.forward(z, targets, token_weight, target_offsets, options, gradient, wants_details)
 
 
-def wide(z: Tensor) -> Tensor:
-    """In the type of sums."""
-    return z if z.dtype == torch.float64 else z.float()
-
-
 def log_probs(z: Tensor, targets: Tensor, cap: Cap, wants_mean: bool = False) -> LogProbs:
     """Of rows of logits z [C, V]; targets [C] are classes."""
-    z = wide(z)
+    z = cross_entropy.wide(z)
     u = (cap.softcap * torch.tanh(z / cap.softcap) if cap.softcap else z) / cap.temperature
     lse = u.logsumexp(1)  # [C]
     log_p = u - lse[:, None]
@@ -69,9 +64,10 @@ def log_probs_backward(
     """z [C, V] becomes the gradient of sum_t w_t (z_loss lse_t^2 - logp_t) + c_t H_t.
 
     lse [C] is given where z has a part of the classes: targets among the others are negative then, and c is None;
-    logp becomes (1 - label_smoothing) logp + label_smoothing (mean of u over all classes - lse), as many as `classes`.
+    logp becomes (1 - label_smoothing) logp + label_smoothing (mean of u over all classes - lse), as many as `classes`
+    (None where there are no rows).
     """
-    x = wide(z)
+    x = cross_entropy.wide(z)
     tanh = torch.tanh(x / cap.softcap) if cap.softcap else x.new_zeros(1)
     u = (cap.softcap * tanh if cap.softcap else x) / cap.temperature
     lse = u.logsumexp(1) if lse is None else lse

@@ -20,8 +20,8 @@ from mrtkern import (
 )
 from mrtkern.details import LossDetails
 from mrtkern.loss import NORMALIZATIONS, response_weights
+from mrtkern.ops.linear_cross_entropy import chunks, reference
 from mrtkern.ops.linear_cross_entropy import problem as sizes
-from mrtkern.ops.linear_cross_entropy import reference
 from mrtkern.ops.linear_cross_entropy.op import linear_cross_entropy
 from mrtkern.ops.linear_cross_entropy.problem import Case, Problem, device_rows
 from tests import oracle, test_linear_log_prob
@@ -211,3 +211,23 @@ def test_parts_of_the_classes_are_those_of_the_reference(softcap: float) -> None
         gradients.append(dz)
     oracle.assert_summed(gradients[0], gradients[1].double(), 4 * steps, 3.0)
     assert not gradients[0][[2, 4]].any()
+
+
+@pytest.mark.parametrize("takes_wide", [False, True])
+def test_narrow_products_are_added_to_a_wide_sum_as_torch_can(
+    takes_wide: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def addmm(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor, **options: Any) -> torch.Tensor:
+        if not takes_wide:
+            raise RuntimeError("self and mat2 must have the same dtype")
+        return total.copy_((total if options.get("beta", 1) else 0) + a.float() @ b.float())
+
+    monkeypatch.setattr(torch, "addmm", addmm)
+    chunks.adds_wide.cache_clear()
+    a, b = torch.randn(2, 16, 16, generator=torch.Generator().manual_seed(0)).bfloat16()
+    total = torch.full((16, 16), torch.nan, dtype=torch.float32)
+    for is_first in (True, False):
+        chunks._accumulate_on_device(total, a, b, is_first)
+    chunks.adds_wide.cache_clear()
+    exact = a.float() @ b.float()
+    assert torch.equal(total, exact + exact if takes_wide else 2 * exact.bfloat16().float())

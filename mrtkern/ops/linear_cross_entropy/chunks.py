@@ -10,6 +10,7 @@ library's product sums as it likes, the same way on every run.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,8 +26,6 @@ LARGE = 1 << 22  # entries of dW from which on its sums are not shared out by te
 # Ctrl-C waits for the product that runs: one of LARGE entries and MOST_TERMS takes 0.1 s on 2 cores of that Xeon.
 LONGEST = 1 << 32  # operations of any other product
 MOST_TERMS = 1024
-# From torch 2.13 on a device adds products of 16-bit factors to a float32 sum without rounding them first.
-ADDS_WIDE = torch.version.hip is None and tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 13)
 BLOCK_ROWS = 4096  # of weight converted at a time: 16 MiB of float32 at D = 1024, a quarter of one chunk of logits
 
 Step = Callable[[Tensor, slice], None]  # (z [C, V], rows of this chunk)
@@ -71,13 +70,30 @@ def accumulate(total: Tensor, a: Tensor, b: Tensor, is_first: bool) -> None:
             part.copy_(x @ y) if begins else part.add_(x @ y)
 
 
+@functools.cache
+def adds_wide(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether torch adds products of 16-bit factors to a float32 sum there, without rounding them first.
+
+    Found out by adding one: the overload was there for some versions before it took such a sum.
+    """
+    if not hasattr(torch.ops.aten.addmm, "dtype_out"):
+        return False
+    total = torch.zeros((LEAST_ROWS, LEAST_ROWS), dtype=torch.float32, device=device)
+    factor = total.to(dtype)
+    try:
+        torch.addmm(total, factor, factor, out_dtype=total.dtype, out=total)
+    except RuntimeError:
+        return False
+    return True
+
+
 def _accumulate_on_device(total: Tensor, a: Tensor, b: Tensor, is_first: bool) -> None:
     """All at once: nothing is interrupted there."""
     if is_first and not a.shape[1]:
         total.zero_()
     elif a.dtype == total.dtype:
         total.addmm_(a, b, beta=0 if is_first else 1)
-    elif ADDS_WIDE:
+    elif adds_wide(total.device, a.dtype):
         torch.addmm(total, a, b, beta=0 if is_first else 1, out_dtype=total.dtype, out=total)
     else:
         total.copy_(a @ b) if is_first else total.add_(a @ b)

@@ -21,7 +21,7 @@ class IdGroups:
         starts[1:] = ids[1:] != ids[:-1]
         self.number = starts.sum()  # of groups, 0-d
         self.segment = starts.cumsum(0) - 1  # [R] of each entry in sorted order
-        self.ends = torch.searchsorted(self.segment, torch.arange(len(ids) + 1, device=ids.device))
+        self.ends = torch.searchsorted(self.segment, torch.arange(len(ids) + 1, dtype=torch.int64, device=ids.device))
 
     def segments(self, x: Tensor) -> Tensor:
         """Sums [R]: one per group, then zeros."""

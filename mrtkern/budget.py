@@ -309,8 +309,8 @@ def _reaching(score: Tensor, threshold: float, low: Tensor, high: Tensor) -> Ten
 
 
 def _bits(number: float) -> int:
-    return int(torch.tensor(number, dtype=torch.float64).view(torch.int64))
+    return int(torch.tensor(number, dtype=torch.float64, device="cpu").view(torch.int64))
 
 
 def _number(bits: int) -> float:
-    return float(torch.tensor(bits).view(torch.float64))
+    return float(torch.tensor(bits, dtype=torch.int64, device="cpu").view(torch.float64))

@@ -87,7 +87,7 @@ def _details(
     is_valid, tokens = response_tokens(targets, offsets, ignore_index)
     nlls = by_response(nll, offsets)
     prompts = _prompts(nlls, tokens, by_response(weighted, offsets), prompt)
-    count = is_valid.sum().clamp(min=1)
+    count = is_valid.sum().clamp(min=1).double()
     accuracy = ((argmax == targets) & is_valid).sum() / count
     mean_entropy = torch.where(is_valid, entropy, 0).double().sum() / count
     nlls, *numbers = (

@@ -94,7 +94,7 @@ def squared_norms(x: Tensor) -> Tensor:
 
 def quotients(r: float, lengths: Tensor) -> Tensor:
     """r / lengths, rounded once; 0 for length 0. (torch makes a float over a tensor a product with reciprocals.)"""
-    return torch.where(lengths > 0, torch.tensor(r, dtype=torch.float64) / lengths, 0.0)
+    return torch.where(lengths > 0, torch.tensor(r, dtype=torch.float64, device="cpu") / lengths, 0.0)
 
 
 def quantise(x: Tensor) -> Tensor:

@@ -147,7 +147,7 @@ def _response_offsets(targets: Tensor, offsets: Tensor | None) -> Tensor:
     if offsets is not None:
         _check.fail(OP, "offsets", "be None with padded targets", _check.shape(offsets))
     R, L = targets.shape
-    return torch.arange(R + 1, device=targets.device) * L
+    return torch.arange(R + 1, dtype=torch.int64, device=targets.device) * L
 
 
 def _positive(name: str, value: Any) -> float:

@@ -85,7 +85,8 @@ def select_responses(
     joined = _Joined(embeddings.shape[0], B, total, embeddings.device)
     for first, last in spans:
         counts = _counts(k, offsets, first, last)
-        key = torch.arange(first, last, device=offsets.device) if group_key is None else group_key[first:last]
+        numbers = torch.arange(first, last, dtype=torch.int64, device=offsets.device)
+        key = numbers if group_key is None else group_key[first:last]
         chunk = _Chunk(embeddings, offsets, counts, reward, key, first, last, alpha, lam, fill, seed, metric, backend)
         if method == "quality_diversity" and first == 0:
             chunk.warn_if_reward_suffices()
@@ -108,7 +109,7 @@ class _Chunk:
         self.alpha, self.lam, self.fill, self.seed, self.metric, self.backend = alpha, lam, fill, seed, metric, backend
         sizes = self.offsets[1:] - self.offsets[:-1]
         self.device = embeddings.device
-        prompts = torch.arange(last - first, device=self.device)
+        prompts = torch.arange(last - first, dtype=torch.int64, device=self.device)
         self.prompt = torch.repeat_interleave(prompts, sizes, output_size=end - self.first_row)
 
     def coverage(self) -> Selection:
@@ -136,7 +137,7 @@ class _Chunk:
         assert centres.offsets is not None
         local = centres.ids - self.first_row
         number = local.new_empty(len(self.x))
-        number[local] = torch.arange(len(local), device=self.device)
+        number[local] = torch.arange(len(local), dtype=torch.int64, device=self.device)
         rows = (self.k[self.prompt] > 0).nonzero()[:, 0]
         centre, first = centres.owner[rows] - self.first_row, centres.offsets[self.prompt[rows]]
         is_owned = centres.owner[rows] >= 0
@@ -192,7 +193,7 @@ class _Chunk:
         is_best = torch.zeros(len(self.x), dtype=torch.float64, device=self.device)
         is_best[self._best_rewards() - self.first_row] = 1.0
         kept = picks.offsets[1:] - picks.offsets[:-1]
-        prompts = torch.arange(len(kept), device=self.device)
+        prompts = torch.arange(len(kept), dtype=torch.int64, device=self.device)
         prompt = torch.repeat_interleave(prompts, kept, output_size=len(picks.ids))
         hits = is_best.new_zeros(len(kept)).index_add(0, prompt, is_best[picks.ids - self.first_row])
         return replace(picks, reward_overlap=hits / kept.clamp(min=1))
@@ -208,7 +209,7 @@ class _Chunk:
         return torch.where(half_span < 0.5e-8, 1.0, (self.q / 2 - low[self.prompt] / 2) / half_span)
 
     def _hash(self, draw: int) -> Tensor:
-        position = torch.arange(len(self.x), device=self.device) - self.offsets[self.prompt]
+        position = torch.arange(len(self.x), dtype=torch.int64, device=self.device) - self.offsets[self.prompt]
         return _random.keys(self.seed, draw, self.key[self.prompt], position)
 
     def _best_rewards(self) -> Tensor:
@@ -218,7 +219,7 @@ class _Chunk:
     def _first(self, value: Tensor) -> Tensor:
         """Row numbers of the k smallest values of each prompt, packed in ascending order; equal values by row."""
         order = _segmented(value, self.prompt)
-        position = torch.arange(len(order), device=self.device) - self.offsets[self.prompt]
+        position = torch.arange(len(order), dtype=torch.int64, device=self.device) - self.offsets[self.prompt]
         return order[position < self.k[self.prompt]] + self.first_row
 
 

@@ -38,6 +38,11 @@ PARTS = {"selection", "grouped", "lists", "deduplicate", "chains", "chunks", "he
 ALLOWED = REQUIRED | {*BACKENDS, *PARTS}
 VARIABLES = {"MRTKERN_CUDA", "MRTKERN_CUDA_ARCHS", "MRTKERN_ISA"}
 LONGEST_FILE, LONGEST_FUNCTION = 500, 60
+# of torch, what takes its type or its device from the process where nobody says it
+ALLOCATIONS = re.compile(
+    r"torch\.(\w*Tensor|empty|empty_strided|zeros|ones|full|arange|range|linspace|logspace|eye|tensor|as_tensor"
+    r"|scalar_tensor|rand|randn|randint|randperm|normal|tri[lu]_indices|\w+_window)"
+)
 
 
 def name(path: Path) -> str:
@@ -237,6 +242,23 @@ def test_no_cpp_function_is_too_long() -> None:
 def test_every_file_says_first_what_it_is() -> None:
     assert [name(path) for path in PYTHON if not ast.get_docstring(tree(path))] == []
     assert [name(path) for path in CSRC if not path.read_text(encoding="utf-8").startswith("//")] == []
+
+
+def test_every_allocation_names_its_type_and_its_device() -> None:
+    """A process may have set other defaults: memory of another type, handed on by its address, is corrupted."""
+    calls = [
+        (path, call, ast.unparse(call.func))
+        for path in PYTHON
+        if path.is_relative_to(ROOT / "mrtkern")
+        for call in ast.walk(tree(path))
+        if isinstance(call, ast.Call)
+    ]
+    silent = [
+        f"{name(path)}:{call.lineno} {function}"
+        for path, call, function in calls
+        if ALLOCATIONS.fullmatch(function) and not {"dtype", "device"} <= {keyword.arg for keyword in call.keywords}
+    ]
+    assert silent == []
 
 
 def test_tolerances_of_tests_are_derived_not_written() -> None:

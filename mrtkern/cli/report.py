@@ -63,7 +63,7 @@ def qualities(packed: Packed, alpha: float) -> Tensor:
     """[T] float32: a of SCIENCE's objective; ones without rewards."""
     T = int(packed.offsets[-1])
     if packed.reward is None or T == 0:
-        return torch.ones(T)
+        return torch.ones(T, dtype=torch.float32, device="cpu")
     sizes = np.diff(packed.offsets)
     starts = packed.offsets[:-1][sizes > 0]
     low, high = (np.repeat(f.reduceat(packed.reward, starts), sizes[sizes > 0]) for f in (np.minimum, np.maximum))

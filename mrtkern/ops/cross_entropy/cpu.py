@@ -49,14 +49,14 @@ def forward(
         weight = weight.float().contiguous()
     if target_offsets is not None:
         target_offsets = target_offsets.contiguous()
-    details = _details(T, targets.shape[0], wants_details)
+    details = _details(logits, targets, wants_details)
     loss = _C.cross_entropy_rows(
         logits.data_ptr(), _address(gradient), DTYPES[logits.dtype], T, V, logits.stride(0),
         0 if gradient is None else gradient.stride(0), targets.data_ptr(), _address(target_offsets),
         options.ignore_index, _address(weight), uniform, 0, options.label_smoothing, options.z_loss, options.softcap,
         1.0, 0, [*(_address(detail) if wants_details else 0 for detail in details), 0], 0, torch.get_num_threads(),
     )  # fmt: skip
-    return Rows(torch.tensor(loss, dtype=torch.float32), *details)
+    return Rows(torch.tensor(loss, dtype=torch.float32, device="cpu"), *details)
 
 
 def scale(gradient: Tensor, factor: Tensor) -> None:
@@ -64,11 +64,11 @@ def scale(gradient: Tensor, factor: Tensor) -> None:
     gradient.mul_(factor)
 
 
-def _details(T: int, num_targets: int, wants_details: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _details(logits: Tensor, targets: Tensor, wants_details: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Room for nll, weighted, entropy and argmax; empty when nobody wants them."""
-    T, num_targets = (T, num_targets) if wants_details else (0, 0)
-    argmax = torch.empty(T, dtype=torch.int64)
-    return torch.empty(num_targets), torch.empty(num_targets), torch.empty(T), argmax
+    T, E = (logits.shape[0], targets.shape[0]) if wants_details else (0, 0)
+    nll, weighted, entropy = (logits.new_empty(size, dtype=torch.float32) for size in (E, E, T))
+    return nll, weighted, entropy, targets.new_empty(T)
 
 
 def _address(tensor: Tensor | None) -> int:

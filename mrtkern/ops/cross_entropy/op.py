@@ -240,7 +240,7 @@ def packed(
             rule = f"have the shape {_check.shape(targets)} of targets"
             _check.fail(op, "token_weight", rule, _check.shape(token_weight))
     R, L = targets.shape
-    offsets = torch.arange(0, R * L + 1, L, device=targets.device) if L else targets.new_zeros(R + 1)
+    offsets = torch.arange(0, R * L + 1, L, dtype=torch.int64, device=targets.device) if L else targets.new_zeros(R + 1)
     token_weight = None if token_weight is None else token_weight.reshape(-1)
     return x.flatten(0, 1), targets.reshape(-1), token_weight, offsets
 

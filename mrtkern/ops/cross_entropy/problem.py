@@ -77,9 +77,9 @@ class Problem:
     def make_inputs(self, seed: int = 0) -> dict[str, Any]:
         """Arguments of `cross_entropy`: every seventh target ignored, weights of both signs and 0."""
         generator = torch.Generator().manual_seed(seed)
-        logits = torch.randn(self.T, self.V, generator=generator, dtype=torch.float32).mul_(3)
+        logits = torch.randn(self.T, self.V, generator=generator, dtype=torch.float32, device="cpu").mul_(3)
         count = self.T if self.num_targets is None else self.num_targets
-        targets = torch.randint(0, self.V, (count,), generator=generator)
+        targets = torch.randint(0, self.V, (count,), generator=generator, dtype=torch.int64, device="cpu")
         targets[::7] = self.options.ignore_index
         inputs: dict[str, Any] = {
             "logits": logits.to(self.device, self.dtype).requires_grad_(self.wants_grad),
@@ -88,12 +88,13 @@ class Problem:
         }
         inputs["softcap"] = inputs["softcap"] or None
         if self.has_weight:
-            weight = torch.randn(count, generator=generator)
+            weight = torch.randn(count, generator=generator, dtype=torch.float32, device="cpu")
             weight[1::5] = 0
             inputs["token_weight"] = weight.to(self.device, torch.float64 if self.dtype == torch.float64 else None)
         if self.num_targets is not None:
-            cuts = torch.randint(0, count + 1, (self.T - 1,), generator=generator).sort().values
-            ends = torch.tensor([0]), cuts, torch.tensor([count])
+            size = (self.T - 1,)
+            cuts = torch.randint(0, count + 1, size, generator=generator, dtype=torch.int64, device="cpu").sort().values
+            ends = cuts.new_tensor([0]), cuts, cuts.new_tensor([count])
             inputs["target_offsets"] = torch.cat(ends).to(self.device)
         return inputs
 

@@ -39,9 +39,9 @@ def forward(
     lse = largest + log_sum  # [T]
     p = torch.exp(d - log_sum[:, None])  # [T, V]
 
-    rows = torch.arange(T, device=device)
+    rows = torch.arange(T, dtype=torch.int64, device=device)
     if target_offsets is not None:  # the row of each entry
-        entries = torch.arange(targets.shape[0], device=device)
+        entries = torch.arange(targets.shape[0], dtype=torch.int64, device=device)
         rows = torch.searchsorted(target_offsets[1:], entries, right=True).clamp(max=T - 1)
     is_valid = targets != ignore_index
     is_bad = is_valid & ((targets < 0) | (targets >= V))  # refused before wherever values may be read, otherwise NaN
@@ -95,5 +95,5 @@ def scale(gradient: Tensor, factor: Tensor) -> None:
 def logits_argmax(logits: Tensor) -> Tensor:
     """The lowest column of the largest logit [T]; torch.argmax leaves the choice among equals open."""
     V = logits.shape[1]
-    columns = torch.arange(V, device=logits.device)
+    columns = torch.arange(V, dtype=torch.int64, device=logits.device)
     return torch.where(logits == logits.amax(1, keepdim=True), columns, V).amin(1)

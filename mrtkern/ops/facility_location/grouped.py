@@ -77,7 +77,7 @@ class Call:
         ids, gains, share = r.ids, r.gains, r.share
         if kept < total:
             firsts = torch.repeat_interleave(k.cumsum(0) - k + r.kept, k, output_size=total)
-            is_used = torch.arange(total, device=k.device) < firsts
+            is_used = torch.arange(total, dtype=torch.int64, device=k.device) < firsts
             ids, gains, share = ids[is_used], gains[is_used], share[is_used]
         ends = torch.cat([r.kept.new_zeros(1), r.kept.cumsum(0)])
         return Picks(ids, gains, ends, r.value, r.bound, r.random, r.effective, r.owner, share)

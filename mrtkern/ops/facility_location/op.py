@@ -48,7 +48,7 @@ def _launch(
         facts.read()
     room = _room(offsets, start, mask)
     k = torch.minimum(k, room) if clamp_k else _fitting(k, room, kind, facts)
-    group_key = torch.arange(k.shape[0], device=k.device) if group_key is None else group_key
+    group_key = torch.arange(k.shape[0], dtype=torch.int64, device=k.device) if group_key is None else group_key
     sizes = torch.cat([offsets.new_zeros(1), offsets[1:] - offsets[:-1]])  # never empty
     largest, total = facts.read(sizes.max(), k.sum())
     inputs = Inputs(
@@ -151,7 +151,7 @@ def _given_values(
     """Picks to evaluate must lie in their groups, each once; `total`: the sum of k."""
     if given.shape[0] != total:
         _check.fail(OP, "given", f"hold the sum of k = {total} row numbers", given.shape[0])
-    group = torch.repeat_interleave(torch.arange(k.shape[0], device=k.device), k, output_size=total)
+    group = torch.repeat_interleave(k, output_size=total)
     outside = (given < offsets[group]) | (given >= offsets[group + 1])
     ascending = given.sort().values
 
@@ -318,7 +318,7 @@ def solve(
         raise ValueError(f"{OP}: start must come without offsets and given, got both")
     N = matrix.shape[1] if kind == "similarity" else matrix.shape[0]
     M = N if kind == "grouped" else (matrix if targets is None else targets).shape[0]
-    groups = torch.tensor([0, N], device=matrix.device) if offsets is None else offsets
+    groups = torch.tensor([0, N], dtype=torch.int64, device=matrix.device) if offsets is None else offsets
     B = groups.shape[0] - 1
     weight = _entries("weight", weight, M, "row to cover", torch.float32)
     quality = _entries("quality", quality, N, "candidate", torch.float32)

@@ -101,17 +101,16 @@ class Case:
     def make_inputs(self, seed: int = 0) -> tuple[Tensor, Tensor]:
         """x [T, D]: per group a few modes plus noise, as responses to one prompt have; offsets [B + 1]."""
         generator = torch.Generator().manual_seed(seed)
-        sizes = torch.full((self.B,), self.N)
+        sizes = torch.full((self.B,), self.N, dtype=torch.int64, device="cpu")
         if self.ragged:
-            sizes = torch.randint(0, self.N + 1, (self.B,), generator=generator)
-        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])
+            sizes = torch.randint(0, self.N + 1, (self.B,), generator=generator, dtype=torch.int64, device="cpu")
+        offsets = torch.cat([torch.zeros(1, dtype=torch.int64, device="cpu"), sizes.cumsum(0)])
         T = int(offsets[-1])
         num_modes = max(2, self.N // 4)
-        mode = torch.arange(self.B).repeat_interleave(sizes) * num_modes + torch.randint(
-            0, num_modes, (T,), generator=generator
-        )
-        centres = torch.randn(self.B * num_modes, self.D, generator=generator)
-        x = torch.randn(T, self.D, generator=generator).mul_(0.7).add_(centres[mode])
+        within = torch.randint(0, num_modes, (T,), generator=generator, dtype=torch.int64, device="cpu")
+        mode = torch.repeat_interleave(sizes) * num_modes + within
+        centres = torch.randn(self.B * num_modes, self.D, generator=generator, dtype=torch.float32, device="cpu")
+        x = torch.randn(T, self.D, generator=generator, dtype=torch.float32, device="cpu").mul_(0.7).add_(centres[mode])
         return x.to(self.dtype), offsets
 
 

@@ -67,7 +67,7 @@ def select(
     greedy = Greedy(t, bonus, mask.clone(), start)
     greedy.is_open[start] = False
     ids, gains = list(start), [0] * len(start)
-    value = base = cover(t, bonus, torch.tensor(start, dtype=torch.int64))
+    value = base = cover(t, bonus, torch.tensor(start, dtype=torch.int64, device="cpu"))
     bound, effective = None, 0
     for step in range(k + 1):
         gain = greedy.gains()
@@ -92,11 +92,12 @@ def select(
 
 def draws(key: Tensor, mask: Tensor, start: list[int], k: int) -> list[Tensor]:
     """RANDOM_DRAWS sets of k rows beside `start`: windows of one random order (cyclic), each of them a uniform draw."""
-    taken = torch.tensor(start, dtype=torch.int64)
+    taken = torch.tensor(start, dtype=torch.int64, device="cpu")
     order = key.sort(stable=True).indices
     order = order[mask[order] & ~torch.isin(order, taken)]
     firsts = [r * len(order) // RANDOM_DRAWS for r in range(RANDOM_DRAWS)]
-    return [torch.cat([taken, order[(first + torch.arange(k)) % len(order)]]) for first in firsts]
+    window = torch.arange(k, dtype=torch.int64, device="cpu")
+    return [torch.cat([taken, order[(first + window) % len(order)]]) for first in firsts]
 
 
 def filled(greedy: Greedy, plain: Tensor, ids: list[int], missing: int, fill: str, key: Tensor) -> list[int]:
@@ -117,8 +118,8 @@ def filled(greedy: Greedy, plain: Tensor, ids: list[int], missing: int, fill: st
 
 def owners(plain: Tensor, ids: list[int], covers_itself: bool) -> Tensor:
     """The kept id most similar to each row, -1 where that similarity is 0; kept rows own themselves."""
-    kept = torch.tensor(sorted(ids), dtype=torch.int64)
-    owner = torch.full((plain.shape[0],), -1)
+    kept = torch.tensor(sorted(ids), dtype=torch.int64, device="cpu")
+    owner = torch.full((plain.shape[0],), -1, dtype=torch.int64, device="cpu")
     if len(ids) and plain.shape[0]:
         best, column = plain[:, kept].max(dim=1)  # the first of equal similarities
         owner = torch.where(best > 0, kept[column], -1)
@@ -151,7 +152,7 @@ def _one(inputs: Inputs, b: int) -> dict[str, Any]:
     s, scale = (x.double() / inputs.scale, 1.0) if is_matrix else similarities(x, inputs.targets, inputs.metric)
     M, N = s.shape
     rows = slice(first, last) if inputs.kind == "grouped" else slice(0, M)
-    ones, none = torch.ones(max(M, N), dtype=torch.float32), torch.zeros(N, dtype=torch.float32)
+    ones, none = s.new_ones(max(M, N), dtype=torch.float32), s.new_zeros(N, dtype=torch.float32)
     weight = ones[:M] if inputs.weight is None else inputs.weight[rows]
     quality = ones[:N] if inputs.quality is None else inputs.quality[first:last]
     bonus = none if inputs.bonus is None else inputs.bonus[first:last]
@@ -161,12 +162,12 @@ def _one(inputs: Inputs, b: int) -> dict[str, Any]:
     extra = torch.round(bonus.double() * lattice.STEPS / (maximum * inputs.scale)).long()
     key = torch.stack(
         [
-            _random.keys(inputs.seed, draw, inputs.group_key[b], torch.arange(N))
+            _random.keys(inputs.seed, draw, inputs.group_key[b], torch.arange(N, dtype=torch.int64, device="cpu"))
             for draw in (_random.KEPT, _random.CHANCE)
         ]
     )
     start = [] if inputs.start is None else inputs.start.tolist()
-    mask = torch.ones(N, dtype=torch.bool) if inputs.mask is None else inputs.mask[first:last]
+    mask = torch.ones(N, dtype=torch.bool, device="cpu") if inputs.mask is None else inputs.mask[first:last]
     before = int(inputs.k[:b].sum())
     k = int(inputs.k[b])
     given = None if inputs.given is None else (inputs.given[before : before + k] - inputs.first_row - first).tolist()
@@ -181,15 +182,16 @@ def _one(inputs: Inputs, b: int) -> dict[str, Any]:
 
 def _packed(answers: list[dict[str, Any]]) -> Picks:
     def flat(name: str, dtype: torch.dtype = torch.int64) -> Tensor:
-        return torch.tensor([entry for answer in answers for entry in answer[name]], dtype=dtype)
+        return torch.tensor([entry for answer in answers for entry in answer[name]], dtype=dtype, device="cpu")
 
     def each(name: str) -> Tensor:
-        return torch.tensor([answer[name] for answer in answers], dtype=torch.int64)
+        return torch.tensor([answer[name] for answer in answers], dtype=torch.int64, device="cpu")
 
+    sizes = torch.tensor([0, *(len(answer["ids"]) for answer in answers)], dtype=torch.int64, device="cpu")
     return Picks(
         ids=flat("ids"),
         gains=flat("gains"),
-        offsets=torch.tensor([0, *(len(answer["ids"]) for answer in answers)]).cumsum(0),
+        offsets=sizes.cumsum(0),
         value=each("value"),
         bound=each("bound"),
         random=each("random"),

@@ -111,7 +111,7 @@ def largest(values: Tensor | None, offsets: Tensor) -> Tensor:
     if values is None:
         return ones
     sizes = offsets[1:] - offsets[:-1]
-    group = torch.repeat_interleave(torch.arange(B, device=offsets.device), sizes, output_size=values.shape[0])
+    group = torch.repeat_interleave(sizes, output_size=values.shape[0])
     found = torch.full_like(ones, -math.inf).scatter_reduce(0, group, values.double(), "amax")
     return torch.where(sizes > 0, found, ones)
 

@@ -59,10 +59,11 @@ def forward(
 
 def log_probs(z: Tensor, targets: Tensor, cap: Cap, wants_mean: bool = False) -> LogProbs:
     """Of rows of logits z [C, V]; targets [C] are classes."""
-    nll, entropy, lse = torch.empty(len(z)), torch.empty(len(z)), torch.empty(len(z), dtype=torch.float64)
-    smoothed = torch.empty(len(z)) if wants_mean else None  # lse - mean, the loss of nothing but smoothing
+    nll, entropy = z.new_empty((2, len(z)), dtype=torch.float32)
+    lse = z.new_empty(len(z), dtype=torch.float64)
+    smoothed = torch.empty_like(nll) if wants_mean else None  # lse - mean, the loss of nothing but smoothing
     out = [nll.data_ptr(), 0 if smoothed is None else smoothed.data_ptr(), entropy.data_ptr(), 0, lse.data_ptr()]
-    _rows(z, targets, cap, torch.ones(len(z)), label_smoothing=float(wants_mean), out=out)
+    _rows(z, targets, cap, torch.ones_like(nll), label_smoothing=float(wants_mean), out=out)
     return LogProbs(nll.neg_(), entropy, lse, None if smoothed is None else lse - smoothed)
 
 

@@ -95,23 +95,29 @@ class Problem:
         generator = torch.Generator().manual_seed(seed)
 
         def normal(*shape: int, dtype: torch.dtype, scale: float, need: bool) -> Tensor:
-            value = torch.randn(shape, generator=generator).mul_(scale)
+            value = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu").mul_(scale)
             return value.to(self.device, dtype).requires_grad_(need)
 
         E = self.T * (self.targets_per_row or 1)
-        targets = torch.randint(self.V, (E,), generator=generator)
-        ignored = torch.randperm(self.T, generator=generator)[: self.T - self.rows]
+        targets = torch.randint(self.V, (E,), generator=generator, dtype=torch.int64, device="cpu")
+        ignored = torch.randperm(self.T, generator=generator, dtype=torch.int64, device="cpu")[: self.T - self.rows]
         targets.view(self.T, self.targets_per_row or 1)[ignored] = IGNORE
+        hidden, weight = (
+            normal(self.T, self.D, dtype=self.hidden, scale=1.0, need=self.needs[0]),
+            normal(self.V, self.D, dtype=self.weight, scale=self.D**-0.5, need=self.needs[1]),
+        )
+        token_weight = torch.rand(E, generator=generator, dtype=torch.float32, device="cpu")
         inputs: dict[str, Any] = {
-            "hidden": normal(self.T, self.D, dtype=self.hidden, scale=1.0, need=self.needs[0]),
-            "weight": normal(self.V, self.D, dtype=self.weight, scale=self.D**-0.5, need=self.needs[1]),
+            "hidden": hidden,
+            "weight": weight,
             "targets": targets.to(self.device),
-            "token_weight": torch.rand(E, generator=generator).div_(max(E, 1)).to(self.device),
+            "token_weight": token_weight.div_(max(E, 1)).to(self.device),
         }
         if self.has_bias:
             inputs["bias"] = normal(self.V, dtype=self.weight, scale=1.0, need=self.needs[2])
         if self.targets_per_row is not None:
-            inputs["target_offsets"] = torch.arange(0, E + 1, self.targets_per_row, device=self.device)
+            rows = torch.arange(self.T + 1, dtype=torch.int64, device=self.device)
+            inputs["target_offsets"] = rows * self.targets_per_row
         return inputs
 
 

@@ -68,7 +68,7 @@ def entries(
     which = counts.nonzero().view(-1)
     if offsets is None:
         return Entries(which, which, targets[which], None, weight[which])
-    owner = torch.repeat_interleave(torch.arange(offsets.shape[0] - 1, device=offsets.device), offsets.diff())
+    owner = torch.repeat_interleave(offsets.diff())  # of each entry
     rows, sizes = owner[which].unique_consecutive(return_counts=True)
     return Entries(rows, which, targets[which], torch.nn.functional.pad(sizes.cumsum(0), (1, 0)), weight[which])
 

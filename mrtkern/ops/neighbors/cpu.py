@@ -62,7 +62,7 @@ def forward(inputs: Inputs) -> tuple[Tensor, Tensor]:
     """ids [M, k] int64 and scores [M, k] float32."""
     x, y = inputs.x, inputs.y
     M, D = x.shape
-    ids, scores = torch.empty((M, inputs.k), dtype=torch.int64), torch.empty((M, inputs.k), dtype=torch.float32)
+    ids, scores = (x.new_empty((M, inputs.k), dtype=dtype) for dtype in (torch.int64, torch.float32))
     group_x, group_y = (None if group is None else group.contiguous() for group in (inputs.group_x, inputs.group_y))
     bad_x, bad_y = _C.neighbors(
         _rows(x), None if y is None else _rows(y), DTYPES[x.dtype], D, inputs.k, inputs.metric, inputs.precision,
@@ -79,7 +79,7 @@ def forward(inputs: Inputs) -> tuple[Tensor, Tensor]:
 def components(x: Tensor, threshold: float) -> Tensor:
     """The lowest row of the component of every row, int64 [N], in the graph of pairs with cosine >= threshold."""
     N, D = x.shape
-    labels = torch.empty(N, dtype=torch.int64)
+    labels = torch.empty(N, dtype=torch.int64, device="cpu")
     bad = _C.components(
         _rows(x), DTYPES[x.dtype], D, threshold, lattice.fine_radius(D), labels.data_ptr(), _progress.current(),
         torch.get_num_threads(),

@@ -81,4 +81,4 @@ def deduplicate(
     else:
         with _progress.shown(OP, progress):
             labels = torch.ops.mrtkern.components(*arguments)
-    return (labels == torch.arange(len(labels), device=labels.device)).nonzero()[:, 0]
+    return (labels == torch.arange(len(labels), dtype=torch.int64, device=labels.device)).nonzero()[:, 0]

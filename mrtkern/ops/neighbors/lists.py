@@ -46,7 +46,7 @@ class Neighbors:
             _check.number("Neighbors.csr", "diagonal", diagonal)
             if M != N:
                 _check.fail("Neighbors.csr", "diagonal", f"be None for a graph of {M} rows and {N} columns", diagonal)
-            rows = torch.arange(M, device=ids.device)[:, None]
+            rows = torch.arange(M, dtype=torch.int64, device=ids.device)[:, None]
             ids = torch.cat([ids.masked_fill(ids == rows, -1), rows], dim=1)
             scores = torch.cat([scores, torch.full_like(rows, 1, dtype=torch.float32) * diagonal], dim=1)
         ids, order = ids.sort(dim=1)

@@ -74,8 +74,9 @@ class Problem:
         generator = torch.Generator().manual_seed(seed)
 
         def rows(count: int) -> Tensor:
-            x = torch.randn(count, self.D, generator=generator)
-            return x.mul_(torch.rand(count, 1, generator=generator).add_(0.5)).to(self.device, self.dtype)
+            x = torch.randn(count, self.D, generator=generator, dtype=torch.float32, device="cpu")
+            length = torch.rand(count, 1, generator=generator, dtype=torch.float32, device="cpu").add_(0.5)
+            return x.mul_(length).to(self.device, self.dtype)
 
         inputs: dict[str, Any] = {"x": rows(self.M), "k": self.K, "metric": self.metric, "precision": self.precision}
         if self.N is None:
@@ -83,7 +84,8 @@ class Problem:
         else:
             inputs["y"] = rows(self.N)
         if self.has_groups:
-            labels = torch.randint(0, 5, (self.M + (self.N or 0),), generator=generator).to(self.device)
+            size = (self.M + (self.N or 0),)
+            labels = torch.randint(0, 5, size, generator=generator, dtype=torch.int64, device="cpu").to(self.device)
             inputs["exclude_group"] = labels if self.N is None else (labels[: self.M], labels[self.M :])
         return inputs
 

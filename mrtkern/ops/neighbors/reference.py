@@ -146,7 +146,7 @@ def nearest(inputs: Inputs, scorer: Scorer, rows: slice, x: tuple[Tensor, Tensor
     for columns in spans(0, y.shape[0], BLOCK_N):
         excluded = exclusions(inputs, rows, columns)
         new_keys = scorer.keys(x, scorer.prepared(y[columns], is_x=False)).masked_fill_(excluded, -math.inf)
-        new_ids = torch.arange(columns.start, columns.stop, device=y.device).expand(excluded.shape)
+        new_ids = torch.arange(columns.start, columns.stop, dtype=torch.int64, device=y.device).expand(excluded.shape)
         ids = torch.cat([ids, new_ids.masked_fill(excluded, -1)], dim=1)
         keys, ids = largest(torch.cat([keys, new_keys], dim=1), ids, inputs.k)
     return keys, ids
@@ -154,7 +154,7 @@ def nearest(inputs: Inputs, scorer: Scorer, rows: slice, x: tuple[Tensor, Tensor
 
 def exclusions(inputs: Inputs, rows: slice, columns: slice) -> Tensor:
     """Which pairs of a block are no neighbours, bool [M, N]."""
-    i, j = (torch.arange(part.start, part.stop, device=inputs.x.device) for part in (rows, columns))
+    i, j = (torch.arange(part.start, part.stop, dtype=torch.int64, device=inputs.x.device) for part in (rows, columns))
     excluded = (i[:, None] == j) if inputs.exclude_self else torch.zeros_like(i[:, None] == j)
     if inputs.group_x is not None and inputs.group_y is not None:
         excluded |= inputs.group_x[rows, None] == inputs.group_y[columns]
@@ -164,7 +164,7 @@ def exclusions(inputs: Inputs, rows: slice, columns: slice) -> Tensor:
 def components(x: Tensor, threshold: float) -> Tensor:
     """The lowest row of the component of every row, int64 [N], in the graph of pairs with cosine >= threshold."""
     _check.finite_rows("deduplicate: x", x)
-    N, labels = x.shape[0], torch.arange(x.shape[0], device=x.device)
+    N, labels = x.shape[0], torch.arange(x.shape[0], dtype=torch.int64, device=x.device)
     scorer = Scorer(Inputs(x, None, 0, "cosine", 1.0, "exact", True, None, None))
     for rows in spans(0, N, BLOCK_M):
         block = scorer.prepared(x[rows], is_x=True)

@@ -65,8 +65,8 @@ def backward(
     """dL/dx and dL/dy, of the shapes and types of x and y, where they are needed."""
     x, y, offsets = _readable(x, y, offsets)
     grad = grad.resolve_neg().contiguous()
-    dx = torch.empty(x.shape, dtype=x.dtype) if need_x else None
-    dy = torch.empty(y.shape, dtype=x.dtype) if need_y and y is not None else None
+    dx = x.new_empty(x.shape) if need_x else None
+    dy = x.new_empty(y.shape) if need_y and y is not None else None
     dx_address, dy_address = (0 if value is None else value.data_ptr() for value in (dx, dy))
     _C.similarity_gradient(
         *_problem(x, y, offsets, metric, gamma), grad.data_ptr(), dx_address, dy_address, torch.get_num_threads()

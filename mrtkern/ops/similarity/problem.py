@@ -78,14 +78,16 @@ class Problem:
 
         def rows(count: int) -> Tensor:
             shape = (self.B, count, self.D) if self.kind == "batched" else (count, self.D)
-            x = torch.randn(shape, generator=generator) * torch.rand((*shape[:-1], 1), generator=generator).add_(0.5)
-            return x.to(self.device, self.dtype).requires_grad_(self.wants_grad)
+            x = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
+            length = torch.rand((*shape[:-1], 1), generator=generator, dtype=torch.float32, device="cpu").add_(0.5)
+            return x.mul_(length).to(self.device, self.dtype).requires_grad_(self.wants_grad)
 
         inputs: dict[str, Any] = {"x": rows(self.M), "metric": self.metric, "gamma": self.gamma}
         if self.N is not None:
             inputs["y"] = rows(self.N)
         if self.sizes is not None:
-            inputs["offsets"] = torch.tensor([0, *self.sizes]).cumsum(0).to(self.device)
+            sizes = torch.tensor([0, *self.sizes], dtype=torch.int64, device="cpu")
+            inputs["offsets"] = sizes.cumsum(0).to(self.device)
         return inputs
 
 

@@ -80,8 +80,8 @@ def blocks(offsets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     begins = sizes.square().cumsum(0) - sizes.square()
     for n in sizes.unique().tolist():
         which = sizes == n
-        rows = offsets[:-1][which, None] + torch.arange(n, device=offsets.device)
-        cells = begins[which, None] + torch.arange(n * n, device=offsets.device)
+        rows = offsets[:-1][which, None] + torch.arange(n, dtype=torch.int64, device=offsets.device)
+        cells = begins[which, None] + torch.arange(n * n, dtype=torch.int64, device=offsets.device)
         yield rows, cells.unflatten(1, (n, n))
 
 

@@ -133,7 +133,7 @@ def forward(
     targets, target_offsets = targets.contiguous(), None if target_offsets is None else target_offsets.contiguous()
     if token_weight is None:
         count = (targets != options.ignore_index).sum().clamp(min=1)
-        weight = count.reciprocal().expand(targets.shape)
+        weight = count.float().reciprocal().expand(targets.shape)
     else:
         weight = token_weight.float()
     T, E = (logits.shape[0], targets.shape[0]) if wants_details else (0, 0)

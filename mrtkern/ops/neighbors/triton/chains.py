@@ -60,7 +60,7 @@ def memory(problem: Problem) -> int:
 def components(x: Tensor, threshold: float) -> Tensor:
     """The lowest row of the component of every row, int64 [N], in the graph of pairs with cosine >= threshold."""
     _check.finite_rows("deduplicate: x", x)
-    labels = torch.arange(len(x), device=x.device)
+    labels = torch.arange(len(x), dtype=torch.int64, device=x.device)
     if not len(x):
         return labels
     with _triton.on(x.device):

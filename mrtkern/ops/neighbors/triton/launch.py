@@ -116,7 +116,7 @@ class Launch:
         """Keys and ids of listed pairs [rows, places]."""
         keys = torch.empty(places.shape, dtype=torch.float64, device=self.device)
         ids = torch.empty(places.shape, dtype=torch.int32, device=self.device)
-        which = torch.arange(first, first + rows, device=self.device)
+        which = torch.arange(first, first + rows, dtype=torch.int64, device=self.device)
         self._scores(which, keys, self.blocks.listed, (places, groups, count, ids), sizes.GROUP)
         return keys, ids
 

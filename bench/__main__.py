@@ -183,8 +183,8 @@ def run_op(op: Any, args: argparse.Namespace, roofline: Roofline, tree: Path | N
     body = [report.target_text(results, op.TARGETS, op.REASONS, is_markdown=True)]
     body += [report.case_text(result, is_markdown=True) for result in results]
     if hasattr(op, "figure"):
-        body.append(op.figure(RESULTS.parent / "results"))
-    report.write_section(RESULTS, op.OP, report.section(op.OP, facts([op], args), body))
+        body.append(op.figure(RESULTS.parent / "results" / machine.name()))
+    report.write_section(RESULTS, machine.cpu(), op.OP, report.section(facts([op], args), body))
     print(f"written: {RESULTS.relative_to(ROOT)}")
 
 
@@ -198,7 +198,7 @@ def main(arguments: list[str] | None = None) -> None:
         static.publish(codes)
         return
     if args.floors:
-        report.write_section(RESULTS, device.SECTION, device.floors())
+        report.write_section(RESULTS, device.SECTION, "", device.floors())
         print(f"written: {RESULTS.relative_to(ROOT)}, section {device.SECTION!r}")
         return
     if args.device:

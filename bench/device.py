@@ -104,7 +104,7 @@ def floors() -> str:
         f"{H100.rates[torch.float32] / 1e12:.0f} in float32.\nNo kernel was timed on a GPU: `make gpu` does it, and "
         "writes its own files."
     )
-    return f"## {SECTION}\n\n{text}\n\n{table}\n"
+    return f"{text}\n\n{table}\n"
 
 
 # Measuring

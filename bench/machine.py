@@ -54,6 +54,11 @@ def cpu() -> str:
     return f"{fields.get('model name', platform.machine())}, {numbers}, {', '.join(features)}"
 
 
+def name() -> str:
+    """The CPU, as the name of a folder."""
+    return re.sub(r"[^a-z0-9]+", "-", cpu().lower()).strip("-")
+
+
 def caches() -> str:
     """Sizes of the data caches of core 0."""
     found = []

@@ -226,7 +226,8 @@ def figure(folder: Path) -> str:
     y = normal_rows(scaling.SIZES[-1], seed=2)
     seconds = scaling.measured(lambda N: competitors({**inputs, "y": y[:N]}))
     scaling.draw(path, seconds, f"{scaling.ROWS} x N, 384 features, k = 64, exact, {torch.get_num_threads()} threads")
-    return f"![Time against the number of rows, both on logarithmic axes]({folder.name}/{path.name})"
+    shown = f"{folder.parent.name}/{folder.name}/{path.name}"
+    return f"![Time against the number of rows, both on logarithmic axes]({shown})"
 
 
 def competitors(inputs: Inputs) -> list[Competitor]:

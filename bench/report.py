@@ -1,4 +1,4 @@
-"""What a run says: an aligned table on the terminal, and one section per operation in RESULTS.md."""
+"""What a run says: an aligned table on the terminal, and under its CPU one section per operation in RESULTS.md."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ FEWEST = 3  # rounds that have quartiles: those of one or two are these numbers 
 COLUMNS = ("", "median ms", "quartiles", "GB/s", "GFLOP/s", "% of roof", "MiB", "time / ours", "quartiles", "answer")
 PREAMBLE = """# Results
 
-Written by `python -m bench`, one section per operation, each with the machine it was measured on. What is not here is
-not claimed. Nothing was measured on a GPU; the section about one holds floors, not times.
+Written by `python -m bench`: under every CPU that was measured one section per operation, which only a run on that CPU
+replaces. What is not here is not claimed. Nothing was measured on a GPU; the section about one holds floors, not times.
 
 * **time / ours**: median over the rounds of its time divided by ours in the same round.
 * **GB/s**, **GFLOP/s**: bytes moved at least once and operations of all pairs, over the median time.
@@ -136,7 +136,7 @@ def case_text(result: CaseResult, *, is_markdown: bool) -> str:
     read, product = (Spread.of(result.seconds[name]).median for name in (READ, PRODUCT))
     is_by_bytes = result.bytes * read / result.read_bytes >= result.flops * product / PRODUCT_FLOPS
     lines = [
-        f"### {result.name}" if is_markdown else result.name,
+        f"#### {result.name}" if is_markdown else result.name,
         "",
         f"Roof {Spread.of(result.roof()).median * 1e3:.2f} ms, set by {'memory' if is_by_bytes else 'arithmetic'}: "
         f"read {result.read_bytes / read / 1e9:.1f} GB/s, "
@@ -178,24 +178,35 @@ def target_text(
     return align(header, lines, is_markdown=is_markdown, numbers=slice(2, 3)) if lines else ""
 
 
-def section(op: str, facts: Mapping[str, str], body: Iterable[str]) -> str:
-    """The part of RESULTS.md that belongs to one operation."""
-    lines = [f"## {op}", "", *(f"* {name}: {value}" for name, value in facts.items())]
+def section(facts: Mapping[str, str], body: Iterable[str]) -> str:
+    """The part of RESULTS.md that belongs to one operation on one CPU."""
+    lines = [f"* {name}: {value}" for name, value in facts.items()]
     return "\n\n".join(["\n".join(lines), *(part for part in body if part)]) + "\n"
 
 
-def replace_section(document: str, op: str, text: str) -> str:
-    """The document with one section replaced where it stands, or appended; the preamble is always today's."""
-    sections = {
-        part.partition("\n")[0]: part.strip("\n") for part in re.split(r"^## ", document, flags=re.MULTILINE)[1:]
-    }
-    sections[op] = text.removeprefix("## ").strip("\n")
-    return PREAMBLE + "".join(f"\n## {part}\n" for part in sections.values())
+def headed(text: str, mark: str) -> dict[str, str]:
+    """The parts of a text by their headings; what comes before the first one has none."""
+    parts = (part.partition("\n") for part in re.split(rf"^{mark} ", f"\n{text}", flags=re.MULTILINE))
+    return {heading: body.strip("\n") for heading, _, body in parts}
 
 
-def write_section(path: Path, op: str, text: str) -> None:
+def replace_section(document: str, heading: str, op: str, text: str) -> str:
+    """The document with what stands under a heading (a CPU) about an operation replaced in its place, or appended.
+
+    What was measured on other CPUs stays; the preamble is always today's. An empty op: all that has no operation.
+    """
+    parts = {name: headed(body, "###") for name, body in headed(document, "##").items() if name}
+    parts.setdefault(heading, {"": ""})[op] = text.strip("\n")
+    lines = [PREAMBLE]
+    for name, sections in parts.items():
+        lines.append(f"\n## {name}\n")
+        lines += [(f"\n### {op}\n" if op else "") + (f"\n{body}\n" if body else "") for op, body in sections.items()]
+    return "".join(lines)
+
+
+def write_section(path: Path, heading: str, op: str, text: str) -> None:
     """Replace one section of a file, by way of a temporary file and a rename."""
-    document = replace_section(path.read_text() if path.exists() else "", op, text)
+    document = replace_section(path.read_text() if path.exists() else "", heading, op, text)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name, delete=False) as file:
         file.write(document)
     os.chmod(file.name, 0o644)

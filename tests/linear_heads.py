@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from mrtkern import _dispatch
 from mrtkern.ops.linear_cross_entropy import chunks
 from mrtkern.ops.linear_cross_entropy.op import linear_cross_entropy
 from mrtkern.ops.linear_cross_entropy.problem import CASES, Case
-from tests import oracle
+from tests import bounds
+from tests.bounds import Bounded
 from tests.losses import BACKENDS, TRITON
 
 CPU = _dispatch.load("linear_cross_entropy", "cpu")
@@ -48,6 +50,10 @@ def double(inputs: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def needs_gradient(inputs: dict[str, Any], name: str) -> bool:
+    return isinstance(inputs.get(name), Tensor) and inputs[name].requires_grad
+
+
 def leaves(inputs: dict[str, Any]) -> list[Tensor]:
     return [value for value in inputs.values() if isinstance(value, Tensor) and value.requires_grad]
 
@@ -74,28 +80,25 @@ def naive(
     return (each * token_weight).sum()
 
 
-def truth(inputs: dict[str, Any], **options: Any) -> tuple[Tensor, ...]:
+def truth(
+    inputs: dict[str, Any], product: torch.dtype | None = None, is_narrow: bool = False, **options: Any
+) -> tuple[Bounded, ...]:
+    """Loss and gradients by autograd through the program in float64, with the bounds of the sums on the way to them."""
     exact = double(inputs)
     loss = naive(**exact, **options)
-    return loss.detach(), *torch.autograd.grad(loss, leaves(exact))
+    values = (loss.detach(), *torch.autograd.grad(loss, leaves(exact)))
+    given = {name: value.detach() if isinstance(value, Tensor) else value for name, value in inputs.items()}
+    head = bounds.Head(given.pop("hidden"), given.pop("weight"), given.pop("bias", None), product, is_narrow)
+    found = bounds.cross_entropy(head.logits(), **given, **options)
+    made = head.gradients(found.gradient)
+    bound = (found.loss, *(made[name] for name in ("hidden", "weight", "bias") if needs_gradient(inputs, name)))
+    return tuple(replace(b, value=value) for b, value in zip(bound, values, strict=True))
 
 
-def assert_all_summed(found: tuple[Tensor, ...], expected: tuple[Tensor, ...], inputs: dict[str, Any]) -> None:
-    """Within the rounding of sums over features, classes and rows, at the size of what was summed.
-
-    A logit errs by its own sum, so dz errs relatively by as many roundings as the largest logit is large.
-    """
-    exact = double(inputs)
-    h, W, w = (exact[name].detach().abs() for name in ("hidden", "weight", "token_weight"))
-    b = exact["bias"].detach().abs() if "bias" in exact else torch.zeros(len(W))
-    largest = 1 + float((h @ W.T + b).max()) if len(h) else 1.0
-    per_row = w.sum() * 2  # |dz| of a row sums to at most twice its weight
-    steps = (len(h) + len(W) + W.shape[1] + 32) * largest
-    sizes = {"hidden": W.max() * per_row, "weight": h.max() * per_row if len(h) else 0.0, "bias": per_row}
-    oracle.assert_summed(found[0].detach(), expected[0], int(steps), (w.sum() * (largest + len(W) ** 0.5)).item())
-    names = [name for name in inputs if isinstance(inputs[name], Tensor) and inputs[name].requires_grad]
-    for name, got, value in zip(names, found[1:], expected[1:], strict=True):
-        oracle.assert_summed(got, value, int(steps), sizes[name])
+def assert_all_bounded(found: tuple[Tensor, ...], expected: tuple[Bounded, ...]) -> None:
+    """Within the rounding of sums over features, classes and rows."""
+    for got, value in zip(found, expected, strict=True):
+        bounds.assert_bounded(got.detach(), value)
 
 
 def product_flops(call: Any) -> int:

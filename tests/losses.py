@@ -12,6 +12,7 @@ from mrtkern import _dispatch
 from mrtkern.details import LossDetails
 from mrtkern.ops.cross_entropy.op import cross_entropy
 from mrtkern.ops.cross_entropy.problem import CASES, Case
+from tests import bounds
 
 ROOT = Path(__file__).parent.parent
 CPU = _dispatch.load("cross_entropy", "cpu")
@@ -39,6 +40,22 @@ def with_gradient(inputs: dict[str, Any], **options: Any) -> tuple[torch.Tensor,
     loss.backward()
     assert logits.grad is not None
     return loss.detach(), logits.grad
+
+
+def truth_of(inputs: dict[str, Any]) -> bounds.Losses:
+    """What a loss of logits is, and how far the sums on the way to it may be off."""
+    logits = bounds.exact(inputs["logits"], bounds.unit_of(inputs["logits"].dtype))
+    return bounds.cross_entropy(**{**inputs, "logits": logits})
+
+
+def assert_bounded(found: LossDetails, gradient: torch.Tensor | None, inputs: dict[str, Any]) -> None:
+    """Details of one response per target, and the gradient, are within the bounds of their sums."""
+    truth = truth_of(inputs)
+    names = {"loss": "loss", "response_nll": "nll", "prompt_loss": "weighted", "entropy": "entropy"}
+    for name, field in names.items():
+        bounds.assert_bounded(getattr(found, name).cpu(), getattr(truth, field))
+    if gradient is not None:
+        bounds.assert_bounded(gradient.cpu(), truth.gradient)
 
 
 def details_of(inputs: dict[str, Any], **options: Any) -> LossDetails:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import gc
 import importlib
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from bench import OPS, __main__, facility_location, report, similarity, worker
+from bench import OPS, __main__, facility_location, machine, report, similarity, worker
 from bench.harness import Competitor, Spread, WrongAnswer, interleave, ratios
 from bench.roofline import PRODUCT, PRODUCT_FLOPS, READ, READERS, Roofline
 from mrtkern.ops.facility_location.problem import Case
@@ -283,14 +284,42 @@ def test_floors_say_where_they_were_written(
     assert capsys.readouterr().out == "written: RESULTS.md, section 'H100: floors, not measured'\n"
 
 
-def test_a_section_is_replaced_in_place(tmp_path: Path) -> None:
+def test_a_section_is_replaced_in_place_and_those_of_other_cpus_stay(tmp_path: Path) -> None:
     path = tmp_path / "RESULTS.md"
-    for op, text in (("one", "first"), ("two", "second"), ("one", "third")):
-        report.write_section(path, op, f"## {op}\n\n### case\n\n{text}\n")
+    for heading, op, text in (
+        ("a CPU", "one", "first"), ("a CPU", "two", "second"), ("floors", "", "before"), ("another", "one", "third"),
+        ("a CPU", "one", "fourth"), ("floors", "", "fifth"),
+    ):  # fmt: skip
+        report.write_section(path, heading, op, f"#### case\n\n{text}\n")
     document = path.read_text()
-    assert document.startswith(report.PREAMBLE)
-    assert document.endswith("## one\n\n### case\n\nthird\n\n## two\n\n### case\n\nsecond\n")
+    assert document == report.PREAMBLE + (
+        "\n## a CPU\n\n### one\n\n#### case\n\nfourth\n\n### two\n\n#### case\n\nsecond\n"
+        "\n## floors\n\n#### case\n\nfifth\n\n## another\n\n### one\n\n#### case\n\nthird\n"
+    )
     assert os.listdir(tmp_path) == ["RESULTS.md"]
+
+
+def test_the_results_are_what_a_run_would_leave_and_name_the_cpu_of_every_section() -> None:
+    document = __main__.RESULTS.read_text(encoding="utf-8")
+    for heading, body in report.headed(document, "##").items():
+        for op, text in report.headed(body, "###").items():
+            assert not heading or report.replace_section(document, heading, op, text) == document
+            assert not op or f"* machine: {heading}; " in text
+
+
+def test_a_run_writes_under_its_own_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(__main__, "ROOT", tmp_path)
+    monkeypatch.setattr(__main__, "RESULTS", tmp_path / "RESULTS.md")
+    monkeypatch.setattr(facility_location, "cases", lambda: [SMALL])
+    monkeypatch.setattr(__main__, "run_case", lambda *_: replace(result_of(mrtkern=[2.0] * 3), name="a case"))
+    monkeypatch.setattr(facility_location, "TARGETS", ())
+    args = __main__.parse(["facility_location", "--peers"])
+    for name in ("a CPU", "another"):
+        monkeypatch.setattr(machine, "cpu", lambda name=name: name)
+        __main__.run_op(facility_location, args, None, None)
+    found = report.headed((tmp_path / "RESULTS.md").read_text(), "##")
+    assert list(found) == ["", "a CPU", "another"]
+    assert all("* machine: " + name in found[name] and "a case" in found[name] for name in ("a CPU", "another"))
 
 
 # Child processes

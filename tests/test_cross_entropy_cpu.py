@@ -13,29 +13,19 @@ import torch
 from mrtkern.ops.cross_entropy.op import cross_entropy
 from mrtkern.ops.cross_entropy.problem import Case
 from tests import oracle, process
-from tests.losses import KERNEL_CASES, NARROW, details_of, every, needs_cpu_backend, rows, with_gradient
+from tests.losses import KERNEL_CASES, NARROW, assert_bounded, details_of, every, needs_cpu_backend, rows, with_gradient
 
 # Against the reference
 
 
 @needs_cpu_backend
 @every(KERNEL_CASES)
-def test_cpu_kernel_errs_no_more_than_twice_the_reference(case: Case) -> None:
+def test_cpu_kernel_is_within_the_bound_of_its_sums(case: Case) -> None:
     inputs = case.make_inputs()
-    wide = {**inputs, "logits": inputs["logits"].double()}
-    truth, same = details_of(wide), details_of(inputs, backend="reference")
-    got = details_of(inputs, backend="cpu")
-    for name in ("response_nll", "entropy"):
-        oracle.assert_close(getattr(got, name), getattr(truth, name), getattr(same, name))
-    exact = oracle.cross_entropy(**inputs)
-    oracle.assert_summed(got.loss, exact.loss, oracle.cross_entropy_steps(), exact.magnitude)
-    oracle.assert_summed(got.prompt_loss, truth.prompt_loss, oracle.cross_entropy_steps(), exact.magnitude)
+    got, same = (details_of(inputs, backend=backend) for backend in ("cpu", "reference"))
+    assert_bounded(got, with_gradient(inputs, backend="cpu")[1], inputs)
     assert torch.equal(got.response_tokens, same.response_tokens)
     assert got.accuracy == same.accuracy
-    gradients = [
-        with_gradient(i, backend=b)[1] for i, b in ((inputs, "cpu"), (wide, "reference"), (inputs, "reference"))
-    ]
-    oracle.assert_close(*gradients)
 
 
 @needs_cpu_backend
@@ -115,12 +105,9 @@ def test_cpu_kernel_tails_are_whole(dtype: torch.dtype, V: int) -> None:
     big[:, V:] = torch.nan
     targets = torch.full((5,), V - 1)
     targets[2] = -100
-    loss, gradient = with_gradient({"logits": big[:, :V], "targets": targets}, backend="cpu")
-    expected, same = with_gradient({"logits": big[:, :V].double(), "targets": targets})
-    oracle.assert_summed(loss, expected, oracle.cross_entropy_steps(), 1 + big[:, :V].abs().max())
-    oracle.assert_close(
-        gradient, same, with_gradient({"logits": big[:, :V], "targets": targets}, backend="reference")[1]
-    )
+    inputs = {"logits": big[:, :V], "targets": targets}
+    _, gradient = with_gradient(inputs, backend="cpu")
+    assert_bounded(details_of(inputs, backend="cpu"), gradient, inputs)
     before = big.clone()
     cross_entropy(big[:, :V], targets, inplace=True, backend="cpu")
     assert torch.equal(big[:, :V], gradient)

@@ -14,8 +14,18 @@ from mrtkern import _check
 from mrtkern.details import LossDetails
 from mrtkern.ops.cross_entropy.op import cross_entropy
 from mrtkern.ops.cross_entropy.problem import Case, Problem
-from tests import oracle
-from tests.losses import KERNEL_CASES, NARROW, TEST_CASES, details_of, every, rows, with_gradient
+from tests import bounds
+from tests.losses import (
+    KERNEL_CASES,
+    NARROW,
+    TEST_CASES,
+    assert_bounded,
+    details_of,
+    every,
+    rows,
+    truth_of,
+    with_gradient,
+)
 
 triton = pytest.importorskip("mrtkern.ops.cross_entropy.triton", exc_type=ImportError)
 waiting = pytest.importorskip("tests.waiting")
@@ -43,24 +53,15 @@ def small_tiles(patch: pytest.MonkeyPatch) -> None:
 
 @every_device
 @every(KERNEL_CASES)
-def test_kernel_errs_no_more_than_twice_the_reference(case: Case, device: str) -> None:
+def test_kernel_is_within_the_bound_of_its_sums(case: Case, device: str) -> None:
     inputs = case.make_inputs()
-    wide = {**inputs, "logits": inputs["logits"].double()}
-    truth, same = details_of(wide), details_of(inputs, backend="reference")
     found = cross_entropy(
         **moved(inputs, device), return_details=True, backend="triton",
         offsets=torch.arange(len(inputs["targets"]) + 1, device=device),
     )  # fmt: skip
     assert isinstance(found, LossDetails)
-    for name in ("response_nll", "entropy"):
-        oracle.assert_close(getattr(found, name).cpu(), getattr(truth, name), getattr(same, name))
-    exact = oracle.cross_entropy(**inputs)
-    oracle.assert_summed(found.loss.cpu(), exact.loss, oracle.cross_entropy_steps(), exact.magnitude)
-    oracle.assert_summed(found.prompt_loss.cpu(), truth.prompt_loss, oracle.cross_entropy_steps(), exact.magnitude)
-    assert found.accuracy.cpu() == same.accuracy
-    _, gradient = with_gradient(moved(inputs, device), backend="triton")
-    references = [with_gradient(each, backend="reference")[1] for each in (wide, inputs)]
-    oracle.assert_close(gradient.cpu(), *references)
+    assert found.accuracy.cpu() == details_of(inputs, backend="reference").accuracy
+    assert_bounded(found, with_gradient(moved(inputs, device), backend="triton")[1], inputs)
 
 
 @pytest.mark.interpret
@@ -77,13 +78,8 @@ def test_rows_that_are_read_twice_are_the_same(name: str, dtype: torch.dtype) ->
             small_tiles(patch)
             found = details_of({**inputs, "logits": padded[:, :V]}, backend="triton")
             cross_entropy(**{**inputs, "logits": padded[:, :V]}, inplace=True, backend="triton")
-        wide = {**inputs, "logits": inputs["logits"].double()}
-        truth, same = details_of(wide), details_of(inputs, backend="reference")
-        for field in ("response_nll", "entropy"):
-            oracle.assert_close(getattr(found, field), getattr(truth, field), getattr(same, field))
-        assert found.accuracy == same.accuracy
-        exact, steps = oracle.cross_entropy(**inputs), oracle.cross_entropy_steps()
-        oracle.assert_summed(padded[:, :V].clone(), exact.gradient, steps, 2 * inputs["token_weight"].abs().sum())
+        assert found.accuracy == details_of(inputs, backend="reference").accuracy
+        assert_bounded(found, padded[:, :V].clone(), inputs)
         assert bool(padded[:, V:].isnan().all())
 
 
@@ -95,9 +91,8 @@ def test_a_label_out_of_range_makes_its_row_nan_and_no_other(
 ) -> None:
     monkeypatch.setattr(_check, "may_wait", lambda device, check=None: bool(check))
     inputs = rows(5, 7)
-    wide = {**inputs, "logits": inputs["logits"].double()}
     others = [0, 1, 2, 4]
-    references = [with_gradient(each, backend="reference")[1][others] for each in (wide, inputs)]
+    truth = truth_of(inputs).gradient[others]
     inputs["targets"][3] = label
     inputs = moved(inputs, device)
     around = torch.full((7, 7), 5.0, device=device)
@@ -109,7 +104,7 @@ def test_a_label_out_of_range_makes_its_row_nan_and_no_other(
     gradient = logits if inplace else torch.autograd.grad(loss, logits)[0]
     assert bool(loss.isnan())
     assert bool(gradient[3].isnan().all())
-    oracle.assert_close(gradient[others].cpu(), *references)
+    bounds.assert_bounded(gradient[others].cpu(), truth)
     assert bool((around[[0, 6]] == 5).all())
     with pytest.raises(IndexError, match=rf"got {label} at position 3$"):
         cross_entropy(inputs["logits"], inputs["targets"], check=True, backend="triton")
@@ -190,7 +185,7 @@ def test_a_step_never_waits_for_the_device(case: Case, backend: str) -> None:
         found = cross_entropy(**inputs, backend=backend, return_details=True, offsets=torch.arange(E + 1))
         (gradient,) = torch.autograd.grad(found.loss * 2, inputs["logits"])
     assert torch.equal(found.loss, expected[0])
-    oracle.assert_close(gradient, 2 * expected[1].double(), 2 * expected[1])
+    assert torch.equal(gradient, 2 * expected[1])
 
 
 @pytest.mark.interpret

@@ -145,7 +145,7 @@ def test_cuda_without_nvcc_fails_the_installation_in_a_sentence(tmp_path: Path) 
 
 
 @pytest.mark.full
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(7200)
 def test_an_installation_with_cuda_has_both_extensions_and_needs_no_driver(tmp_path: Path) -> None:
     if not (shutil.which("nvcc") or Path("/usr/local/cuda/bin/nvcc").exists()):
         pytest.skip("needs nvcc")

@@ -26,7 +26,7 @@ def test_the_cap_chooses_the_instruction_set(isa: str) -> None:
 
 
 @pytest.mark.isa
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("isa", C.isas()[1:])
 def test_kernels_pass_their_tests_on_narrower_instruction_sets(isa: str) -> None:
     """The choice is made once per process, so each gets a process of its own."""

@@ -18,7 +18,7 @@ from tests.linear_heads import (
     CHUNKS,
     CPU,
     NARROW_CASES,
-    assert_all_summed,
+    assert_all_bounded,
     case_named,
     double,
     every_backend,
@@ -40,7 +40,7 @@ from tests.linear_heads import (
 def test_loss_and_gradients_are_those_of_the_definition(case: Case, options: dict[str, Any]) -> None:
     inputs = case.make_inputs()
     found = with_gradients(inputs, **options, backend="reference")
-    assert_all_summed(found, truth(inputs, **options), inputs)
+    assert_all_bounded(found, truth(inputs, **options))
     assert [value.dtype for value in found[1:]] == [value.dtype for value in leaves(inputs)]
 
 
@@ -50,16 +50,14 @@ def test_loss_and_gradients_are_those_of_the_definition(case: Case, options: dic
 def test_cpu_backend_errs_like_the_definition(case: Case, options: dict[str, Any]) -> None:
     inputs = case.make_inputs()
     found = with_gradients(inputs, **options, backend="cpu")
-    assert_all_summed(found, truth(inputs, **options), inputs)
+    assert_all_bounded(found, truth(inputs, **options))
 
 
 @needs_cpu_backend
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_cpu_backend_errs_at_most_twice_as_much_as_the_reference(dtype: torch.dtype) -> None:
+def test_cpu_backend_is_within_the_bound_of_its_sums(dtype: torch.dtype) -> None:
     inputs = Problem(200, 64, 1000, dtype, dtype, dtype, ignored=0.2).make_inputs()
-    same = with_gradients(inputs, backend="reference")
-    for got, value, reference in zip(with_gradients(inputs, backend="cpu"), truth(inputs), same, strict=True):
-        oracle.assert_close(got.detach(), value, reference.detach())
+    assert_all_bounded(with_gradients(inputs, backend="cpu"), truth(inputs))
 
 
 @every_backend
@@ -70,8 +68,8 @@ def test_without_weights_it_is_the_mean_of_torch(backend: str) -> None:
     z = F.linear(inputs["hidden"].double(), inputs["weight"].double(), inputs["bias"].double())
     mean = F.cross_entropy(z, inputs["targets"])
     expected = (mean.detach(), *torch.autograd.grad(mean, leaves(inputs)))
-    count = (inputs["targets"] != -100).sum()
-    assert_all_summed(found, expected, {**inputs, "token_weight": torch.full_like(weight, 1 / count)})
+    bound = truth({**inputs, "token_weight": torch.full_like(weight, 1 / (inputs["targets"] != -100).sum())})
+    assert_all_bounded(found, tuple(replace(b, value=value) for b, value in zip(bound, expected, strict=True)))
 
 
 @every_backend
@@ -81,7 +79,7 @@ def test_chunk_size_changes_nothing_but_rounding(size: int, backend: str, monkey
         inputs = case_named(name).make_inputs()
         module = _dispatch.load("linear_cross_entropy", backend)
         monkeypatch.setattr(module, "chunk_size", lambda problem: size)
-        assert_all_summed(with_gradients(inputs, backend=backend), truth(inputs), inputs)
+        assert_all_bounded(with_gradients(inputs, backend=backend), truth(inputs))
 
 
 @needs_cpu_backend
@@ -103,15 +101,7 @@ def test_a_narrow_product_is_rounded_no_worse_than_the_programs(monkeypatch: pyt
     monkeypatch.setattr(CPU, "multiplies", lambda problem: torch.bfloat16)  # as on a machine with its instruction
     dtype = torch.bfloat16
     inputs = Problem(64, 48, 600, dtype, dtype, dtype, has_bias=True, needs=(True, True, True)).make_inputs()
-    program = naive(**inputs)
-    theirs = (program, *torch.autograd.grad(program, leaves(inputs)))
-    found, expected = with_gradients(inputs, backend="cpu"), truth(inputs)
-    # A rounded logit moves its row's lse and its target by as much as the logit is rounded.
-    largest = float(F.linear(*(inputs[name].detach().double().abs() for name in ("hidden", "weight", "bias"))).max())
-    steps = 2 * int(oracle.roundoff(dtype) / oracle.roundoff(torch.float32))
-    oracle.assert_summed(found[0].detach(), expected[0], steps, largest * float(inputs["token_weight"].sum()))
-    for got, value, narrow in zip(found[1:], expected[1:], theirs[1:], strict=True):
-        oracle.assert_close(got.detach(), value, narrow.detach().to(got.dtype))
+    assert_all_bounded(with_gradients(inputs, backend="cpu"), truth(inputs, is_narrow=True))
 
 
 def test_float16_gradients_survive_a_loss_scale() -> None:
@@ -119,9 +109,8 @@ def test_float16_gradients_survive_a_loss_scale() -> None:
     inputs["token_weight"] *= 1e-7  # below the smallest float16
     scale = 2.0**16
     loss = linear_cross_entropy(**inputs) * scale
-    expected = truth({**inputs, "token_weight": inputs["token_weight"] * scale})[1:]
     found = torch.autograd.grad(loss, leaves(inputs))
-    assert_all_summed((loss / scale, *found), (truth(inputs)[0], *expected), inputs)
+    assert_all_bounded((loss, *found), truth({**inputs, "token_weight": inputs["token_weight"] * scale}))
 
 
 # Gradients
@@ -217,14 +206,14 @@ def test_copies_at_a_kth_of_the_weight_are_one(backend: str) -> None:
     copies["token_weight"] = inputs["token_weight"].repeat(3) / 3
     found = linear_cross_entropy(**copies, backend=backend)
     gradients = torch.autograd.grad(found, leaves(inputs))
-    assert_all_summed((found, *gradients), truth(inputs), inputs)
+    assert_all_bounded((found, *gradients), truth(inputs))
 
 
 @every_backend_and_triton
 def test_several_targets_of_a_row_are_as_many_rows(backend: str) -> None:
     inputs = case_named("float32, several targets per row").make_inputs()
     inputs["target_offsets"] = torch.tensor([0, 0, 5, 5, 6, 10, 20, 26, 26, 27])  # none, one and many
-    assert_all_summed(with_gradients(inputs, backend=backend), truth(inputs), inputs)
+    assert_all_bounded(with_gradients(inputs, backend=backend), truth(inputs))
 
 
 @every_backend_and_triton
@@ -247,9 +236,7 @@ def test_rows_that_do_not_count_are_not_read(targets_per_row: int | None, backen
 def test_weights_may_be_negative_or_zero(sign: float, backend: str) -> None:
     inputs = case_named("float32 with bias, some ignored").make_inputs()
     inputs["token_weight"][::2] *= sign
-    assert_all_summed(
-        with_gradients(inputs, backend=backend), truth(inputs), {**inputs, "token_weight": inputs["token_weight"].abs()}
-    )
+    assert_all_bounded(with_gradients(inputs, backend=backend), truth(inputs))
 
 
 @every_backend_and_triton
@@ -293,11 +280,8 @@ def test_a_class_of_minus_infinity_is_impossible(backend: str) -> None:
     loss = linear_cross_entropy(**inputs, backend=backend)
     (dh,) = torch.autograd.grad(loss, inputs["hidden"])
     assert len(free)
-    assert_all_summed(
-        (loss, dh),
-        truth({**shorter, "weight": shorter["weight"].detach(), "bias": shorter["bias"].detach()})[:2],
-        {**shorter, "weight": shorter["weight"].detach(), "bias": shorter["bias"].detach()},
-    )
+    constant = {name: shorter[name].detach() for name in ("weight", "bias")}
+    assert_all_bounded((loss, dh), truth({**shorter, **constant}))
 
 
 @every_backend
@@ -340,11 +324,9 @@ def test_autocast_may_lower_the_product_and_nothing_else() -> None:
     inputs = case_named("float32 with bias, some ignored").make_inputs()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = linear_cross_entropy(**inputs)
-        program = naive(**inputs)
     assert loss.dtype == torch.float32
-    found, narrow = torch.autograd.grad(loss, leaves(inputs)), torch.autograd.grad(program, leaves(inputs))
-    for got, value, theirs in zip((loss, *found), truth(inputs), (program, *narrow), strict=True):
-        oracle.assert_close(got.detach(), value, theirs.detach().to(got.dtype))
+    found = torch.autograd.grad(loss, leaves(inputs))
+    assert_all_bounded((loss, *found), truth(inputs, product=torch.bfloat16))
 
 
 def test_gradients_have_the_types_of_their_tensors() -> None:
@@ -467,8 +449,7 @@ def test_details_are_those_of_the_logits(targets_per_row: int | None, backend: s
             oracle.assert_summed(got, value, E + 129 + 33, float(value.abs().max()) + 10.0)
         else:
             assert torch.equal(got, value)
-    for got, value in zip(torch.autograd.grad(found.loss, leaves(inputs)), truth(inputs)[1:], strict=True):
-        oracle.assert_summed(got, value, E + 129 + 33, 10.0)
+    assert_all_bounded(torch.autograd.grad(found.loss, leaves(inputs)), truth(inputs)[1:])
 
 
 def test_padded_responses_are_packed_ones() -> None:

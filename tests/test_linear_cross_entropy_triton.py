@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 
 from mrtkern import (
     _check,
@@ -25,7 +24,7 @@ from mrtkern.ops.linear_cross_entropy import problem as sizes
 from mrtkern.ops.linear_cross_entropy.op import linear_cross_entropy
 from mrtkern.ops.linear_cross_entropy.problem import Case, Problem, device_rows
 from tests import oracle, test_linear_log_prob
-from tests.linear_heads import NARROW_CASES, OPTIONS, assert_all_summed, leaves, naive, truth, with_gradients
+from tests.linear_heads import NARROW_CASES, OPTIONS, assert_all_bounded, leaves, truth, with_gradients
 
 triton = pytest.importorskip("mrtkern.ops.linear_cross_entropy.triton", exc_type=ImportError)
 waiting = pytest.importorskip("tests.waiting")
@@ -47,21 +46,13 @@ def test_losses_and_gradients_err_like_the_definition(case: Case, monkeypatch: p
     inputs = replace(case.problem, T=min(case.problem.T, 12)).make_inputs()
     for options in (OPTIONS["plain"], OPTIONS["all"]):
         found = with_gradients(inputs, **options, backend="triton")
-        assert_all_summed(found, truth(inputs, **options), inputs)
+        assert_all_bounded(found, truth(inputs, **options))
 
 
-def test_bfloat16_is_rounded_no_worse_than_by_the_program() -> None:
+def test_bfloat16_is_within_the_bound_of_its_roundings() -> None:
     dtype = torch.bfloat16
     inputs = Problem(12, 24, 200, dtype, dtype, dtype, has_bias=True, needs=(True, True, True)).make_inputs()
-    program = naive(**inputs)
-    theirs = torch.autograd.grad(program, leaves(inputs))
-    found, expected = with_gradients(inputs, backend="triton"), truth(inputs)
-    # A rounded logit moves its row's lse and its target by as much as the logit is rounded.
-    largest = float(F.linear(*(inputs[name].detach().double().abs() for name in ("hidden", "weight", "bias"))).max())
-    steps = 2 * int(oracle.roundoff(dtype) / oracle.roundoff(torch.float32))
-    oracle.assert_summed(found[0].detach(), expected[0], steps, largest * float(inputs["token_weight"].sum()))
-    for got, value, narrow in zip(found[1:], expected[1:], theirs, strict=True):
-        oracle.assert_close(got.detach(), value, narrow.detach().to(got.dtype))
+    assert_all_bounded(with_gradients(inputs, backend="triton"), truth(inputs, is_narrow=True))
 
 
 @pytest.mark.parametrize("dtype", test_linear_log_prob.DTYPES)
@@ -70,9 +61,7 @@ def test_log_probs_err_by_the_rounding_of_their_sums(dtype: torch.dtype, monkeyp
     inputs, (a, c) = test_linear_log_prob.make_inputs(12, 9, 70, dtype), test_linear_log_prob.upstream(12)
     options = {"temperature": 1.3, "softcap": 2.0}
     found = test_linear_log_prob.with_gradients(linear_log_prob, inputs, a, c, **options, backend="triton")
-    steps = 12 + 9 + 70 + 32
-    for got, value in zip(found, test_linear_log_prob.truth(inputs, a, c, **options), strict=True):
-        oracle.assert_summed(got, value, steps, 10.0)  # the largest logit and the largest upstream gradient
+    assert_all_bounded(found, test_linear_log_prob.truth(inputs, a, c, **options))
 
 
 @every_device_backend
@@ -171,7 +160,7 @@ def test_with_check_rows_are_dropped_as_on_the_cpu(monkeypatch: pytest.MonkeyPat
     assert sum(seen) == 10
     expected = truth(inputs)
     for found in (dropped, kept):
-        assert_all_summed(found, expected, inputs)
+        assert_all_bounded(found, expected)
 
 
 def test_chunks_of_a_device_are_two_to_four_thousand_rows() -> None:

@@ -19,6 +19,7 @@ from mrtkern.details import LossDetails
 from mrtkern.loss import NORMALIZATIONS, MultiResponseCrossEntropyLoss, _weights, response_weights
 from mrtkern.ops.cross_entropy.op import cross_entropy
 from tests import oracle
+from tests.process import LONGEST
 
 ROOT = Path(__file__).parent.parent
 IGNORE = -100
@@ -262,7 +263,7 @@ def test_accumulation_and_ranks_equal_one_batch_and_local_normalisation_does_not
         for rank in range(2)
     ]  # fmt: skip
     for process in ranks:
-        said, _ = process.communicate(timeout=120)
+        said, _ = process.communicate(timeout=LONGEST)
         assert process.returncode == 0
         lines = [line.split() for line in said.splitlines() if line.startswith(NORMALIZATIONS)]
         assert len(lines) == len(NORMALIZATIONS)

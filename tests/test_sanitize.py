@@ -171,7 +171,7 @@ def test_concurrent_callers_are_clean(tree: Callable[[str], Path]) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
 @pytest.mark.parametrize("sanitizer", SELECTIONS)
 def test_kernels_are_clean(tree: Callable[[str], Path], sanitizer: str, isa: str) -> None:

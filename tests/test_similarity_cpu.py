@@ -16,7 +16,7 @@ from torch import Tensor
 from mrtkern import _dispatch
 from mrtkern.ops.similarity.op import similarity
 from mrtkern.ops.similarity.problem import CASES, METRICS, Case, Problem
-from tests import oracle, process
+from tests import bounds, oracle, process
 
 CPU = _dispatch.load("similarity", "cpu")
 pytestmark = pytest.mark.skipif(isinstance(CPU, str), reason=f"compiled kernels: {CPU}")
@@ -43,38 +43,30 @@ def run(inputs: dict[str, Any], backend: str, upstream: Tensor) -> list[Tensor]:
     return [s.detach(), *torch.autograd.grad(s, list(rows.values()), upstream.to(s.dtype))]
 
 
-def assert_close_to_truth(inputs: dict[str, Any]) -> None:
-    """Scores and gradients err at most twice as much as the reference's in the same type, and one rounding.
-
-    Several gradients: the largest error of a handful of numbers is a matter of chance.
-    """
-    wide = {name: value.double() if name in ("x", "y") else value for name, value in inputs.items()}
-    generator, shape = torch.Generator().manual_seed(3), similarity(**inputs, backend="reference").shape
-    upstreams = [torch.randn(shape, generator=generator).to(inputs["x"].dtype) for _ in range(5)]
-    found = [
-        [torch.stack(parts) for parts in zip(*(run(given, backend, upstream) for upstream in upstreams), strict=True)]
-        for given, backend in ((inputs, "cpu"), (wide, "reference"), (inputs, "reference"))
-    ]
-    for got, truth, same in zip(*found, strict=True):
-        oracle.assert_close(got, truth, same)
+def assert_bounded(inputs: dict[str, Any]) -> None:
+    """Scores and gradients are within the bound of their sums."""
+    generator, shape = torch.Generator().manual_seed(3), similarity(**inputs, backend="cpu").shape
+    upstream = torch.randn(shape, generator=generator).to(inputs["x"].dtype)
+    for got, truth in zip(run(inputs, "cpu", upstream), bounds.similarity(upstream, **inputs), strict=True):
+        bounds.assert_bounded(got, truth)
 
 
 @every_metric
 @every_case
-def test_cases_err_no_more_than_twice_the_reference(case: Case, metric: str) -> None:
-    assert_close_to_truth(replace(case.problem, metric=metric, gamma=0.05).make_inputs())
+def test_cases_are_within_the_bound_of_their_sums(case: Case, metric: str) -> None:
+    assert_bounded(replace(case.problem, metric=metric, gamma=0.05).make_inputs())
 
 
 @every_metric
 @every_size
-def test_sizes_err_no_more_than_twice_the_reference(M: int, N: int | None, D: int, metric: str) -> None:
-    assert_close_to_truth(Problem("dense", 1, M, N, D, torch.float32, metric=metric, gamma=1 / D).make_inputs())
+def test_sizes_are_within_the_bound_of_their_sums(M: int, N: int | None, D: int, metric: str) -> None:
+    assert_bounded(Problem("dense", 1, M, N, D, torch.float32, metric=metric, gamma=1 / D).make_inputs())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("N", [None, 20])
-def test_batches_err_no_more_than_twice_the_reference(N: int | None, dtype: torch.dtype) -> None:
-    assert_close_to_truth(Problem("batched", 5, 17, N, 70, dtype).make_inputs())
+def test_batches_are_within_the_bound_of_their_sums(N: int | None, dtype: torch.dtype) -> None:
+    assert_bounded(Problem("batched", 5, 17, N, 70, dtype).make_inputs())
 
 
 def digests(problem: Problem) -> list[Tensor]:
@@ -266,7 +258,7 @@ def interrupted(kind: str, count: int) -> Callable[[], Any]:
 @pytest.mark.parametrize("kind", ["dense", "gradient", "batched"])
 @pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.full), 2])
 def test_ctrl_c_returns_within_half_a_second(count: int, kind: str) -> None:
-    assert process.seconds_after_ctrl_c(interrupted, kind, count) < 0.5
+    process.assert_ctrl_c_returns_within_half_a_second(interrupted, kind, count)
 
 
 @pytest.mark.timed
@@ -278,7 +270,7 @@ def test_more_threads_than_cores_do_not_collapse(problem: Problem) -> None:
         for _ in range(3):
             similarity(**inputs, backend="cpu")
 
-    process.assert_more_threads_than_cores_do_not_collapse(call, rounds=7)
+    process.assert_more_threads_than_cores_do_not_collapse(call)
 
 
 # The largest matrices and groups, which decide what threads keep.

@@ -12,7 +12,7 @@ import torch
 from mrtkern import _dispatch
 from mrtkern.ops.similarity.op import similarity
 from mrtkern.ops.similarity.problem import CASES, METRICS, Case, Problem
-from tests import oracle
+from tests import bounds, oracle
 
 pytest.importorskip("triton", reason="triton is not installed")
 
@@ -36,31 +36,22 @@ def run(inputs: dict[str, Any], backend: str, upstreams: list[torch.Tensor]) -> 
     return [s.detach().cpu(), *(torch.stack(parts).cpu() for parts in zip(*found, strict=True))]
 
 
-def assert_close_to_truth(inputs: dict[str, Any], device: str, count: int) -> None:
-    """Scores and gradients err at most twice as much as the reference's in the same type, and one rounding."""
-    shape = similarity(**inputs, backend="reference").shape
-    generator, dtype = torch.Generator().manual_seed(3), inputs["x"].dtype
-    upstreams = [torch.randn(shape, generator=generator).to(dtype) for _ in range(count)]
-    wide = {name: value.double() if name in ("x", "y") else value for name, value in inputs.items()}
+def assert_bounded(inputs: dict[str, Any], device: str) -> None:
+    """Scores and gradients are within the bound of their sums."""
+    generator, shape = torch.Generator().manual_seed(3), similarity(**inputs, backend="reference").shape
+    upstream = torch.randn(shape, generator=generator).to(inputs["x"].dtype)
     placed = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
-    got, truth, same = (
-        run(placed, "triton", upstreams),
-        run(wide, "reference", upstreams),
-        run(inputs, "reference", upstreams),
-    )
-    for one, true, reference in zip(got, truth, same, strict=True):
-        oracle.assert_close(one, true, reference)
-
-
-MANY = 2000  # scores, of which one gradient already tells the largest error
+    found = run(placed, "triton", [upstream])
+    for got, truth in zip(found, bounds.similarity(upstream, **inputs), strict=True):
+        bounds.assert_bounded(got.view(truth.value.shape), truth)
 
 
 @every_device
 @every_metric
 @every_case
-def test_cases_err_no_more_than_twice_the_reference(case: Case, metric: str, device: str) -> None:
+def test_cases_are_within_the_bound_of_their_sums(case: Case, metric: str, device: str) -> None:
     inputs = replace(case.problem, metric=metric, gamma=0.05).make_inputs()
-    assert_close_to_truth(inputs, device, 1 if case.problem.pairs > MANY else 5)
+    assert_bounded(inputs, device)
 
 
 def on(device: str, *tensors: torch.Tensor) -> list[torch.Tensor]:
@@ -246,7 +237,7 @@ def test_memory_stays_within_its_formula(problem: Problem, wants_grad: bool, met
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_kind_of_target_passes(dtype: torch.dtype, arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_triton, "arch", lambda device: arch)
-    assert_close_to_truth(Problem("dense", 1, 140, 70, 40, dtype).make_inputs(), "cpu", 1)
+    assert_bounded(Problem("dense", 1, 140, 70, 40, dtype).make_inputs(), "cpu")
 
 
 @pytest.mark.interpret
@@ -262,7 +253,7 @@ def test_lengths_of_small_groups_survive_an_approximate_root(monkeypatch: pytest
 
     monkeypatch.setattr(InterpreterBuilder, "create_rsqrt", approximate)
     x, offsets = torch.randn(32, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 16, 32])
-    assert_close_to_truth({"x": x, "offsets": offsets}, "cpu", 1)
+    assert_bounded({"x": x, "offsets": offsets}, "cpu")
 
 
 @every_device

@@ -15,7 +15,8 @@ from torch import Tensor
 
 import mrtkern
 from mrtkern.ops.linear_cross_entropy.problem import Problem
-from tests import oracle
+from tests import bounds, oracle, process
+from tests.linear_heads import assert_all_bounded, truth
 
 RANKS = 2
 CUT = 30  # of 101 classes: rank 0 has fewer than rank 1
@@ -116,7 +117,7 @@ def work(rank: int, store: str, results: str) -> None:
     """One rank: everything, then the results go to a file."""
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=rank, world_size=RANKS, timeout=timedelta(seconds=60)
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=RANKS, timeout=timedelta(seconds=process.LONGEST)
     )
     found: dict[Any, Any] = {}
     for (name, dtype), (option, options) in itertools.product(DTYPES.items(), OPTIONS.items()):
@@ -137,40 +138,16 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
     return [torch.load(folder / str(rank)) for rank in range(RANKS)]
 
 
-def whole(inputs: dict[str, Any], options: dict[str, Any]) -> tuple[Tensor, ...]:
-    loss = mrtkern.linear_cross_entropy(**inputs, **options, backend="reference")
-    assert isinstance(loss, Tensor)
-    tensors = (inputs["hidden"], inputs["weight"], inputs["bias"])
-    return loss.detach(), *torch.autograd.grad(loss * 3, tensors)
-
-
-def assert_close(got: Tensor, truth: Tensor, same_dtype_reference: Tensor) -> None:
-    """Twice the error of one rank in that type. In float64, which is the truth itself, the rounding of its sums; of the
-    loss, too, because a single number may be right by chance."""
-    if got.dtype == torch.float64 or not got.ndim:
-        oracle.assert_summed(got, truth, 101 + 23 + 12, 10.0)  # classes, rows, features; the largest logit
-    else:
-        oracle.assert_close(got, truth, same_dtype_reference)
-
-
-def doubled(inputs: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: value.detach().double().requires_grad_(value.requires_grad) if value.is_floating_point() else value
-        for name, value in inputs.items()
-    }
-
-
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("name", DTYPES)
 def test_a_split_head_is_the_whole_head(ranks: list[dict[Any, Any]], name: str, option: str) -> None:
     inputs, options = make_inputs(DTYPES[name]), OPTIONS[option]
-    truth, same = whole(doubled(inputs), options), whole(inputs, options)
     (loss, dh, *first), (other_loss, other_dh, *second) = (found["linear", name, option] for found in ranks)
     assert torch.equal(loss, other_loss)
     assert torch.equal(dh, other_dh)
     joined = (loss, dh, *(torch.cat(parts) for parts in zip(first, second, strict=True)))
-    for got, value, reference in zip(joined, truth, same, strict=True):
-        assert_close(got, value, reference)
+    value, *gradients = truth(inputs, **options)
+    assert_all_bounded(joined, (value, *(gradient * 3.0 for gradient in gradients)))
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -178,18 +155,10 @@ def test_a_split_head_is_the_whole_head(ranks: list[dict[Any, Any]], name: str, 
 def test_split_logits_are_whole_logits(ranks: list[dict[Any, Any]], name: str, option: str) -> None:
     inputs, options = make_inputs(DTYPES[name]), OPTIONS[option]
     z = torch.nn.functional.linear(inputs["hidden"], inputs["weight"], inputs["bias"]).detach()
-
-    def one_rank(logits: Tensor) -> tuple[Tensor, Tensor]:
-        logits = logits.clone().requires_grad_()
-        loss = mrtkern.cross_entropy(logits, inputs["targets"], **options, backend="reference")
-        assert isinstance(loss, Tensor)
-        return loss.detach(), torch.autograd.grad(loss * 3, logits)[0]
-
     (loss, first), (other_loss, second) = (found["logits", name, option] for found in ranks)
     assert torch.equal(loss, other_loss)
-    joined = (loss, torch.cat([first, second], 1))
-    for got, value, reference in zip(joined, one_rank(z.double()), one_rank(z), strict=True):
-        assert_close(got, value, reference)
+    whole = bounds.cross_entropy(bounds.exact(z, bounds.unit_of(z.dtype)), inputs["targets"], **options)
+    assert_all_bounded((loss, torch.cat([first, second], 1)), (whole.loss, whole.gradient * 3.0))
 
 
 def test_one_message_forward_and_one_backward(ranks: list[dict[Any, Any]]) -> None:

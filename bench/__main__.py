@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import math
 import subprocess
 import sys
 import tarfile
@@ -30,7 +31,8 @@ example: python -m bench facility_location --peers
 
 A run of all cases with all peers and at least as many rounds as by default rewrites the operation's section of
 bench/RESULTS.md; any other run only prints.
-Exit status 1: a competitor's answer is wrong, and nothing is reported about that case.
+Exit status 1: a competitor's answer is wrong, and nothing is reported about that case. With --device such a competitor
+is a row that says so, and the others are timed.
 """
 
 
@@ -50,7 +52,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--case", default="", metavar="NAME", help="only cases whose name contains this")
     parser.add_argument("--threads", type=int, metavar="N", help="threads for everyone (default: torch's)")
-    parser.add_argument("--rounds", type=int, metavar="N", help=f"rounds of A B C (default: {ROUNDS})")
+    parser.add_argument(
+        "--rounds", type=int, metavar="N", help=f"rounds of A B C (default: {ROUNDS}; {device.ROUNDS} with --device)"
+    )
     parser.add_argument(
         "--static",
         action="store_true",
@@ -58,6 +62,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "the gains of one step), of facility_location in CUDA C++ too where there is nvcc",
     )
     parser.add_argument("--device", action="store_true", help="time on a GPU and write files of its own")
+    parser.add_argument("--dry", action="store_true", help="--device without one: tiny cases on the CPU")
+    parser.add_argument("--seconds", type=float, metavar="N", default=math.inf, help="--device begins no case later")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where --device writes its rows as they come")
     parser.add_argument("--floors", action="store_true", help="write the least times on an H100 into RESULTS.md")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_ROUNDS} rounds, no peak memory")
     args = parser.parse_args(arguments)
@@ -68,8 +75,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         value = getattr(args, name)
         if value is not None and value < 1:
             parser.error(f"--{name} must be at least 1, got {value}")
+    if not args.device and (args.dry or args.json is not None or args.seconds != math.inf):
+        parser.error("--dry, --json and --seconds go with --device, got none")
     args.ops = args.ops or list(OPS)
-    args.rounds = args.rounds or (QUICK_ROUNDS if args.quick else ROUNDS)
+    args.rounds = args.rounds or (QUICK_ROUNDS if args.quick else device.ROUNDS if args.device else ROUNDS)
     args.peers = args.base is None if args.peers is None else args.peers
     return args
 
@@ -91,7 +100,7 @@ def built(ref: str) -> Iterator[Path]:
 def base_competitors(
     op: Any, inputs: Any, stack: ExitStack, tree: Path, ref: str
 ) -> tuple[list[Competitor], dict[str, Any]]:
-    """Ours and the base, each in a child process of its own, and the answer of the base."""
+    """Ours and the base, each in a child process of its own, and their answers."""
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
     torch.save(inputs, folder / "inputs")
     mine = stack.enter_context(Worker(op.OP, folder / "inputs"))
@@ -100,13 +109,16 @@ def base_competitors(
         raise RuntimeError(
             f"bench: both revisions must have compiled kernels or neither, got {mine.hello} and {base.hello}"
         )
-    base.ask("answer", report.OURS, file=str(folder / "answer"))
     name = f"base {ref}"
+    answers = {}
+    for child, said in ((mine, report.OURS), (base, name)):  # the same of both: what a process did before is timed too
+        child.ask("answer", report.OURS, file=str(folder / "answer"))
+        answers[said] = torch.load(folder / "answer")
     found = [
-        Competitor(report.OURS, partial(op.ours, inputs), clock=partial(mine.ask, "time", report.OURS)),
-        Competitor(name, partial(op.ours, inputs), clock=partial(base.ask, "time", report.OURS), has_memory=False),
+        Competitor(report.OURS, lambda: op.ours(inputs), clock=partial(mine.ask, "time", report.OURS)),
+        Competitor(name, lambda: op.ours(inputs), clock=partial(base.ask, "time", report.OURS), has_memory=False),
     ]
-    return found, {name: torch.load(folder / "answer")}
+    return found, answers
 
 
 def rounds_of(op: Any, case: Any, most: int) -> int:
@@ -132,10 +144,11 @@ def run_case(op: Any, case: Any, args: argparse.Namespace, roofline: Roofline, t
     own = op.own(inputs)
     others = op.others(inputs) if args.peers else []
     with ExitStack() as stack:
-        answers = {competitor.name: op.answer(inputs, competitor.run()) for competitor in [*own, *others]}
-        if tree is not None:
+        found: dict[str, Any] = {}
+        if tree is not None:  # nothing of ours runs here, where the peers run
             own, found = base_competitors(op, inputs, stack, tree, args.base)
-            answers |= found
+        here = [*others] if tree is not None else [*own, *others]
+        answers = found | {competitor.name: op.answer(inputs, competitor.run()) for competitor in here}
         checked = op.check(inputs, answers)
         limits = op.limits(inputs) if hasattr(op, "limits") and args.peers else []
         competitors = [*own, *others, *limits, *roofline.competitors(inputs["x"].detach())]
@@ -202,7 +215,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"written: {RESULTS.relative_to(ROOT)}, section {device.SECTION!r}")
         return
     if args.device:
-        device.main(args.ops)
+        device.main(args.ops, device.Options(args.rounds, args.case, args.seconds, args.json, args.dry))
         return
     machine.set_threads(args.threads or torch.get_num_threads())
     ops = [importlib.import_module(f"bench.{name}") for name in args.ops]

@@ -1,9 +1,9 @@
 """Benchmarks on a GPU: `python -m bench --device`, which `make gpu` runs; and the floors that can be said without one.
 
 Cases, inputs and checks are those of bench/<op>.py. Every competitor is timed by the device's own clock in one
-interleaved run, caches flushed before each call; a wrong answer stops the report of its case. Results go to
-bench/results/<device>.json and a plot beside it; bench/RESULTS.md holds the floors of one device, from bytes and
-operations alone.
+interleaved run, caches flushed before each call. One that is absent, dies or answers wrongly is a row without a time
+that says so, and stops nothing. Results go to bench/results/<device>.json and a plot beside it; bench/RESULTS.md holds
+the floors of one device, from bytes and operations alone.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,12 +23,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench import OPS, device_peers, report
+from bench import OPS, device_peers, machine, report
+from bench.device_time import ON_DEVICE, ON_HOST, Maker, Timer, again
 from bench.harness import Competitor, Spread, WrongAnswer, interleave
 
 ROUNDS = 51
+LEAST_ROUNDS = 3
+CASE_SECONDS = 10.0  # of one case's rounds, about: a slow competitor gets fewer of them
+SETTLE = 0.0005  # seconds between calls: no threads of the host spin beside a GPU
+DRY_CASES = 2
+LONGEST_FAULT = 200  # letters
 RESULTS = Path(__file__).with_name("results")
-FLUSHED = 512 << 20  # bytes written before each call: more than any L2 cache
 LATTICE = ("neighbors", "facility_location")  # their products are exact in float16 whatever the type of the features
 SECTION = "H100: floors, not measured"
 
@@ -52,17 +59,23 @@ H100 = Device("H100", 3.35e12, {torch.bfloat16: 989e12, torch.float16: 989e12, t
 
 @dataclass(frozen=True)
 class Row:
-    """One competitor of one case."""
+    """One competitor of one case: its times, or what is wrong with it."""
 
     op: str
     case: str
     name: str
-    microseconds: float
-    quartiles: tuple[float, float]
-    gigabytes: float  # per second
-    gigaflops: float
-    of_floor: float | None  # floor over time, on a device whose data sheet is known
-    answer: str
+    fault: str = ""
+    microseconds: float | None = None  # of its kernels, without the pauses between launches
+    quartiles: tuple[float, float] = (0.0, 0.0)
+    host_microseconds: float | None = None  # until a call returns
+    launches: int | None = None
+    gigabytes: float | None = None  # per second
+    gigaflops: float | None = None
+    of_floor: float | None = None  # floor over time, on a device whose data sheet is known
+    mebibytes: float | None = None  # beyond the inputs, results included
+    rounds: int = 0
+    answer: str = ""
+    kernels: Mapping[str, tuple[float, int]] = field(default_factory=dict)  # of ours: microseconds, launches
 
 
 def multiplied(op: str, case: Any) -> torch.dtype:
@@ -107,6 +120,45 @@ def floors() -> str:
     return f"{text}\n\n{table}\n"
 
 
+# What is asked for
+
+
+@dataclass(frozen=True)
+class Options:
+    """Of one run."""
+
+    rounds: int = ROUNDS
+    case: str = ""  # only cases whose name contains this
+    seconds: float = math.inf  # after which no case is begun
+    json: Path | None = None
+    is_dry: bool = False  # on the CPU, the first cases cut to an instant: every line runs, no number means anything
+
+    def chosen(self, op: str) -> list[Any]:
+        """The cases of an operation that this run takes."""
+        found = [case for case in cases(op) if "long" not in case.tags and self.case in case.name]
+        return [shrunk(op, case) for case in found[:DRY_CASES]] if self.is_dry else found
+
+    def is_complete(self, names: Sequence[str]) -> bool:
+        """Whether the results may replace those that are kept."""
+        whole = self.rounds >= ROUNDS and self.seconds == math.inf and not self.case and not self.is_dry
+        return whole and set(names) >= set(ops())
+
+
+SMALLER: dict[str, Callable[[Any], dict[str, Any]]] = {  # what takes an instant anywhere
+    "similarity": lambda p: {"B": min(p.B, 4), "M": 64, "N": p.N and 64, "sizes": p.sizes and (16,) * 4},
+    "neighbors": lambda p: {"M": 64, "N": p.N and 600},
+    "cross_entropy": lambda p: {"T": 6, "V": 1000},
+    "linear_cross_entropy": lambda p: {"T": 64, "D": 32, "V": 500},
+}
+
+
+def shrunk(op: str, case: Any) -> Any:
+    """A small case of the same kind."""
+    if op == "facility_location":
+        return replace(case, B=4)
+    return replace(case, problem=replace(case.problem, **SMALLER[op](case.problem)))
+
+
 # Measuring
 
 
@@ -123,54 +175,115 @@ def moved(value: Any, device: str) -> Any:
     return value
 
 
-def clock(run: Callable[[], Any]) -> float:
-    """Seconds of a call by the device's clock, from a flushed cache."""
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.empty(FLUSHED, dtype=torch.int8, device="cuda").zero_()
-    begin.record()
-    result = run()
-    end.record()
-    end.synchronize()
-    del result
-    return float(begin.elapsed_time(end)) * 1e-3
+def answers_of(op: Any, inputs: Any, makers: dict[str, Maker]) -> tuple[dict[str, Any], dict[str, str]]:
+    """What each answers, on the CPU, and what is wrong with those that do not."""
+    answers, faults = {}, {}
+    for name, make in makers.items():
+        try:
+            answers[name] = op.answer(inputs, moved(make()(), "cpu"))
+        except ModuleNotFoundError as error:
+            faults[name] = f"absent: {error}"
+        except Exception as error:  # noqa: BLE001  whatever a program dies of is what its row says
+            faults[name] = f"fails: {brief(error)}"
+    return answers, faults
 
 
-def run_case(
-    op: Any, case: Any, rounds: int, device: str = "cuda", clock: Callable[[Callable[[], Any]], float] = clock
-) -> list[Row]:
-    """Check all answers, then time all competitors."""
+def checked(op: Any, inputs: Any, answers: dict[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
+    """What is said of each right answer, and what is wrong with the others; ours is the one they are held against."""
+    if report.OURS not in answers:
+        return {}, dict.fromkeys(answers, "not compared: ours has no answer")
+    try:
+        return dict(op.check(inputs, answers)), {}
+    except WrongAnswer as error:
+        if len(answers) == 1:
+            return {}, {report.OURS: f"wrong: {error}"}
+    said, faults = checked(op, inputs, {report.OURS: answers[report.OURS]})
+    for name in answers.keys() - {report.OURS}:
+        if faults.get(report.OURS) is not None:
+            faults[name] = "not compared: ours has a wrong answer"
+            continue
+        try:
+            said[name] = op.check(inputs, {key: answers[key] for key in (report.OURS, name)})[name]
+        except WrongAnswer as error:
+            faults[name] = f"wrong: {error}"
+    return said, faults
+
+
+def brief(error: Exception) -> str:
+    """The first line of an error."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"[:LONGEST_FAULT]
+
+
+def run_case(op: Any, case: Any, rounds: int, device: str = "cuda", timer: Timer = ON_DEVICE) -> list[Row]:
+    """Check all answers, then time all competitors; one that fails is a row that says so."""
     inputs = op.make_inputs(case)
     placed = moved(inputs, device)
-    runs = {report.OURS: partial(op.ours, placed), **device_peers.found(op.OP, placed)}
-    answers = {name: op.answer(inputs, moved(run(), "cpu")) for name, run in runs.items()}
-    checked = op.check(inputs, answers)
-    competitors = [Competitor(name, run, clock=partial(clock, run)) for name, run in runs.items()]
-    interleave(competitors, 2)  # warm
-    nbytes, flops = op.work(case)
-    is_known = device == "cuda" and H100.name in torch.cuda.get_device_name()
+    ours = partial(op.prepared, placed) if hasattr(op, "prepared") else again(partial(op.ours, placed))
+    makers = {report.OURS: ours, **device_peers.found(op.OP, placed)}
+    answers, faults = answers_of(op, inputs, makers)
+    said, wrong = checked(op, inputs, answers)
+    faults |= wrong
+    hosts = {name: timer.host(makers[name]) for name in makers if name in said}
+    competitors = [
+        Competitor(name, makers[name], clock=partial(timer.seconds, makers[name], host)) for name, host in hosts.items()
+    ]
+    start = time.monotonic()
+    interleave(competitors, 1, settle=SETTLE)  # warm
+    fitting = int(CASE_SECONDS / max(time.monotonic() - start, 1e-6))
+    rounds = min(rounds, max(fitting, LEAST_ROUNDS))
+    rows = [
+        measured(op, case, name, seconds, timer, makers[name], hosts[name], said[name])
+        for name, seconds in interleave(competitors, rounds, label=case.name, settle=SETTLE).items()
+    ]
+    return rows + [Row(op.OP, case.name, name, fault=fault) for name, fault in faults.items()]
+
+
+def measured(
+    op: Any, case: Any, name: str, seconds: list[float], timer: Timer, make: Maker, host: float, answer: str
+) -> Row:
+    """The row of one competitor; what only ours is worth is asked of ours alone."""
+    spread, (nbytes, flops) = Spread.of(seconds), op.work(case)
+    is_known = timer is ON_DEVICE and H100.name in torch.cuda.get_device_name()
     floor = H100.floor(nbytes, flops, multiplied(op.OP, case))[0] if is_known else None
-    rows = []
-    for name, seconds in interleave(competitors, rounds, label=case.name).items():
-        spread = Spread.of(seconds)
-        rates = nbytes / spread.median / 1e9, flops / spread.median / 1e9
-        share = None if floor is None else floor / spread.median
-        quartiles = spread.low * 1e6, spread.high * 1e6
-        rows.append(Row(op.OP, case.name, name, spread.median * 1e6, quartiles, *rates, share, checked.get(name, "")))
-    return rows
+    kernels = timer.kernels(make)
+    return Row(
+        op.OP, case.name, name,
+        microseconds=spread.median * 1e6,
+        quartiles=(spread.low * 1e6, spread.high * 1e6),
+        host_microseconds=host * 1e6,
+        launches=None if kernels is None else kernels.launches,
+        gigabytes=nbytes / spread.median / 1e9,
+        gigaflops=flops / spread.median / 1e9,
+        of_floor=None if floor is None else floor / spread.median,
+        mebibytes=timer.peak(make),
+        rounds=len(seconds),
+        answer=answer,
+        kernels=kernels.found if kernels is not None and name == report.OURS else {},
+    )  # fmt: skip
+
+
+def number(value: float | None, form: str = ",.1f") -> str:
+    """In words where there is none."""
+    return "unknown" if value is None else f"{value:{form}}"
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The roofline table."""
-    header = ("operation", "case", "", "median us", "quartiles", "GB/s", "GFLOP/s", "% of floor", "answer")
+    """Times beside the floor; then, in a line each, what was not timed."""
+    header = (
+        "operation", "case", "", "kernels us", "quartiles", "host us", "launches", "GB/s", "GFLOP/s", "% of floor",
+        "MiB", "answer",
+    )  # fmt: skip
     lines = [
         (
             row.op, row.case, row.name, f"{row.microseconds:,.1f}", " – ".join(f"{q:,.1f}" for q in row.quartiles),
-            f"{row.gigabytes:,.0f}", f"{row.gigaflops:,.0f}",
-            "unknown" if row.of_floor is None else f"{row.of_floor:.0%}", row.answer,
+            number(row.host_microseconds), number(row.launches, "d"), number(row.gigabytes, ",.0f"),
+            number(row.gigaflops, ",.0f"), number(row.of_floor, ".0%"), number(row.mebibytes), row.answer,
         )
-        for row in rows
+        for row in rows if row.microseconds is not None
     ]  # fmt: skip
-    return report.align(header, lines, is_markdown=False, numbers=slice(3, 8))
+    faults = [f"{row.op}, {row.case}, {row.name}: {row.fault}" for row in rows if row.fault]
+    return "\n".join([report.align(header, lines, is_markdown=False, numbers=slice(3, 11)), *faults])
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
@@ -180,10 +293,11 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    ours = {row.case: row.microseconds for row in rows if row.name == report.OURS}
+    ours = {(row.op, row.case): row.microseconds for row in rows if row.name == report.OURS and row.microseconds}
+    rows = [row for row in rows if row.microseconds and (row.op, row.case) in ours]
     figure, axes = pyplot.subplots(figsize=(9, 1 + 0.3 * len(rows)))
     labels = [f"{row.op}, {row.case}: {row.name}" for row in rows]
-    axes.barh(labels, [row.microseconds / ours[row.case] for row in rows])
+    axes.barh(labels, [row.microseconds / ours[row.op, row.case] for row in rows])
     axes.set_xscale("log")
     axes.set_xlabel("time / ours")
     axes.invert_yaxis()
@@ -192,22 +306,63 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     pyplot.close(figure)
 
 
-def main(names: Sequence[str], rounds: int = ROUNDS) -> None:
-    """Measure all cases that fit, print them, and write json and plot."""
-    if not torch.cuda.is_available():
-        raise SystemExit("bench: --device needs a GPU, found none")
-    rows: list[Row] = []
+def run_ops(names: Sequence[str], options: Options) -> Iterator[Row]:
+    """The rows of all cases, one case after the other; a case that cannot be made or run is a row."""
+    end = time.monotonic() + options.seconds
+    device, timer = ("cpu", ON_HOST) if options.is_dry else ("cuda", ON_DEVICE)
     for op in [name for name in ops() if name in names]:
         module = importlib.import_module(f"bench.{op}")
-        for case in [case for case in cases(op) if "long" not in case.tags]:
+        for case in options.chosen(op):
+            if time.monotonic() > end:
+                yield Row(op, case.name, report.OURS, fault="not run: no time left")
+                continue
             try:
-                rows += run_case(module, case, rounds)
-            except WrongAnswer as error:
-                raise SystemExit(f"bench: {op}, {case.name}: {error}") from None
+                yield from run_case(module, case, options.rounds, device, timer)
+            except Exception as error:  # noqa: BLE001  the other cases are still worth their time
+                yield Row(op, case.name, report.OURS, fault=f"fails: {brief(error)}")
+
+
+def facts(rounds: int) -> dict[str, Any]:
+    """What the numbers depend on besides the code."""
+    has_gpu = torch.cuda.is_available()
+    return {
+        "device": torch.cuda.get_device_name() if has_gpu else "none",
+        "torch": torch.__version__,
+        "triton": machine.version("triton"),
+        "cuda": torch.version.cuda,
+        "commit": machine.commit(),
+        "rounds": rounds,
+    }
+
+
+def file_of(device: str) -> Path:
+    """Where the results of a device are kept."""
+    return RESULTS / f"{re.sub(r'[^a-z0-9]+', '-', device.lower()).strip('-')}.json"
+
+
+def main(names: Sequence[str], options: Options) -> None:
+    """Measure, print, and write: to the file that is asked for as rows come; a complete run to the device's own."""
+    if not torch.cuda.is_available() and not options.is_dry:
+        raise SystemExit("bench: --device needs a GPU, found none")
+    if not any(options.chosen(op) for op in ops() if op in names):
+        raise SystemExit(f"bench: no case of {', '.join(names)} for a GPU has {options.case!r} in its name")
+    rows: list[Row] = []
+    said = facts(options.rounds)
+    for row in run_ops(names, options):
+        rows.append(row)
+        if options.json is not None:
+            write(options.json, said, rows)
     print(table(rows))
-    device = torch.cuda.get_device_name()
-    path = RESULTS / f"{re.sub(r'[^a-z0-9]+', '-', device.lower())}.json"
-    facts = {"device": device, "torch": torch.__version__, "cuda": torch.version.cuda, "rounds": rounds}
-    path.write_text(json.dumps({**facts, "rows": [asdict(row) for row in rows]}, indent=1) + "\n", encoding="utf-8")
-    draw(rows, path.with_suffix(".png"))
-    print(f"written: {path.name} and its plot")
+    if options.json is None and options.is_complete(names):
+        path = file_of(said["device"])
+        write(path, said, rows)
+        draw(rows, path.with_suffix(".png"))
+        print(f"written: {path.name} and its plot")
+
+
+def write(path: Path, said: Mapping[str, Any], rows: Sequence[Row]) -> None:
+    """The file of results, whole at every moment."""
+    text = json.dumps({**said, "rows": [asdict(row) for row in rows]}, indent=1) + "\n"
+    beside = path.with_suffix(".part")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)

@@ -1,12 +1,12 @@
-"""Programs for GPUs that a case is timed against: torch's own, and packages that happen to be installed.
+"""Programs for GPUs that a case is timed against: torch's own, and packages that may be installed.
 
-Every answer goes through the same check as ours, so a program that computes something else cannot be reported.
+Packages are imported when they are first called, so that one that is absent, or that breaks, says so like a program
+that fails. Every answer goes through the same check as ours: what computes something else cannot be reported.
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -17,21 +17,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench import peers, search
+from bench.device_time import Maker, again
 from bench.facility_location import equal_groups
 from bench.neighbors import FLASH_KMEANS
 from mrtkern import similarity
 
-Runs = dict[str, Callable[[], Any]]
+Makers = dict[str, Maker]
 TRL = "trl-lib/fused-linear-ce"  # on the Hugging Face Hub; used where `hf download` has brought it
 
 
-def has(*modules: str) -> bool:
-    """Whether all of these can be imported."""
-    return all(importlib.util.find_spec(name.split(".")[0]) is not None for name in modules)
-
-
-def found(op: str, inputs: dict[str, Any]) -> Runs:
-    """Name -> call, of the peers of an operation that are installed."""
+def found(op: str, inputs: dict[str, Any]) -> Makers:
+    """Name -> maker of a call, of the peers of an operation."""
     programs = {
         "facility_location": _facility_location,
         "similarity": _similarity,
@@ -42,54 +38,70 @@ def found(op: str, inputs: dict[str, Any]) -> Runs:
     return programs[op](inputs) if op in programs else {}
 
 
-def _facility_location(inputs: dict[str, Any]) -> Runs:
+def _facility_location(inputs: dict[str, Any]) -> Makers:
     """Programs of tensor operations; on a GPU also with the similarities of the Triton kernel."""
     x, offsets, K = inputs["x"], inputs["offsets"], inputs["k"]
     B, N = equal_groups(offsets)
-    runs: Runs = {
-        "torch program": partial(peers.torch_program, x, B, N, K),
-        "torch, norms from diagonal": partial(peers.torch_diagonal, x, B, N, K),
+    makers = {
+        "torch program": again(partial(peers.torch_program, x, B, N, K)),
+        "torch, norms from diagonal": again(partial(peers.torch_diagonal, x, B, N, K)),
     }
-    if x.is_cuda and has("triton"):
-        runs["similarity on Triton, torch greedy"] = lambda: peers.greedy(
-            similarity(x, metric="shifted_cosine", offsets=offsets, backend="triton").float().view(B, N, N), K
+    if x.is_cuda:
+        makers["similarity on Triton, torch greedy"] = again(
+            lambda: peers.greedy(
+                similarity(x, metric="shifted_cosine", offsets=offsets, backend="triton").float().view(B, N, N), K
+            )
         )
-    return runs
+    return makers
 
 
-def _similarity(inputs: dict[str, Any]) -> Runs:
+def _similarity(inputs: dict[str, Any]) -> Makers:
     from bench.similarity import torch_program
 
-    return {"torch program": partial(torch_program, inputs)}
+    return {"torch program": again(partial(torch_program, inputs))}
 
 
-def _cross_entropy(inputs: dict[str, Any]) -> Runs:
+def _cross_entropy(inputs: dict[str, Any]) -> Makers:
     from bench.cross_entropy import compiled, with_gradient
 
-    if inputs["inplace"]:
-        return {}
     x, y = inputs["x"], inputs["y"]
-    losses: dict[str, Callable[[Tensor], Tensor]] = {
-        "torch eager": lambda z: F.cross_entropy(z, y),
-        "torch.compile": lambda z: compiled()(z, y),
+    if inputs["inplace"]:
+        return {"Liger": lambda: partial(with_gradient, x.clone(), lambda z: liger_loss(z, y))}
+    return {
+        "torch eager": again(partial(with_gradient, x, lambda z: F.cross_entropy(z, y))),
+        "torch.compile": again(partial(with_gradient, x, lambda z: compiled()(z, y))),
+        "quack": again(partial(with_gradient, x, lambda z: quack_loss(z, y))),
     }
-    if has("liger_kernel"):
-        liger = importlib.import_module("liger_kernel.transformers.functional").liger_cross_entropy
-        losses["Liger"] = lambda z: liger(z.clone(), y)  # it writes its gradient over the logits
-    if has("quack"):
-        quack = importlib.import_module("quack.cross_entropy").cross_entropy
-        losses["quack"] = lambda z: quack(z, y, reduction="mean")
-    return {name: partial(with_gradient, x, loss) for name, loss in losses.items()}
 
 
-def _linear_cross_entropy(inputs: dict[str, Any]) -> Runs:
+def liger_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Liger's kernel, which writes the gradient over the logits."""
+    return importlib.import_module("liger_kernel.transformers.functional").liger_cross_entropy(logits, targets)
+
+
+def quack_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Quack's kernel."""
+    return importlib.import_module("quack.cross_entropy").cross_entropy(logits, targets, reduction="mean")
+
+
+def _linear_cross_entropy(inputs: dict[str, Any]) -> Makers:
     """Only programs whose losses can be weighted token by token."""
-    from bench.linear_cross_entropy import naive_loss, with_gradients
+    from bench.linear_cross_entropy import compiled_loss, naive_loss, with_gradients
 
-    losses: dict[str, Callable[..., Tensor]] = {"torch naive": naive_loss}
-    if has("kernels", "huggingface_hub") and (folder := downloaded(TRL)) is not None:
-        losses["TRL"] = partial(trl_loss, folder)
-    return {name: partial(with_gradients, inputs, loss) for name, loss in losses.items()}
+    losses: dict[str, Callable[..., Tensor]] = {
+        "torch naive": naive_loss,
+        "torch.compile": lambda *given: compiled_loss()(*given),
+        "TRL": trl_loss,
+    }
+    if inputs["x"].dtype != torch.float32:  # its kernels take 16-bit types
+        losses["cut-cross-entropy"] = cut_loss
+    return {name: again(partial(with_gradients, inputs, loss)) for name, loss in losses.items()}
+
+
+def cut_loss(hidden: Tensor, head: Tensor, targets: Tensor, w: Tensor) -> Tensor:
+    """Apple's kernel, nothing of the gradient filtered away."""
+    loss = importlib.import_module("cut_cross_entropy").linear_cross_entropy
+    return (loss(hidden, head, targets, reduction="none", filter_eps=None) * w).sum()
 
 
 def downloaded(repository: str) -> Path | None:
@@ -99,28 +111,31 @@ def downloaded(repository: str) -> Path | None:
 
 
 @cache
-def trl_kernel(folder: Path) -> Any:
+def trl_kernel() -> Any:
     """The module of TRL's kernel. It lies in a repository of models, from which `kernels` loads it as a local one."""
-    return importlib.import_module("kernels").get_local_kernel(folder)
+    loader, folder = importlib.import_module("kernels"), downloaded(TRL)
+    if folder is None:
+        raise ModuleNotFoundError(f"{TRL} is not on this machine")
+    return loader.get_local_kernel(folder)
 
 
-def trl_loss(folder: Path, hidden: Tensor, head: Tensor, targets: Tensor, w: Tensor) -> Tensor:
+def trl_loss(hidden: Tensor, head: Tensor, targets: Tensor, w: Tensor) -> Tensor:
     """TRL's fused kernel, which takes the same ignore_index."""
-    return (trl_kernel(folder).fused_linear_cross_entropy(hidden, head, targets, reduction="none") * w).sum()
+    return (trl_kernel().fused_linear_cross_entropy(hidden, head, targets, reduction="none") * w).sum()
 
 
-def _neighbors(inputs: dict[str, Any]) -> Runs:
+def _neighbors(inputs: dict[str, Any]) -> Makers:
     if inputs["k"] is None or inputs["precision"] != "exact":
         return {}
-    searches: dict[str, search.Search] = {"torch program": search.torch_knn}
-    if has("faiss") and hasattr(importlib.import_module("faiss"), "StandardGpuResources"):
-        searches["FAISS-GPU"] = _faiss_gpu
-    if has("cuvs"):
-        searches["cuVS"] = _cuvs
+    searches: dict[str, search.Search] = {
+        "torch program": search.torch_knn,
+        "FAISS-GPU": _faiss_gpu,
+        "cuVS": _cuvs,
+    }
     x, y, k = inputs["x"], inputs["y"], inputs["k"]
-    if k == 1 and y is not None and has("flash_kmeans"):
+    if k == 1 and y is not None:
         searches[FLASH_KMEANS] = _flash_kmeans
-    return {name: partial(search.found, knn, x, y, k, len(x)) for name, knn in searches.items()}
+    return {name: again(partial(search.found, knn, x, y, k, len(x))) for name, knn in searches.items()}
 
 
 @cache

@@ -143,7 +143,7 @@ def others(inputs: Inputs) -> list[Competitor]:
 def equal_groups(offsets: Tensor) -> tuple[int, int]:
     """Number of groups B and their common size N."""
     B, N = offsets.shape[0] - 1, int(offsets[1])
-    if not torch.equal(offsets, torch.arange(B + 1) * N):
+    if not torch.equal(offsets, torch.arange(B + 1, device=offsets.device) * N):
         raise ValueError("bench: a case for benchmarks must have equal groups, got ragged offsets")
     return B, N
 
@@ -199,7 +199,7 @@ def value(s: Tensor, picks: Tensor) -> Tensor:
 def greedy_shortfall(s: Tensor, picks: Tensor) -> float:
     """The largest difference, over groups and steps, between the best gain and the gain of the row that was picked."""
     best = torch.zeros_like(s[:, :1])  # [B, 1, N]
-    groups = torch.arange(s.shape[0])
+    groups = torch.arange(s.shape[0], device=s.device)
     worst = 0.0
     for j in picks.unbind(1):
         gains = (s - best).clamp_(min=0.0).sum(dim=2)  # kept rows gain nothing

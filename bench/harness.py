@@ -62,8 +62,9 @@ def stopwatch(run: Callable[[], Any]) -> float:
 
 
 def interleave(
-    competitors: Iterable[Competitor], rounds: int, *, before: Callable[[], None] | None = None, label: str = ""
-) -> dict[str, list[float]]:
+    competitors: Iterable[Competitor], rounds: int, *, before: Callable[[], None] | None = None, label: str = "",
+    settle: float = SETTLE,
+) -> dict[str, list[float]]:  # fmt: skip
     """Seconds of every competitor in every round, scaled; `before` runs untimed ahead of each call."""
     competitors = list(competitors)
     seconds: dict[str, list[float]] = {competitor.name: [] for competitor in competitors}
@@ -80,7 +81,7 @@ def interleave(
             for competitor in competitors:
                 if before is not None:
                     before()
-                time.sleep(SETTLE)
+                time.sleep(settle)
                 clock = competitor.clock or (lambda run=competitor.run: stopwatch(run))
                 seconds[competitor.name].append(clock() * competitor.scale)
             progress.show(done + 1)

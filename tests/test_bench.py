@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -349,6 +351,45 @@ def test_peak_memory_counts_temporaries_and_not_results() -> None:
     used = worker.peak_bytes(run)
     assert used is not None
     assert 30 * report.MIB < used < 36 * report.MIB  # other threads of the process may use a little meanwhile
+
+
+def test_ours_and_the_base_are_asked_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a child of its own each: what a process did before shows in the times of what it does next."""
+    asked: dict[Path, list[str]] = {}
+
+    class Child:
+        def __init__(self, op: str, inputs: Path, tree: Path = worker.ROOT) -> None:
+            self.hello, self.said = {"has_kernels": True}, asked.setdefault(tree, [])
+
+        def __enter__(self) -> Any:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def ask(self, do: str, name: str, **more: str) -> Any:
+            self.said.append(f"{do} {name}")
+            if do == "answer":
+                torch.save(right, more["file"])
+            return 1.0
+
+    inputs = facility_location.make_inputs(SMALL)
+    right = facility_location.answer(inputs, facility_location.ours(inputs))
+    monkeypatch.setattr(__main__, "Worker", Child)
+    monkeypatch.setattr(facility_location, "ours", None)  # nothing of ours runs in this process
+    with contextlib.ExitStack() as stack:
+        found, answers = __main__.base_competitors(facility_location, inputs, stack, tmp_path, "HEAD")
+        interleave(found, 3)
+    assert asked[worker.ROOT] == asked[tmp_path] == ["answer mrtkern", *["time mrtkern"] * 3]
+    assert answers.keys() == {"mrtkern", "base HEAD"}
+
+
+def test_a_child_leaves_out_what_the_clock_of_a_competitor_leaves_out() -> None:
+    said: list[Any] = []
+    competitor = Competitor("mrtkern", list, clock=lambda: 0.25)
+    op = SimpleNamespace(own=lambda inputs: [competitor], others=lambda inputs: [], tiny=lambda inputs: inputs)
+    worker.serve(op, None, ['{"do": "time", "name": "mrtkern"}'], said.append)
+    assert said == [{"result": 0.25}]
 
 
 def test_results_count_shared_storage_once() -> None:

@@ -1,16 +1,20 @@
-"""Benchmarks for a GPU: floors, what is moved, and a whole case on the CPU by a stopwatch."""
+"""Benchmarks for a GPU: floors, what is moved, whole cases on the CPU by a stopwatch, and on a device by its clock."""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import mrtkern
-from bench import device, device_peers, facility_location, report, similarity
-from bench.harness import WrongAnswer, stopwatch
+from bench import OPS, __main__, cross_entropy, device, device_peers, facility_location, report, similarity
+from bench.device_time import ON_HOST, again
 
 CASE = next(case for case in similarity.cases() if case.problem.sizes is not None)
 SMALL = dataclasses.replace(CASE, problem=dataclasses.replace(CASE.problem, B=20, M=160, sizes=(8,) * 20))
@@ -46,23 +50,121 @@ def test_what_a_result_holds_is_moved_and_the_rest_stays() -> None:
 
 
 def test_a_case_is_checked_and_timed() -> None:
-    rows = device.run_case(similarity, SMALL, 3, "cpu", stopwatch)
+    rows = device.run_case(similarity, SMALL, 3, "cpu", ON_HOST)
     assert [row.name for row in rows] == ["mrtkern", "torch program"]
-    assert all(row.microseconds > 0 and row.answer and row.of_floor is None for row in rows)
+    assert all(row.microseconds and row.host_microseconds and row.answer and row.of_floor is None for row in rows)
     assert "unknown" in device.table(rows)
 
 
 def test_selections_are_timed_against_programs_of_tensor_operations() -> None:
-    case = dataclasses.replace(facility_location.cases()[0], B=20)
-    rows = device.run_case(facility_location, case, 1, "cpu", stopwatch)
+    case = device.shrunk("facility_location", facility_location.cases()[0])
+    rows = device.run_case(facility_location, case, 1, "cpu", ON_HOST)
     assert [row.name for row in rows] == ["mrtkern", "torch program", "torch, norms from diagonal"]
 
 
-def test_nothing_is_timed_after_a_wrong_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    wrong = {"peer": lambda: torch.zeros(SMALL.problem.pairs)}
-    monkeypatch.setattr(device.device_peers, "found", lambda op, inputs: wrong)
-    with pytest.raises(WrongAnswer, match="of peer are off"):
-        device.run_case(similarity, SMALL, 3, "cpu", stopwatch)
+def crashing() -> Any:
+    raise RuntimeError("out of resources\nand a trace")
+
+
+def absent() -> Any:
+    return importlib.import_module("no_such_package")
+
+
+PEERS = {
+    "zeros": (lambda: torch.zeros(SMALL.problem.pairs), "wrong: the cosines of zeros are off"),
+    "crashing": (crashing, "fails: RuntimeError: out of resources"),
+    "absent": (absent, "absent: No module named 'no_such_package'"),
+}
+
+
+def test_what_is_absent_dies_or_is_wrong_is_a_row_and_the_others_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = device_peers.found
+    makers = {name: again(run) for name, (run, _) in PEERS.items()}
+    monkeypatch.setattr(device.device_peers, "found", lambda op, inputs: {**makers, **found(op, inputs)})
+    rows = {row.name: row for row in device.run_case(similarity, SMALL, 3, "cpu", ON_HOST)}
+    assert rows.keys() == {"mrtkern", "torch program", *PEERS}
+    for name, (_, fault) in PEERS.items():
+        assert rows[name].fault.startswith(fault) and rows[name].microseconds is None
+    assert rows["mrtkern"].microseconds and rows["torch program"].microseconds
+    assert all(f"{name}: " in device.table(list(rows.values())) for name in PEERS)
+
+
+def test_nothing_is_timed_where_ours_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(similarity, "ours", lambda inputs: torch.zeros(SMALL.problem.pairs))
+    rows = {row.name: row for row in device.run_case(similarity, SMALL, 3, "cpu", ON_HOST)}
+    assert rows["mrtkern"].fault.startswith("wrong: the cosines of mrtkern are off")
+    assert rows["torch program"].fault == "not compared: ours has a wrong answer"
+    assert all(row.microseconds is None for row in rows.values())
+
+
+def test_a_case_that_cannot_be_made_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(similarity, "make_inputs", lambda case: crashing())
+    rows = list(device.run_ops(["similarity"], device.Options(rounds=1, is_dry=True)))
+    assert [row.fault for row in rows] == ["fails: RuntimeError: out of resources"] * device.DRY_CASES
+    late = device.run_ops(["similarity"], device.Options(rounds=1, is_dry=True, seconds=-1.0))
+    assert {row.fault for row in late} == {"not run: no time left"}
+
+
+class Copies(TorchDispatchMode):
+    """Counts copies of tensors of at least so many numbers."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size, self.count = size, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        is_copy = func._schema.name in ("aten::clone", "aten::copy_", "aten::_to_copy")
+        self.count += is_copy and args[0].numel() >= self.size
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_copy_before_a_call_in_place_is_not_timed() -> None:
+    case = next(case for case in cross_entropy.cases() if case.problem.inplace)
+    inputs = cross_entropy.make_inputs(device.shrunk("cross_entropy", case))
+    before = inputs["x"].clone()
+    run = cross_entropy.prepared(inputs)
+    with Copies(before.numel()) as copies:
+        result = run()
+    assert copies.count == 0
+    assert torch.equal(inputs["x"], before)
+    assert cross_entropy.check(inputs, {"mrtkern": cross_entropy.answer(inputs, result)}).keys() == {"mrtkern"}
+
+
+def test_what_the_command_line_asks_for_reaches_the_device(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    __main__.main(
+        ["similarity", "--device", "--dry", "--case", "16 x 384 float32", "--rounds", "2", "--json", str(path)]
+    )
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert found["rounds"] == 2
+    assert {row["case"] for row in found["rows"]} == {
+        "10,000 x 16 x 384 float32",
+        "gradient of 10,000 x 16 x 384 float32",
+    }
+    assert all(row["rounds"] == 2 for row in found["rows"])
+    assert __main__.parse(["--device", "--quick"]).rounds == __main__.QUICK_ROUNDS
+    assert __main__.parse(["--device"]).rounds == device.ROUNDS
+    with pytest.raises(SystemExit, match="bench: no case of similarity for a GPU has 'nothing' in its name"):
+        __main__.main(["similarity", "--device", "--dry", "--case", "nothing"])
+
+
+def test_results_are_kept_of_complete_runs_alone() -> None:
+    assert device.Options().is_complete(OPS)
+    assert not device.Options().is_complete(["similarity"])
+    for part in ({"rounds": 3}, {"case": "a"}, {"seconds": 9.0}, {"is_dry": True}):
+        assert not device.Options(**part).is_complete(OPS)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("op", device.ops())
+def test_every_operation_is_timed_on_a_device(op: str) -> None:
+    """Ours and torch's own programs, small: nothing of them strays to the CPU."""
+    case = device.shrunk(op, device.cases(op)[0])
+    rows = {row.name: row for row in device.run_case(importlib.import_module(f"bench.{op}"), case, 1)}
+    assert rows["mrtkern"].fault == "" and rows["mrtkern"].microseconds
+    assert not [
+        row.fault for name, row in rows.items() if name in ("torch program", "torch eager", "torch naive") and row.fault
+    ]
 
 
 def test_a_kernel_of_the_hub_is_a_peer_where_it_was_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +180,7 @@ def test_a_kernel_of_the_hub_is_a_peer_where_it_was_downloaded(tmp_path: Path, m
 
 
 def test_a_plot_is_drawn(tmp_path: Path) -> None:
-    rows = device.run_case(similarity, SMALL, 1, "cpu", stopwatch)
+    rows = device.run_case(similarity, SMALL, 1, "cpu", ON_HOST)
     device.draw(rows, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 0
 
@@ -86,4 +188,4 @@ def test_a_plot_is_drawn(tmp_path: Path) -> None:
 def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit, match="--device needs a GPU, found none"):
-        device.main(["similarity"])
+        device.main(["similarity"], device.Options())

@@ -1,4 +1,4 @@
-# Every target sets up what it needs: a virtual environment in $(VENV) and the compiled kernels beside the sources.
+# Every target but gpu sets up what it needs: a virtual environment in $(VENV) and the compiled kernels beside the sources.
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -26,6 +26,7 @@ check: $(VENV)/built $(VENV)/layers
 	$(VENV)/bin/clang-format --dry-run -Werror $(filter %.cpp %.h %.cu %.cuh,$(CSRC)) $(wildcard tests/emulator/*)
 	$(MAKE) test
 	$(RUN) -m pytest -q -n $(JOBS) --dist loadfile -m "($(LAYERS)) and not full"
+	$(MAKE) gpu DRY=1 PYTHON=$(RUN)
 
 full: $(VENV)/built $(VENV)/layers
 	$(RUN) -m pytest -q -m ""
@@ -33,9 +34,9 @@ full: $(VENV)/built $(VENV)/layers
 bench: $(VENV)/built
 	$(RUN) -m bench
 
-gpu: $(VENV)/built
-	$(RUN) -m pytest -q -m gpu
-	$(RUN) -m bench --device
+# On a machine with a GPU: the Python that is there, nothing installed. DRY=1: every step without a GPU.
+gpu:
+	$(PYTHON) -m bench.gpu $(if $(DRY),--dry) $(if $(OUT),--out "$(OUT)")
 
 # Editable, so that a change in Python needs no second installation; the versions are those of constraints.txt.
 $(VENV)/installed: pyproject.toml setup.py constraints.txt

@@ -145,7 +145,7 @@ def is_fresh(target: Path, command: list[str]) -> bool:
 
 
 class BuildExt(build_ext):
-    """Compiles what has changed, JOBS at a time, and links. The objects in build/ serve every kind of installation."""
+    """Compiles what has changed, JOBS or --parallel at a time, and links. The objects in build/ are used again."""
 
     def build_extension(self, ext: Extension) -> None:
         compiler = find_compiler()
@@ -153,7 +153,7 @@ class BuildExt(build_ext):
         nvcc = find_nvcc() if ext.name == "mrtkern._cuda" else None
         folder = ROOT / "build" / f"objects-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
         folder.mkdir(parents=True, exist_ok=True)
-        pool = ThreadPoolExecutor(JOBS)
+        pool = ThreadPoolExecutor(self.parallel or JOBS)
         compiled = [pool.submit(self.compile_object, compiler, nvcc, ROOT / source, folder) for source in ext.sources]
         wait(compiled, return_when=FIRST_EXCEPTION)
         pool.shutdown(cancel_futures=True)  # after an error nothing new starts

@@ -6,6 +6,7 @@ report      the table, RESULTS.md                 peers     the programs a good 
 data        real text and its embeddings          search    programs and packages that find nearest rows
 scaling     time against size, drawn              static    machine code of Triton's kernels, limits/ its limits
 device      the same cases on a GPU, floors       device_peers    what they are timed against there
+device_time     kernels and host, apart           gpu/        `make gpu`: build, test, time, sanitize by one command
 <op>        cases, competitors, the check that refuses wrong answers, targets and why one is missed
 """
 

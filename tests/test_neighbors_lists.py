@@ -101,6 +101,53 @@ def test_pads_of_others_become_ours() -> None:
     assert got.csr().shape == (2, 4)
 
 
+UNSIGNED = ("uint8", "uint16", "uint32", "uint64")  # cuVS: uint32, usearch and hnswlib: uint64
+
+
+@pytest.mark.parametrize("as_numpy", [False, True])
+@pytest.mark.parametrize("kind", [*UNSIGNED, "int8", "int16", "int32", "int64", ">i8", ">u4"])
+def test_ids_may_have_any_integer_type(kind: str, as_numpy: bool) -> None:
+    none = np.iinfo(kind).max if "u" in kind else -1
+    ids = np.array([[1, 0, none], [2, 1, 0]], dtype=kind)
+    scores = np.array([[0.5, 0.25, 0.75], [0.5, 0.25, 0.75]], dtype=np.float32)
+    if as_numpy:
+        got = Neighbors.from_lists(ids, scores, num_columns=3)
+    elif kind[0] == ">":
+        pytest.skip("torch has no other byte order")
+    else:
+        got = Neighbors.from_lists(torch.from_numpy(ids), torch.from_numpy(scores), num_columns=3)
+    assert got.ids.tolist() == [[1, 0, -1], [0, 2, 1]]
+    assert got.scores.tolist() == [[0.5, 0.25, -torch.inf], [0.75, 0.5, 0.25]]
+
+
+@pytest.mark.filterwarnings("error")
+def test_views_of_arrays_are_read_as_they_look() -> None:
+    ids = np.array([[0, 9, 1, 9], [2, 9, 0, 9]], dtype=np.uint32)
+    scores = np.array([[0.1, 9.0, 0.2, 9.0], [0.3, 9.0, 0.4, 9.0]], dtype=">f8")
+    for array in (ids, scores):
+        array.flags.writeable = False
+    got = Neighbors.from_lists(ids[::-1, -2::-2], scores[::-1, -2::-2], num_columns=3)
+    assert got.ids.tolist() == [[0, 2], [1, 0]]
+    assert torch.equal(got.scores, torch.tensor([[0.4, 0.3], [0.2, 0.1]]))
+
+
+def test_the_largest_number_of_a_type_may_be_a_column() -> None:
+    ids, scores = np.array([[255]], dtype=np.uint8), np.ones((1, 1))
+    assert Neighbors.from_lists(ids, scores, num_columns=256).ids.tolist() == [[255]]
+    assert Neighbors.from_lists(ids, scores, num_columns=255).ids.tolist() == [[-1]]
+    with pytest.raises(ValueError, match=f"got {2**64 - 2} in row 0$"):
+        Neighbors.from_lists(np.array([[2**64 - 2]], dtype=np.uint64), scores, num_columns=5)
+
+
+@pytest.mark.parametrize("kind", [bool, object, np.float64, np.complex64])
+def test_arrays_of_other_types_are_no_ids(kind: Any) -> None:
+    with pytest.raises(ValueError, match=r"^Neighbors.from_lists: ids must be of an integer type, got \w+$"):
+        Neighbors.from_lists(np.ones((1, 1), dtype=kind), np.ones((1, 1)), num_columns=2)
+    if np.dtype(kind) != np.float64:
+        with pytest.raises(ValueError, match=r"scores must be float32, float64 or float16, got \w+$"):
+            Neighbors.from_lists(np.ones((1, 1), dtype=int), np.ones((1, 1), dtype=kind), num_columns=2)
+
+
 def test_a_found_graph_equals_ours() -> None:
     faiss = pytest.importorskip("faiss", reason="the bench extra is not installed")
     x = torch.nn.functional.normalize(lists.normal(200, 16), dim=1)
@@ -124,7 +171,7 @@ def test_a_found_graph_equals_ours() -> None:
             r"ids and scores must be matrices of the same shape \[M, k\], got \[1, 2\] and \[1, 1\]",
         ),
         ([0, 1], [0.0, 1.0], None, r"ids and scores must be matrices of the same shape \[M, k\], got \[2\] and \[2\]"),
-        ([[0.0]], [[0.0]], None, "ids must be int64 or int32, got torch.float32"),
+        ([[0.0]], [[0.0]], None, "ids must be of an integer type, got torch.float32"),
         ([[0]], [[1]], None, "scores must be float32, .*, got torch.int64"),
     ],
 )

@@ -59,29 +59,33 @@ class Neighbors:
 
     @classmethod
     def from_lists(cls, ids: Any, scores: Any, *, num_columns: int | None = None) -> Neighbors:
-        """Lists that FAISS, cuVS or usearch found, put into the order of `neighbors`.
+        """Lists that FAISS, cuVS, usearch or hnswlib found, put into the order of `neighbors`.
 
-        ids [M, k] int64 or int32, in any order, -1 where there is none; scores [M, k] of any floating type, larger is
-        nearer: turn distances round first. Tensors or numpy arrays. num_columns: N (None: M, a graph of rows with
-        themselves).
+        ids [M, k] of any integer type, in any order, where there is none -1 or, unsigned, the type's largest number;
+        scores [M, k] of any floating type, larger is nearer: turn distances round first. Tensors or numpy arrays,
+        views too. num_columns: N (None: M, a graph of rows with themselves).
         Raises ValueError for an id that is outside 0 … N - 1 or twice in a row, and for a score that is NaN.
         """
         for name, value in (("ids", ids), ("scores", scores)):
             if not isinstance(value, (Tensor, np.ndarray)):
                 rule = "be a torch.Tensor or a numpy.ndarray"
                 raise TypeError(f"{OP}: {name} must {rule}, got {type(value).__name__}")
-        ids, scores = (torch.from_numpy(v) if isinstance(v, np.ndarray) else v for v in (ids, scores))
+        if isinstance(ids, np.ndarray):
+            ids = _tensor("ids", ids, "iu", "be of an integer type")
+        if isinstance(scores, np.ndarray):
+            scores = _tensor("scores", scores, "f", "be float32, float64 or float16")
         _check.floating(OP, "scores", scores)
         _check.tensor(OP, "ids", ids)
-        if ids.dtype not in (torch.int32, torch.int64):
-            _check.fail(OP, "ids", "be int64 or int32", ids.dtype)
+        if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+            _check.fail(OP, "ids", "be of an integer type", ids.dtype)
         if ids.ndim != 2 or ids.shape != scores.shape:
             shapes = f"{_check.shape(ids)} and {_check.shape(scores)}"
             _check.fail(OP, "ids and scores", "be matrices of the same shape [M, k]", shapes)
         _check.same_device(OP, ids=ids, scores=scores)
         N = ids.shape[0] if num_columns is None else _check.integer(OP, "num_columns", num_columns)
-        ids = ids.long()
-        _ids_values(ids, N)
+        is_signed = torch.iinfo(ids.dtype).min < 0
+        ids = _as_int64(ids, N)
+        _ids_values(ids, N, is_signed)
         scores = scores.float().masked_fill(ids < 0, -math.inf)
         if bool(scores.isnan().any()):
             _check.fail(OP, "scores", "be numbers", f"nan in row {int(scores.isnan().any(dim=1).int().argmax())}")
@@ -91,12 +95,30 @@ class Neighbors:
         return cls(ids.gather(1, order), scores.gather(1, order), N)
 
 
-def _ids_values(ids: Tensor, N: int) -> None:
+def _tensor(name: str, array: np.ndarray, kinds: str, rule: str) -> Tensor:
+    """An array as a tensor; a view with steps back, a read-only one and one of the other byte order are copied."""
+    if array.dtype.kind not in kinds or array.dtype.itemsize > 8:
+        _check.fail(OP, name, rule, array.dtype)
+    native = array.astype(array.dtype.newbyteorder("="), copy=False)
+    return torch.from_numpy(np.require(native, requirements=("C", "W")))
+
+
+def _as_int64(ids: Tensor, N: int) -> Tensor:
+    """The ids as int64, with -1 for the largest number of an unsigned type where that is no column."""
+    largest = torch.iinfo(ids.dtype).max
+    wide = ids.to(torch.int64)  # of uint64, numbers from 2**63 on become negative
+    if torch.iinfo(ids.dtype).min == 0 and N <= largest < 2**63:
+        wide = wide.masked_fill(wide == largest, -1)
+    return wide
+
+
+def _ids_values(ids: Tensor, N: int, is_signed: bool) -> None:
     """Refuse ids that name no column, or one twice in a row."""
     is_outside = (ids < -1) | (ids >= N)
     if bool(is_outside.any()):
         row = int(is_outside.any(dim=1).int().argmax())
-        got = f"{int(ids[row][is_outside[row]][0])} in row {row}"
+        found = int(ids[row][is_outside[row]][0])
+        got = f"{found if is_signed else found % 2**64} in row {row}"
         _check.fail(OP, "ids", f"be from 0 to {N - 1}, or -1 (num_columns tells how many columns there are)", got)
     in_order = ids.sort(dim=1).values
     is_twice = (in_order[:, 1:] == in_order[:, :-1]) & (in_order[:, 1:] >= 0)

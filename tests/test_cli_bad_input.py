@@ -16,8 +16,8 @@ pq = pytest.importorskip("pyarrow.parquet")
 pytest.importorskip("rich")
 
 from mrtkern.__main__ import main  # noqa: E402
+from mrtkern.cli import reading, writing  # noqa: E402
 from mrtkern.cli import select as command  # noqa: E402
-from mrtkern.cli import writing  # noqa: E402
 
 ROWS, BAD = 8, 5  # row 5 is the bad one, in the second of two batches
 GOOD: dict[str, list[Any]] = {
@@ -165,11 +165,18 @@ FILES: dict[str, tuple[str, bytes, str]] = {
         b'{"p":"a","t":"b","r":1}\n{"p":"a","t":"b","r":"x"}\n',
         "'r' must have one type, got string",
     ),
-    "short line": ("in.csv", b"p,t,r\na,b,1\na,b\n", "cannot be read as csv"),
+    "short line": ("in.csv", b"p,t,r\na,b,1\n\na,b\n", "row 1 of"),
+    "long line": ("in.csv", b"p,t,r\na,b,1\na,b,1,2\n", "in.csv must have 3 cells, got 4"),
+    "open quote": ("in.csv", b'p,t,r\na,"b\nc",1\na,"b,1\na,c,2\n', "row 1 of"),
+    "open quote at the end": ("in.csv", b'p,t,r\na,b,1\na,b,"1\n', "must close every quote, got the end of the file"),
+    "open quote in the header": ("in.csv", b'p,t,"r\na,b,1\n', "the header of"),
+    "text behind a quote": ("in.csv", b'p,t,r\na,"b"c,1\na,b,1\n', "row 0 of"),
+    "quote that the next one closes": ("in.csv", b'p,t,r\na,"b,1\na,"c",2\n', "must close every quote"),
     "no number": ("in.csv", b"p,t,r\na,b,1\na,b,good\n", "column 'r' must hold numbers, got 'good' in row 1"),
     "missing number": ("in.csv", b"p,t,r\na,b,1\na,b,\n", "column 'r' must hold"),
     "twice the name": ("in.csv", b"p,t,r,r\na,b,1,2\n", "has 2 columns named 'r'"),
-    "no utf-8": ("in.csv", b"p,t,r\na,b\xff,1\n", "cannot be read as csv"),
+    "no utf-8": ("in.csv", b"p,t,r\na,b,1\na,b\xff,1\n", "row 1 of"),
+    "no utf-8, then an open quote": ("in.csv", b'p,t,r\na,b\xff,1\na,"b,1\n', "in.csv must be UTF-8"),
 }
 
 
@@ -179,6 +186,51 @@ def test_an_unreadable_file_is_named(
 ) -> None:
     (tmp_path / name).write_bytes(content)
     assert sentence in refused(capsys, tmp_path / name, *TEXT)
+
+
+LATE = {
+    "two types": ('{"p":"a","t":"b","r":"x"}', "column 'r' must have one type, got string after int64 in row 90"),
+    "a list": (
+        '{"p":"a","t":"b","r":[1]}',
+        "column 'r' must have one type, got list<item: int64> after int64 in row 90",
+    ),
+    "two in a list": (
+        '{"p":"a","t":"b","r":1,"u":[1,"x"]}',
+        "column 'u/[]' must have one type, got string after number in row 90",
+    ),
+    "two values": ('{"p":"a","t":"b","r":1,"r":2}', "Column(/r) was specified twice in row 90"),
+    "too large": ('{"p":"a","t":"b","r":1e999}', "Number too big to be stored in double. in row 90"),
+    "no object": ("[1]", "row 90 of"),
+    "null": ('{"p":"a","t":"b","r":null}', "column 'r' must hold a number, got null in row 90"),
+    "short line": ("a,b", "row 90 of"),
+    "text": ("a,b,x", "column 'r' must hold numbers, got 'x' in row 90"),
+    "open quote": ('a,"b,1', "row 90 of"),
+}
+
+
+@pytest.mark.parametrize("block", [1, 200, 1 << 23])
+@pytest.mark.parametrize(("line", "sentence"), LATE.values(), ids=LATE)
+def test_a_late_row_has_its_number(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    line: str, sentence: str, block: int,
+) -> None:  # fmt: skip
+    """However the file is cut into blocks; CSV's header needs one of more than a byte."""
+    is_json = line[0] in "[{"
+    monkeypatch.setattr(reading, "BLOCK_BYTES", block if is_json else max(block, 20))
+    source = tmp_path / ("in.jsonl" if is_json else "in.csv")
+    good = ['{"p":"a","t":"b","r":1}' if is_json else "a,b,1"] * 90
+    source.write_text("\n".join([*([] if is_json else ["p,t,r"]), *good, "", line, *good]) + "\n")
+    assert sentence in refused(capsys, source, *TEXT)
+
+
+def test_a_late_entry_of_a_list_has_its_row_and_response(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows: dict[str, list[Any]] = {"p": ["a"] * 200, "t": [["b", "c"]] * 200, "r": [[1.0, 2.0]] * 200}
+    rows["r"][150] = [None, 1.0]
+    pq.write_table(pa.table(rows), tmp_path / "in.parquet", row_group_size=90)
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pa.table(rows).to_pylist()[150:]))
+    for name, row in (("in.parquet", 150), ("in.jsonl", 0)):
+        sentence = f"column 'r' must hold a number, got null in row {row}, response 0"
+        assert sentence in refused(capsys, tmp_path / name, *TEXT)
 
 
 @pytest.mark.parametrize("part", [0.02, 0.5, 0.99])
@@ -194,6 +246,7 @@ def test_truncated_parquet_is_refused(tmp_path: Path, capsys: pytest.CaptureFixt
         (("--text", "T"), "has no column 'T': its columns are p, t, r, e"),
         (("--text", "t", "--reward", "q"), "has no column 'q'"),
         (("--text", "t", "--method", "reward"), "--method reward needs --reward"),
+        (("--embedding", "e", "--reward", "e"), "--reward must not be the column of --embedding, got 'e'"),
         ((*TEXT, "--alpha", "-1"), "--alpha must be finite and not negative"),
         ((*TEXT, "--lam", "1.5"), "--lam must be from 0 to 1"),
         ((*TEXT, "--lam", "nan"), "--lam must be from 0 to 1"),

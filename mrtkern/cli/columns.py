@@ -7,6 +7,9 @@ column, what it must hold, and the first place that does not.
 from __future__ import annotations
 
 import hashlib
+import re
+import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +20,15 @@ import pyarrow.compute as pc
 from mrtkern.cli import InputError, counted
 from mrtkern.cli.reading import READ_ERRORS, numbers
 
+VECTOR = re.compile(r"\s*(?:\[([^][()]*)\]|\(([^][()]*)\)|([^][()]*))\s*")  # [1, 2], (1, 2), or bare
 LABEL_LETTERS = 40  # of a prompt id are kept for messages and pictures; its identity is the hash
 
 
 def group_key(identity: bytes) -> int:
-    """A prompt's id as a signed 64-bit number: BLAKE2b with an 8-byte digest of the id's UTF-8 text, big end first."""
+    """A prompt's id as a signed 64-bit number: BLAKE2b with an 8-byte digest of the id, big end first.
+
+    The id is its text in UTF-8, also of a number or a UUID; an id of bytes is these bytes.
+    """
     return int.from_bytes(hashlib.blake2b(identity, digest_size=8).digest(), "big", signed=True)
 
 
@@ -48,8 +55,19 @@ def is_number(kind: Any) -> bool:
 
 
 def is_vector(kind: Any) -> bool:
-    """A list of numbers, or text such as [0.1, 0.2]."""
-    return is_text(kind) or (is_list(kind) and (is_number(kind.value_type) or pa.types.is_null(kind.value_type)))
+    """A list of numbers, also as texts, or text such as [0.1, 0.2]."""
+    kind = storage(kind)
+    return is_text(kind) or (is_list(kind) and any(a(kind.value_type) for a in (is_number, is_text, pa.types.is_null)))
+
+
+def is_bytes(kind: Any) -> bool:
+    """Bytes of any of pyarrow's plain types."""
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind))
+
+
+def storage(kind: Any) -> Any:
+    """What an extension type, such as a tensor, is stored as; other types themselves."""
+    return kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
 
 
 class Groups:
@@ -69,11 +87,11 @@ class Groups:
             column = column.dictionary_decode()
         if pa.types.is_null(column.type):
             raise InputError(f"column {self.name!r} must hold a prompt id, got null in row {first_row}")
+        is_uuid = isinstance(column.type, pa.UuidType)
+        column = column.storage if isinstance(column.type, pa.BaseExtensionType) else column
         missing = column.is_null(nan_is_null=True)
         try:
-            texts = (
-                column if pa.types.is_binary(column.type) else column.cast(pa.large_string()).cast(pa.large_binary())
-            )
+            texts = (column if is_bytes(column.type) else column.cast(pa.large_string())).cast(pa.large_binary())
         except READ_ERRORS as error:
             raise InputError(
                 f"column {self.name!r} must hold prompt ids as text or numbers, got {column.type}"
@@ -84,7 +102,10 @@ class Groups:
             got = "an empty text" if column[row].as_py() in ("", b"") else "null"
             raise InputError(f"column {self.name!r} must hold a prompt id, got {got} in row {first_row + row}")
         encoded = texts.dictionary_encode()
-        codes = [self._code(identity) for identity in encoded.dictionary.to_pylist()]
+        identities = encoded.dictionary.to_pylist()
+        if is_uuid:
+            identities = [str(uuid.UUID(bytes=identity)).encode() for identity in identities]
+        codes = [self._code(identity) for identity in identities]
         return np.asarray(codes, dtype=np.int64)[encoded.indices.to_numpy(zero_copy_only=False)]
 
     def _code(self, identity: bytes) -> int:
@@ -92,8 +113,16 @@ class Groups:
         code = self.codes.setdefault(digest, len(self.keys))
         if code == len(self.keys):
             self.keys.append(group_key(identity))
-            self.labels.append(identity.decode("utf-8", "replace")[:LABEL_LETTERS])
+            self.labels.append(label(identity))
         return code
+
+
+def label(identity: bytes) -> str:
+    """The beginning of a prompt id; bytes that are no text as hexadecimal digits."""
+    try:
+        return identity.decode()[:LABEL_LETTERS]
+    except UnicodeDecodeError:
+        return identity.hex()[:LABEL_LETTERS]
 
 
 @dataclass(frozen=True)
@@ -112,6 +141,7 @@ class Place:
 
 def flat(column: Any, name: str, place: Place) -> tuple[Any, Any]:
     """(entries, lengths [rows]) of a list column without nulls."""
+    column = column.storage if isinstance(column.type, pa.BaseExtensionType) else column
     if pa.types.is_null(column.type):
         raise InputError(f"column {name!r} must hold a list, got null in {place(0)}")
     if column.null_count:
@@ -121,13 +151,13 @@ def flat(column: Any, name: str, place: Place) -> tuple[Any, Any]:
     return column.flatten(), pc.list_value_length(column).to_numpy(zero_copy_only=False).astype(np.int64)
 
 
-def no_nulls(column: Any, name: str, what: str, place: Place) -> None:
+def no_nulls(column: Any, name: str, what: str, place: Callable[[int], str]) -> None:
     """Refuse a null, naming its place."""
     if column.null_count:
         raise InputError(f"column {name!r} must hold {what}, got null in {place(column.is_null().index(True).as_py())}")
 
 
-def rewards(column: Any, name: str, place: Place) -> Any:
+def rewards(column: Any, name: str, place: Callable[[int], str]) -> Any:
     """[rows] float64, finite."""
     if is_text(column.type):
         try:
@@ -146,9 +176,16 @@ def rewards(column: Any, name: str, place: Place) -> Any:
 def number(cell: str, name: str, where: str) -> float:
     """One cell of a CSV file."""
     try:
-        return float(cell)
+        return as_float(cell)
     except ValueError as error:
         raise InputError(f"column {name!r} must hold numbers, got {short(cell)} in {where}") from error
+
+
+def as_float(cell: str) -> float:
+    """Text as a number; 1_000 is none outside of programs."""
+    if "_" in cell:
+        raise ValueError(cell)
+    return float(cell)
 
 
 def short(cell: str) -> str:
@@ -166,12 +203,25 @@ def texts(column: Any, name: str, place: Place) -> Any:
     return column
 
 
+def parsed(cell: str) -> list[float]:
+    """The numbers of [0.1, 0.2], (0.1 0.2) or 0.1 0.2; ValueError for a hole and for a number that is alone."""
+    found = VECTOR.fullmatch(cell)
+    if found is None:
+        raise ValueError(cell)
+    inside = next(part for part in found.groups() if part is not None)
+    parts = inside.split(",") if "," in inside else inside.split()
+    if found[3] is not None and len(parts) < 2:
+        raise ValueError(cell)
+    return [as_float(part) for part in parts]
+
+
 def parsed_vectors(column: Any, name: str, place: Place) -> Any:
-    """Text such as [0.1, 0.2] or 0.1 0.2 as lists of numbers."""
+    """Text as lists of numbers."""
+    no_nulls(column, name, "vectors", place)
     lists = []
     for i, cell in enumerate(column.cast(pa.large_string()).to_pylist()):
         try:
-            lists.append([float(part) for part in (cell or "").strip().strip("[]()").replace(",", " ").split()])
+            lists.append(parsed(cell))
         except ValueError as error:
             raise InputError(f"column {name!r} must hold vectors, got {short(cell)} in {place(i)}") from error
     return pa.array(lists, type=pa.large_list(pa.float64()))
@@ -195,6 +245,8 @@ def vectors(column: Any, name: str, size: int | None, place: Place) -> Any:
         raise InputError(
             f"column {name!r} must hold numbers, got null in {place(entries.is_null().index(True).as_py() // size)}"
         )
+    if is_text(entries.type):
+        entries = pa.array(rewards(entries, name, lambda i: place(i // size)))
     if pa.types.is_boolean(entries.type):
         entries = entries.cast(pa.uint8())
     block = entries.cast(pa.float32(), safe=False).to_numpy(zero_copy_only=False).reshape(-1, size)

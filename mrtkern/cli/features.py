@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
+import itertools
+import re
+import unicodedata
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +18,14 @@ from mrtkern.cli import InputError
 
 DIMENSIONS = 384  # as the small sentence encoders have; less when there are fewer words or rows
 MAX_WORDS = 1 << 18  # bounds the vocabulary, most frequent first
-WORD = r"(?u)\b\w+\b"  # one letter is a word too: answers such as "7" or "B" differ by nothing else
+WORD = re.compile(r"\w+")  # one letter is a word too: answers such as "7" or "B" differ by nothing else
+# Blocks of scripts without spaces between words: Thai and Lao, Myanmar, Khmer, Tai Le to Tai Tham, Balinese, ideographs
+# with kana and bopomofo, Javanese, Tai Viet, halfwidth kana, rare kana and ideographs. Tibetan marks its syllables.
+UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u1950-\u19ff\u1a20-\u1aaf\u1b00-\u1b7f\u2e80-\u2fdf\u3005-\u3007"
+    "\u3021-\u3029\u3031-\u312f\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\ua980-\ua9ff\uaa60-\uaadf"
+    "\uf900-\ufaff\uff66-\uff9f\U0001b000-\U0001b16f\U00020000-\U0003ffff"
+)
 SEED = 0  # of the randomised SVD: the features do not depend on --seed, only the picks do
 LOST = 1e-4  # a row that keeps less of its unit length than this has no direction in the reduced space
 # Vectors are rounded to this: BLAS on another processor moves them by up to 3e-12 (sample: OpenBLAS for Haswell,
@@ -29,15 +40,40 @@ def iterated(texts: Any) -> Iterator[str]:
             yield from chunk.slice(start, 4096).to_pylist()
 
 
+@functools.cache
+def patterns() -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
+    """Words with their combining marks (for `re` a mark ends a word), runs of a kind of script, letters with marks."""
+    codes = (*range(0x300, 0x1F000), *range(0xE0100, 0xE01F0))  # all of Unicode's marks
+    marks = "".join(chr(code) for code in codes if unicodedata.category(chr(code))[0] == "M")
+    runs = rf"[{UNSPACED}][{UNSPACED}{marks}]*|[^{UNSPACED}]+"
+    return re.compile(rf"\w[\w{marks}]*"), re.compile(runs), re.compile(rf".[{marks}]*")
+
+
+def tokens(text: str) -> list[str]:
+    """What a text is compared by: its words, and of scripts without spaces each letter and each two that follow."""
+    if text.isascii():
+        return WORD.findall(text)
+    words, runs, letters = patterns()
+    found = []
+    for word in words.findall(unicodedata.normalize("NFC", text)):
+        for run in runs.findall(word):
+            if re.match(f"[{UNSPACED}]", run):
+                alone = letters.findall(run)
+                found += alone + [first + second for first, second in itertools.pairwise(alone)]
+            else:
+                found.append(run)
+    return found
+
+
 def tfidf_vectors(texts: Any) -> Any:
-    """[T, D] float32, D <= 384. Words weighted by (1 + log count) · idf, then SVD; zeros for a text without words.
+    """[T, D] float32, D <= 384. Tokens weighted by (1 + log count) · idf, then SVD; zeros for a text without any.
 
     Computed in float64 and rounded, so that every processor and every number of threads gives the same vectors.
     """
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    weigh = TfidfVectorizer(token_pattern=WORD, sublinear_tf=True, max_features=MAX_WORDS, dtype=np.float64)
+    weigh = TfidfVectorizer(tokenizer=tokens, token_pattern=None, sublinear_tf=True, max_features=MAX_WORDS)
     try:
         counts = weigh.fit_transform(iterated(texts))  # [T, words], unit rows
     except ValueError:  # no text has a word

@@ -17,7 +17,9 @@ import pyarrow as pa
 from mrtkern.cli import InputError, counted
 from mrtkern.cli import columns as check
 from mrtkern.cli.columns import Place, is_list, is_number, is_text, is_vector
-from mrtkern.cli.reading import Csv, Source
+from mrtkern.cli.reading import EXACT, Csv, Source
+
+TURNS = ({"role", "content"}, {"from", "value"})  # fields of a turn of a conversation, as chat templates read it
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class Wanted:
     embedding: str | None
     text: str | None
     reward: str | None
+    cut: tuple[str, ...] = ()  # nested: list columns that have an entry per response
+    whole: tuple[str, ...] = ()  # nested: list columns that have not, whatever their lengths
 
     def names(self) -> list[str]:
         """Each column once."""
@@ -79,32 +83,89 @@ class Rows:
 
 def is_nested(source: Source, wanted: Wanted) -> bool:
     """Whether the named columns hold a list of responses a row (nested) or one response (long); they must agree."""
-    depths = {}
-    for name in wanted.names():
+    for name in (*wanted.names(), *wanted.cut, *wanted.whole):
         if name not in source.schema.names:
             have = ", ".join(source.schema.names) or "none"
             raise InputError(f"{source.path} has no column {name!r}: its columns are {have}")
-    if is_list(source.schema.field(wanted.group).type):
-        raise InputError(
-            f"column {wanted.group!r} must hold one prompt id a row, got {source.schema.field(wanted.group).type}"
-        )
+    check_group(source, wanted.group)
+    depths: dict[tuple[str, str], bool] = {}
     leaves = ((wanted.embedding, is_vector), (wanted.text, is_text), (wanted.reward, is_number))
     for column, is_leaf in leaves:
         kind = source.schema.field(column).type if column is not None else pa.null()
         if column is None or pa.types.is_null(kind):  # nothing but nulls: refused with its row when it is read
             continue
-        name = column
-        if is_leaf(kind) or (isinstance(source, Csv) and name == wanted.reward):
-            depths[name] = False
-        elif is_list(kind) and (is_leaf(kind.value_type) or pa.types.is_null(kind.value_type)):
-            depths[name] = True
-        else:
-            expected = {is_vector: "vectors", is_text: "texts", is_number: "numbers"}[is_leaf]
-            raise InputError(f"column {name!r} must hold {expected}, got {kind} in every row from row 0")
+        is_one = is_leaf(kind) or (isinstance(source, Csv) and column == wanted.reward)
+        is_many = is_list(kind) and (is_leaf(kind.value_type) or pa.types.is_null(kind.value_type))
+        expected = {is_vector: "vectors", is_text: "texts", is_number: "numbers"}[is_leaf]
+        if not is_one and not is_many:
+            raise InputError(f"column {column!r} must hold {expected}, got {kind} in every row from row 0")
+        if is_one and is_many and is_leaf is is_vector and is_text(kind.value_type):
+            is_one = holds_numbers(source, column)  # ["0.1", "0.2"] is a vector, ["[0.1, 0.2]", "[0.3, 0.4]"] are two
+        depths[column, expected] = not is_one
     if len(set(depths.values())) > 1:
-        kinds = " and ".join(f"{name!r} ({source.schema.field(name).type})" for name in depths)
+        kinds = " and ".join(f"{name!r} ({source.schema.field(name).type})" for name, _ in depths)
         raise InputError(f"columns must all hold one response a row or all hold a list of responses a row, got {kinds}")
-    return any(depths.values())
+    nested = any(depths.values())
+    check_lists(source, wanted, nested)
+    return nested
+
+
+def check_group(source: Source, name: str) -> None:
+    """Refuse prompt ids that are lists, or numbers that reading has made equal."""
+    kind = source.schema.field(name).type
+    if is_list(kind):
+        raise InputError(f"column {name!r} must hold one prompt id a row, got {kind}")
+    if name in source.rounded and pa.types.is_floating(kind):
+        for first_row, batch in source.batches([name]):
+            is_large = np.abs(combined(batch, name).to_numpy(zero_copy_only=False)) >= EXACT
+            if is_large.any():
+                got = f"one from 2**53 in row {first_row + int(is_large.argmax())} beside others with fractions"
+                raise InputError(f"column {name!r} must hold prompt ids that are text or whole numbers, got {got}")
+
+
+def holds_numbers(source: Source, name: str) -> bool:
+    """Whether the first entry of a column of lists of texts is a number."""
+    for _, batch in source.batches([name]):
+        entries = combined(batch, name).flatten().drop_null()
+        if len(entries):
+            try:
+                return check.as_float(entries[0].as_py()) is not None
+            except ValueError:
+                return False
+    return False
+
+
+def check_lists(source: Source, wanted: Wanted, nested: bool) -> None:
+    """Refuse what --cut and --whole cannot mean."""
+    for flag, names in (("--cut", wanted.cut), ("--whole", wanted.whole)):
+        for name in names:
+            kind = source.schema.field(name).type
+            if not nested or not is_list(kind):
+                table = "a nested table" if nested else "a table with a response a row"
+                raise InputError(f"{flag} must name a list column of a nested table, got {name!r} ({kind}) of {table}")
+    for name in wanted.whole:
+        if name in (*wanted.names(), *wanted.cut):
+            raise InputError(f"--whole must not name a column that is cut, got {name!r}")
+
+
+def is_conversation(kind: Any) -> bool:
+    """A list of turns: two turns beside two responses are no responses."""
+    entry = kind.value_type
+    return pa.types.is_struct(entry) and any(turn <= {field.name for field in entry} for turn in TURNS)
+
+
+def list_columns(source: Source, wanted: Wanted) -> tuple[list[str], dict[str, str]]:
+    """Nested: the list columns that may have an entry per response, and why the others have not."""
+    cut, uncut = [], {}
+    for item in source.schema:
+        if is_list(item.type):
+            if item.name in wanted.whole:
+                uncut[item.name] = "--whole"
+            elif is_conversation(item.type) and item.name not in wanted.cut:
+                uncut[item.name] = "a conversation"
+            else:
+                cut.append(item.name)
+    return cut, uncut
 
 
 @dataclass
@@ -186,9 +247,8 @@ def read_columns(source: Source, wanted: Wanted, advance: Callable[[int], None])
     nested = is_nested(source, wanted)
     capacity = None if nested else source.num_rows
     state = Pass(check.Groups(wanted.group), Rows(capacity), Rows(capacity), Rows(capacity))
-    cut = [item.name for item in source.schema if nested and is_list(item.type)]
+    cut, uncut = list_columns(source, wanted) if nested else ([], {})
     needed = list(dict.fromkeys(wanted.names() + cut))
-    uncut: dict[str, str] = {}
     num_rows = 0
     for first_row, batch in source.batches(needed):
         if batch.num_rows == 0:
@@ -196,6 +256,9 @@ def read_columns(source: Source, wanted: Wanted, advance: Callable[[int], None])
         state.add(batch, first_row, wanted, nested)
         if nested:
             uncut |= unparallel(batch, cut, state.lengths[-1], first_row)
+            for name in wanted.cut:
+                if name in uncut:
+                    raise InputError(f"column {name!r} of --cut must hold an entry per response, got {uncut[name]}")
             cut = [name for name in cut if name not in uncut]
         num_rows += batch.num_rows
         advance(batch.num_rows)

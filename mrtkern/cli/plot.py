@@ -35,6 +35,7 @@ MARKERS = {
     "random": "o", "stratified": "s", "coverage": "^", "quality_diversity": "D", "additive": "v", "reward": "P",
 }  # fmt: skip
 GREY, INK = "#aeb6bf", "#22272e"
+LARGEST_DRAWN = 1e300  # of a mean reward
 SAMPLED = 300  # prompts among which the ones to draw are looked for
 DRAWN_ROWS = (6, 40)  # fewer show nothing, more cover each other
 PANELS = 6
@@ -132,6 +133,9 @@ def draw_trade_off(part: Any, scores: dict[str, Scores], method: str, has_reward
     axes = part.add_axes((0.15, 0.14, 0.8, 0.66))
     plain_axes(axes)
     other = [float((score.mean_reward if has_reward else score.diversity) or 0.0) for score in scores.values()]
+    label = "mean reward of the kept rows" if has_reward else "diversity of the kept rows"
+    if np.abs(other).max() > LARGEST_DRAWN:  # matplotlib's margins and ticks would overflow
+        other, label = [number / LARGEST_DRAWN for number in other], f"{label}, in {LARGEST_DRAWN:g}"
     points = np.nan_to_num(np.column_stack([[score.coverage for score in scores.values()], other]))
     for (name, _), point in zip(scores.items(), points, strict=True):
         ring = {"edgecolors": INK, "linewidths": 2.0} if name == method else {"edgecolors": "white", "linewidths": 0.8}
@@ -139,7 +143,7 @@ def draw_trade_off(part: Any, scores: dict[str, Scores], method: str, has_reward
     axes.margins(0.22, 0.16)
     place_labels(axes, points, list(scores), method)
     axes.set_xlabel("coverage: mean similarity of a row to its nearest kept one", color=INK)
-    axes.set_ylabel("mean reward of the kept rows" if has_reward else "diversity of the kept rows", color=INK)
+    axes.set_ylabel(label, color=INK)
     axes.set_title("What each method trades (ringed: the method written to OUT)", loc="left", fontsize=10, color=INK)
     axes.xaxis.set_major_locator(MaxNLocator(5))
 

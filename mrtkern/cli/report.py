@@ -67,10 +67,9 @@ def qualities(packed: Packed, alpha: float) -> Tensor:
     sizes = np.diff(packed.offsets)
     starts = packed.offsets[:-1][sizes > 0]
     low, high = (np.repeat(f.reduceat(packed.reward, starts), sizes[sizes > 0]) for f in (np.minimum, np.maximum))
-    with np.errstate(over="ignore", invalid="ignore"):
-        span = high - low
-        q = np.where(span < 1e-8, 1.0, (packed.reward - low) / np.maximum(span, 1e-8))
-    return torch.from_numpy(np.clip(np.nan_to_num(q), FLOOR, 1.0) ** alpha).float()
+    half_span = high / 2 - low / 2  # halves, because the span itself can overflow
+    q = np.where(half_span < 0.5e-8, 1.0, (packed.reward / 2 - low / 2) / np.maximum(half_span, 0.5e-8))
+    return torch.from_numpy(np.clip(q, FLOOR, 1.0) ** alpha).float()
 
 
 def per_prompt(vectors: Tensor, packed: Packed, kept: Any, ids: Any, a: Tensor) -> Sums:
@@ -129,7 +128,10 @@ def is_top_reward(packed: Packed, kept: Any) -> Any:
 
 def mean(values: Any) -> float | None:
     """The mean, None of nothing."""
-    return float(values.mean()) if len(values) else None
+    if not len(values):
+        return None
+    down = 2.0**-64 if np.abs(values).max() > 2.0**900 else 1.0  # their sum could overflow; this rounds nothing
+    return float((values * down).mean() / down)
 
 
 def score(vectors: Tensor, packed: Packed, selection: Any, a: Tensor) -> Scores:

@@ -22,7 +22,7 @@ from mrtkern import __version__
 from mrtkern.cli import InputError, check_isa, counted, features, report
 from mrtkern.cli.packing import Packed, Wanted, is_nested, read_columns
 from mrtkern.cli.progress import Steps
-from mrtkern.cli.reading import ending, open_source
+from mrtkern.cli.reading import Source, ending, open_source
 from mrtkern.cli.writing import Temporary, added, check_schema, write_rows
 from mrtkern.select import METHODS, select_responses
 
@@ -38,8 +38,9 @@ random methods keep the same ones however the prompts are ordered or spread over
 columns, and mrt_rank (pick order), mrt_gain, mrt_owner (row number of the response that stands for this one) and
 mrt_share (part of the prompt it stands for).
 
-In a nested output every list column with one entry per response is cut to the kept ones, in pick order; with --all-rows
-nothing is cut and the lists stay in input order. There mrt_owner is a position, from 0, in the prompt's list as the
+In a nested output every list column with one entry per response is cut to the kept ones, in pick order, but no
+conversation (a list of turns with role and content); --cut and --whole decide otherwise. With --all-rows nothing is cut
+and the lists stay in input order. There mrt_owner is a position, from 0, in the prompt's list as the
 input has it (lists of a prompt that is spread over several rows count as one, in file order).
 """
 EXAMPLE = """\
@@ -78,6 +79,8 @@ def add_parser(subparsers: Any) -> None:
     add("--reward", metavar="COL", help="quality of a row, larger is better: quality_diversity, additive, reward")
     add("--alpha", type=float, default=0.75, help="quality_diversity: exponent of the quality (default: %(default)s)")
     add("--lam", type=float, default=0.5, help="additive: share of the reward, 0 to 1 (default: %(default)s)")
+    add("--cut", metavar="COL", action="append", default=[], help="nested: COL has an entry per response; repeatable")
+    add("--whole", metavar="COL", action="append", default=[], help="nested: leave the lists of COL whole; repeatable")
     fill = ("coverage", "random", "none")
     add(
         "--fill", choices=fill, default="coverage", help="what follows once no row adds anything (default: %(default)s)"
@@ -101,6 +104,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise InputError(f"--seed must be from -2**63 to 2**63 - 1, got {args.seed}")
     if args.method in NEEDS_REWARD and args.reward is None:
         raise InputError(f"--method {args.method} needs --reward, the column of its rewards")
+    if args.embedding is not None and args.embedding == args.reward:
+        raise InputError(f"--reward must not be the column of --embedding, got {args.reward!r}")
     if args.text_model is not None and args.text is None:
         raise InputError("--text-model needs --text, the column of its texts")
     ending(args.output, "output")
@@ -122,13 +127,13 @@ def run(args: argparse.Namespace) -> int:
     check_arguments(args)
     check_isa()
     source = open_source(args.input)
-    wanted = Wanted(args.group_by, args.embedding, args.text, args.reward)
+    wanted = Wanted(args.group_by, args.embedding, args.text, args.reward, tuple(args.cut), tuple(args.whole))
     is_nested(source, wanted)
     check_schema(source, args.output.suffix.lower())
     with ExitStack() as stack:
-        out = stack.enter_context(Temporary(args.output, "output"))
+        out = Temporary(args.output, "output").opened(stack)
         extras = [
-            stack.enter_context(Temporary(path, role)) if path is not None else None
+            Temporary(path, role).opened(stack) if path is not None else None
             for path, role in ((args.report, "--report"), (args.plot, "--plot"))
         ]
         steps = stack.enter_context(Steps())
@@ -136,7 +141,7 @@ def run(args: argparse.Namespace) -> int:
         packed = read_columns(source, wanted, steps.advance)
         steps.begin("turning texts into vectors" if args.text else "checking")
         vectors = as_vectors(args, packed)
-        notes: list[str] = []
+        notes = rounded(source, args.output)
         steps.begin(f"selecting ({args.method})")
         selection = selected(args, packed, vectors, args.method, notes)
         steps.begin("writing", packed.num_rows)
@@ -153,6 +158,14 @@ def run(args: argparse.Namespace) -> int:
         steps.stop()
         report.print_table(scores, args.method, title(packed, scores[args.method], args), notes)
     return 0
+
+
+def rounded(source: Source, output: Path) -> list[str]:
+    """What JSON lines hold and no other file could, as a note."""
+    if not source.rounded or output.suffix.lower() == ".jsonl":
+        return []
+    names = ", ".join(repr(name) for name in sorted(source.rounded))
+    return [f"whole numbers from 2**53 on are rounded, because numbers with fractions stand beside them: {names}"]
 
 
 def as_vectors(args: argparse.Namespace, packed: Packed) -> Any:

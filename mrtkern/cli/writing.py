@@ -30,7 +30,8 @@ import pyarrow as pa
 import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 
-from mrtkern.cli import InputError
+from mrtkern.cli import InputError, raw_json
+from mrtkern.cli.columns import is_bytes
 from mrtkern.cli.packing import Packed, combined
 from mrtkern.cli.reading import READ_ERRORS, Csv, Jsonl, Source, first_line, numbers
 
@@ -76,19 +77,27 @@ def added(packed: Packed, selection: Any) -> Added:
 class Temporary:
     """A file beside `path` that takes its place at `commit` and vanishes otherwise."""
 
+    file: Any
+
     def __init__(self, path: Path, role: str) -> None:
-        self.path = Path(os.path.realpath(path))
+        self.path, self.role, self.given = Path(os.path.realpath(path)), role, path
         self.name = self.path.with_name(f".{self.path.name[:100]}.{secrets.token_hex(4)}.tmp")
-        self.role = role
+        self.file = io.BytesIO()
+
+    def opened(self, stack: contextlib.ExitStack) -> Temporary:
+        """Open the file; `stack` knows of it before it exists, so that no signal comes between."""
         if self.path.is_dir():
-            raise InputError(f"{role} must be a file, got the folder {str(path)!r}")
+            raise InputError(f"{self.role} must be a file, got the folder {str(self.given)!r}")
+        stack.push(self)
         try:
             self.file = self.name.open("xb")
         except FileNotFoundError as error:
-            folder = self.path.parent if path.parent.is_dir() else path.parent  # the former where `path` is a link
-            raise InputError(f"{role} folder {str(folder)!r} does not exist") from error
+            parent = self.given.parent
+            folder = self.path.parent if parent.is_dir() else parent  # the former where the path is a link
+            raise InputError(f"{self.role} folder {str(folder)!r} does not exist") from error
         except OSError as error:
-            raise InputError(f"{role} {str(path)!r} cannot be written: {error.strerror or error}") from error
+            raise InputError(f"{self.role} {str(self.given)!r} cannot be written: {error.strerror or error}") from error
+        return self
 
     def __enter__(self) -> Temporary:
         return self
@@ -114,7 +123,8 @@ class ParquetSink:
     """Batches are gathered into row groups of a useful size."""
 
     def __init__(self, file: Any, schema: Any) -> None:
-        pq.write_table(schema.empty_table(), io.BytesIO())  # refuses types that parquet has not, before the long work
+        nothing = pa.Table.from_batches([], schema)
+        pq.write_table(nothing, io.BytesIO())  # refuses types that parquet has not, before the long work
         self.writer = pq.ParquetWriter(file, schema, compression="zstd")
         self.waiting: list[Any] = []
 
@@ -148,14 +158,16 @@ class CsvSink:
     def __init__(self, file: Any, schema: Any) -> None:
         self.schema = pa.schema([(item.name, pa.string() if opaque(item.type) else item.type) for item in schema])
         options = pcsv.WriteOptions(quoting_style="needed")
-        pcsv.write_csv(self.schema.empty_table(), io.BytesIO(), options)
+        pcsv.write_csv(pa.Table.from_batches([], self.schema), io.BytesIO(), options)
         self.writer = pcsv.CSVWriter(file, self.schema, write_options=options)
 
     def write(self, table: Any) -> None:
         """Add rows."""
         for i, item in enumerate(table.schema):
             if opaque(item.type):
-                cells = [None if cell is None else to_json(cell) for cell in table.column(i).to_pylist()]
+                column = table.column(i).cast(without_nanoseconds(item.type))
+                written = str if isinstance(item.type, pa.UuidType) else to_json
+                cells = [None if cell is None else written(cell) for cell in column.to_pylist()]
                 table = table.set_column(i, item.name, pa.array(cells, pa.string()))
         self.writer.write_table(table)
 
@@ -174,11 +186,12 @@ class JsonlSink:
 
     def __init__(self, file: Any, schema: Any) -> None:
         self.file = file
+        self.schema = pa.schema([(item.name, without_nanoseconds(item.type)) for item in schema])
         self.floats = [item.name for item in schema if item.type in (pa.float32(), pa.list_(pa.float32()))]
 
     def write(self, table: Any) -> None:
         """Add rows."""
-        for batch in table.to_batches(max_chunksize=1024):
+        for batch in table.cast(self.schema).to_batches(max_chunksize=1024):
             for row in batch.to_pylist():
                 row.update({name: shortest(row[name]) for name in self.floats})
                 self.file.write(to_json(row).encode() + b"\n")
@@ -195,7 +208,19 @@ SINKS: dict[str, Callable[[Any, Any], Any]] = {".parquet": ParquetSink, ".csv": 
 
 def opaque(kind: Any) -> bool:
     """Whether a CSV cell cannot hold the type itself."""
-    return bool(pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    return bool(pa.types.is_nested(kind) or is_bytes(kind) or isinstance(kind, pa.BaseExtensionType))
+
+
+def without_nanoseconds(kind: Any) -> Any:
+    """A type with text for times in nanoseconds, in lists and structures too: Python has none, pandas may be absent."""
+    t = pa.types
+    if t.is_list(kind) or t.is_large_list(kind) or t.is_fixed_size_list(kind):
+        entry = without_nanoseconds(kind.value_type)
+        return kind if entry == kind.value_type else pa.large_list(entry)
+    if t.is_struct(kind):
+        return pa.struct([field.with_type(without_nanoseconds(field.type)) for field in kind])
+    is_time = t.is_timestamp(kind) or t.is_duration(kind) or t.is_time64(kind)
+    return pa.string() if is_time and kind.unit == "ns" else kind
 
 
 def shortest(value: Any) -> Any:
@@ -247,6 +272,8 @@ def check_schema(source: Source, ending: str) -> None:
 def output_schema(source: Source, packed: Packed, ending: str) -> Any:
     """The schema of the output: the input's columns, then the added ones."""
     base = source.settled_types() if isinstance(source, Csv) and ending != ".csv" else source.schema
+    if isinstance(source, Jsonl) and ending == ".csv":
+        base = pa.schema([(item.name, pa.string() if opaque(item.type) else item.type) for item in base])
     for name in packed.cut:  # a cut list has no fixed size any more
         i = base.get_field_index(name)
         if pa.types.is_fixed_size_list(base.field(i).type):
@@ -290,6 +317,8 @@ def nested_rows(table: Any, first_row: int, columns: Added, all_rows: bool, pack
 
     for name in [] if all_rows else packed.cut:
         i = table.schema.get_field_index(name)
+        if pa.types.is_string(table.schema.field(i).type):  # of JSON lines for CSV: already cut
+            continue
         entries = combined(table, name).flatten().take(pa.array(picked - splits[0]))
         kind = table.schema.field(i).type
         kind = pa.list_(kind.value_field) if pa.types.is_fixed_size_list(kind) else kind
@@ -300,17 +329,65 @@ def nested_rows(table: Any, first_row: int, columns: Added, all_rows: bool, pack
     return table if all_rows else table.filter(pa.array(has_kept))
 
 
-def copy_lines(source: Jsonl, columns: Added, all_rows: bool, file: Any, advance: Callable[[int], None]) -> None:
-    """JSON lines to JSON lines: the input's bytes, with the added entries before the closing brace."""
+def picked_of(row: int, packed: Packed, columns: Added, all_rows: bool) -> list[int] | None:
+    """The responses of a row that are written, in the order in which they are; None: the row is not."""
+    splits = packed.splits
+    ids = np.arange(row, row + 1) if splits is None else np.arange(splits[row], splits[row + 1])
+    if all_rows or not len(ids):
+        return list(ids)
+    kept = ids[columns.rank[ids] >= 0]
+    return list(kept[np.argsort(columns.rank[kept], kind="stable")]) if len(kept) else None
+
+
+def copy_lines(
+    source: Jsonl, packed: Packed, columns: Added, all_rows: bool, file: Any, advance: Callable[[int], None]
+) -> None:
+    """JSON lines to JSON lines: the input's text, lists cut, with the added entries before the closing brace."""
+    cut = [] if all_rows else packed.cut
     for first_row, lines in source.lines():
         for r, line in enumerate(lines, start=first_row):
-            if not all_rows and columns.rank[r] < 0:
+            picked = picked_of(r, packed, columns, all_rows)
+            if picked is None:
                 continue
-            body = line.rstrip()[:-1].rstrip()
-            entries = {name: columns.column(name, slice(r, r + 1))[0].as_py() for name in TYPES}
+            entries = {name: columns.column(name, picked).to_pylist() for name in TYPES}
             entries["mrt_share"] = shortest(entries["mrt_share"])
+            if packed.splits is None:
+                entries = {name: values[0] for name, values in entries.items()}
+            else:
+                line = with_cut_lists(line, cut, [int(i - packed.splits[r]) for i in picked])
+            body = line.rstrip()[:-1].rstrip()
             file.write(body + (b"" if body.endswith(b"{") else b", ") + to_json(entries)[1:].encode() + b"\n")
         advance(len(lines))
+
+
+def with_cut_lists(line: bytes, names: list[str], picked: list[int]) -> bytes:
+    """A line of JSON with the entries `picked` alone in the lists of `names`; all else is as it was."""
+    text = line.decode()
+    found = raw_json.members(text) if names else {}
+    for span in sorted((found[name] for name in names), reverse=True):
+        text = text[: span[0]] + raw_json.cut(text, span, picked) + text[span[1] :]
+    return text.encode()
+
+
+def with_raw_cells(
+    table: Any, lines: list[bytes], first_row: int, packed: Packed, columns: Added, all_rows: bool
+) -> Any:
+    """JSON lines for CSV: lists and structures are their text in the input, cut where they are cut."""
+    names = [item.name for item in table.schema if opaque(item.type)]
+    cells: dict[str, list[str | None]] = {name: [] for name in names}
+    for r, line in enumerate(lines if names else [], start=first_row):
+        text = line.decode()
+        found = raw_json.members(text)
+        picked = picked_of(r, packed, columns, all_rows)
+        for name in names:
+            span = found.get(name, (0, 0))
+            if name in packed.cut and picked is not None and not all_rows:
+                cells[name].append(raw_json.cut(text, span, [int(i - packed.splits[r]) for i in picked]))
+            else:
+                cells[name].append(None if text[slice(*span)] in ("", "null") else text[slice(*span)])
+    for name in names:
+        table = table.set_column(table.schema.get_field_index(name), name, pa.array(cells[name], pa.string()))
+    return table
 
 
 def write_rows(
@@ -319,14 +396,17 @@ def write_rows(
     """Stream the input into `out`, in the format of its ending."""
     ending = out.path.suffix.lower()
     try:
-        if isinstance(source, Jsonl) and ending == ".jsonl" and packed.splits is None:
-            copy_lines(source, columns, all_rows, out.file, advance)
+        if isinstance(source, Jsonl) and ending == ".jsonl":
+            copy_lines(source, packed, columns, all_rows, out.file, advance)
             return
         schema = output_schema(source, packed, ending)
         sink = SINKS[ending](out.file, schema)
+        blocks = source.lines() if isinstance(source, Jsonl) and ending == ".csv" else None
         try:
             for first_row, batch in source.batches():
                 table = typed(as_table(batch), schema) if isinstance(source, Csv) else as_table(batch)
+                if blocks is not None:
+                    table = with_raw_cells(table, next(blocks)[1], first_row, packed, columns, all_rows)
                 if packed.splits is None:
                     table = long_rows(table, first_row, columns, all_rows)
                 else:

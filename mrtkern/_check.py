@@ -47,8 +47,12 @@ def is_distributed(value: Tensor) -> bool:
 
 def no_tangent(op: str, **tensors: Tensor | None) -> None:
     """Refuse forward-mode differentiation, which operators would pass in silence, as if their derivative were 0, and
-    gradients under the transforms of torch.func, which an autograd.Function refuses in words about itself."""
+    gradients under the transforms of torch.func, which an autograd.Function refuses in words about itself and which
+    torch.compile takes for 0, because no tensor says there that it requires one: it is sent back to eager mode."""
+    transform = f"{op}: {{}} must be differentiated by backward, got a transform of torch.func"
     if torch.compiler.is_compiling():
+        if isinstance(torch._C._functorch.peek_interpreter_stack(), torch._C._functorch.CInterpreter):
+            raise RuntimeError(transform.format(*tensors))
         return
     is_transformed = torch._C._are_functorch_transforms_active() and torch.is_grad_enabled()
     for name, value in tensors.items():
@@ -56,8 +60,51 @@ def no_tangent(op: str, **tensors: Tensor | None) -> None:
             continue
         if forward_ad.unpack_dual(value).tangent is not None:
             raise RuntimeError(f"{op}: {name} must be differentiated by backward, got a tangent of forward mode")
-        if is_transformed and value.requires_grad:
-            raise RuntimeError(f"{op}: {name} must be differentiated by backward, got a transform of torch.func")
+        if is_transformed and _is_differentiated(value):
+            raise RuntimeError(transform.format(name))
+
+
+def _is_differentiated(value: Tensor) -> bool:
+    """Whether a transform of torch.func asks for a gradient of it, also around one that does not, such as vmap."""
+    while not value.requires_grad and torch._C._functorch.is_functorch_wrapped_tensor(value):
+        value = torch._C._functorch.get_unwrapped(value)
+    return value.requires_grad
+
+
+def no_transform(op: str) -> None:
+    """Refuse torch.func altogether, where a message to other ranks is part of the call."""
+    if torch._C._are_functorch_transforms_active():
+        raise RuntimeError(f"{op}: the call must not be transformed, because ranks talk in it, got one of torch.func")
+
+
+def no_trace(op: str, **tensors: Tensor | None) -> None:
+    """Refuse gradients under torch.jit.trace, whose own check runs without them and finds another graph."""
+    if torch.compiler.is_compiling() or not (torch._C._is_tracing() and torch.is_grad_enabled()):
+        return
+    for name, value in tensors.items():
+        if value is not None and value.requires_grad:
+            fail(op, name, "be traced by torch.jit.trace under torch.no_grad()", "one that requires a gradient")
+
+
+def once(op: str, what: str, grad: Tensor) -> None:
+    """In a backward that is made for one gradient, once: refuse batches of them and a graph of the backward."""
+    if is_batch(grad):
+        raise RuntimeError(f"{op}: {what} must be differentiated by one gradient at a time, got a batch of them")
+    if torch.is_grad_enabled():
+        raise RuntimeError(f"{op}: {what} must be differentiated once at most, got create_graph=True")
+
+
+def is_batch(value: Tensor) -> bool:
+    """Whether it stands for several, under torch.func.vmap or is_grads_batched."""
+    return torch._C._functorch.is_batchedtensor(value) or torch._C._functorch.is_legacy_batchedtensor(value)
+
+
+def is_traced(value: Tensor) -> bool:
+    """Whether operations on `value` are recorded, imitated or repeated: nothing may be read, nor memory reused."""
+    if torch.compiler.is_compiling():
+        return True
+    is_plain = type(value) in (Tensor, torch.nn.Parameter) and value.device.type != "meta" and not is_batch(value)
+    return not is_plain or torch._C._len_torch_dispatch_stack() > 0 or torch._C._is_tracing()
 
 
 def floating(op: str, argument: str, value: Any) -> None:
@@ -72,8 +119,15 @@ def number(op: str, argument: str, value: Any) -> None:
     if isinstance(value, Tensor):
         if value.numel() != 1 or value.is_complex() or value.dtype == torch.bool:
             raise TypeError(f"{op}: {argument} must be a number, got a tensor {shape(value)} of {value.dtype}")
+        no_gradient(op, argument, value)
     elif isinstance(value, bool) or not isinstance(value, NUMBERS):
         raise TypeError(f"{op}: {argument} must be a number, got {type(value).__name__}")
+
+
+def no_gradient(op: str, argument: str, value: Tensor) -> None:
+    """Refuse what would wait for a gradient in vain."""
+    if value.requires_grad:
+        fail(op, argument, "not require a gradient, because it gets none", "one that does")
 
 
 def integer(op: str, argument: str, value: Any, rule: str = "be an int") -> int:

@@ -22,8 +22,8 @@ OPTIONAL = ("triton", "mrtkern._C", "mrtkern._cuda")  # what an installation may
 def load(op: str, backend: str) -> ModuleType | str:
     """The backend's module, or the reason why there is none."""
     name = f"mrtkern.ops.{op}.{backend}"
-    if importlib.util.find_spec(name) is None:
-        return f"{op} has no {backend} backend"
+    if not has_file(op, backend):
+        return f"{op} has no {backend} backend; {others(op, backend)}"
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:  # not ImportError: a binary that does not load is broken, not absent
@@ -33,10 +33,25 @@ def load(op: str, backend: str) -> ModuleType | str:
         return f"{missing} is not installed"
 
 
+def has_file(op: str, backend: str) -> bool:
+    """Whether the operation says anything about this backend."""
+    return importlib.util.find_spec(f"mrtkern.ops.{op}.{backend}") is not None
+
+
+@functools.cache
+def others(op: str, backend: str) -> str:
+    """What runs instead of a backend that an operation has not."""
+    found = (name for name in BACKENDS if name != backend and has_file(op, name))
+    return f"it has {', '.join(name for name in found if hasattr(load(op, name), 'forward'))}"
+
+
 def why_not(op: str, backend: str, problem: Any) -> str | None:
     """None when `backend` can run `problem`, otherwise one sentence that says why it cannot."""
     module = load(op, backend)
-    return module if isinstance(module, str) else module.why_not(problem)
+    if isinstance(module, str):
+        return module
+    reason: str | None = module.why_not(problem)
+    return reason if reason is None or hasattr(module, "forward") else f"{reason}; {others(op, backend)}"
 
 
 def check(op: str, backend: Any) -> None:

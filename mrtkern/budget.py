@@ -127,6 +127,11 @@ class _OfFixedPrompts:
     def __call__(self, K: float) -> float:
         return (self.between + self.within / K) / self.num_prompts
 
+    def scaled(self) -> _OfFixedPrompts:
+        """The same times a power of two, near 1."""
+        between, within = _near_one(self.between, self.within)
+        return _OfFixedPrompts(between, within, self.num_prompts)
+
 
 @dataclass(frozen=True)
 class _OfBudget:
@@ -140,6 +145,17 @@ class _OfBudget:
 
     def __call__(self, K: float) -> float:
         return (self.between + self.within / K) * (self.prompt_cost + K * self.response_cost) / self.budget
+
+    def scaled(self) -> _OfBudget:
+        """The same times a power of two, near 1."""
+        costs = _near_one(self.prompt_cost, self.response_cost)
+        return _OfBudget(*_near_one(self.between, self.within), *costs, *_near_one(self.budget))
+
+
+def _near_one(*numbers: float) -> list[float]:
+    """Numbers over the power of two above the largest."""
+    exponent = math.frexp(max(numbers))[1]
+    return [math.ldexp(number, -exponent) for number in numbers]
 
 
 def optimal_k(
@@ -168,55 +184,85 @@ def optimal_k(
     Source: arXiv 2606.00544.
     """
     op = "optimal_k"
-    _numbers(op, between=between, within=within, prompt_cost=prompt_cost)
-    _check.number(op, "response_cost", response_cost)
-    for name, value in (("budget", budget), ("max_k", max_k), ("num_prompts", num_prompts)):
-        if value is not None:
-            _check.number(op, name, value)
-    if not 0 < response_cost < math.inf:
-        _check.fail(op, "response_cost", "be positive and finite", response_cost)
-    if budget is not None and not 0 < budget < math.inf:
-        _check.fail(op, "budget", "be positive and finite", budget)
-    if max_k is not None and max_k < 1:
-        _check.fail(op, "max_k", "be at least 1", max_k)
-    limit = math.inf if max_k is None else max_k
+    between, within, prompt_cost = _numbers(op, between=between, within=within, prompt_cost=prompt_cost)
+    response_cost = _positive(op, "response_cost", response_cost)
+    budget = None if budget is None else _positive(op, "budget", budget)
+    limit = math.inf if max_k is None else _counted(op, "max_k", max_k)
+    variance: _OfFixedPrompts | _OfBudget
     if num_prompts is not None:
+        num_prompts = _counted(op, "num_prompts", num_prompts)
         bought, continuous = _bought(op, prompt_cost, response_cost, num_prompts, budget)
-        return _choice(min(bought, limit), continuous, _OfFixedPrompts(between, within, num_prompts))
-    variance = _OfBudget(between, within, prompt_cost, response_cost, 1.0 if budget is None else budget)
-    if within * prompt_cost == 0:
-        continuous = 0.0
+        best = [min(bought, limit)]
+        variance = _OfFixedPrompts(between, within, num_prompts)
     else:
-        continuous = math.inf if between == 0 else math.sqrt(within / between * (prompt_cost / response_cost))
-    if min(continuous, limit) == math.inf:
-        _check.fail(op, "max_k", "be given when the variance between prompts is 0", None)
-    low = math.floor(min(max(continuous, 1), limit))
-    k = min((low, int(min(low + 1, limit))), key=variance)
-    return _choice(k, continuous, variance)
+        continuous = _root(within, prompt_cost, between, response_cost)
+        low = math.floor(x) if (x := min(max(continuous, 1), limit)) < math.inf else x
+        best = [low, min(low + 1, limit)]
+        variance = _OfBudget(between, within, prompt_cost, response_cost, 1.0 if budget is None else budget)
+    if best[0] == math.inf:
+        reason = "the variance between prompts is 0" if between == 0 else "float64 cannot hold the best number"
+        _check.fail(op, "max_k", f"be given when {reason}", None)
+    return _choice(op, [int(k) for k in best], continuous, variance)
 
 
-def _numbers(op: str, **numbers: float) -> None:
+def _numbers(op: str, **numbers: float) -> list[float]:
     for name, value in numbers.items():
         _check.number(op, name, value)
         if not 0 <= value < math.inf:
             _check.fail(op, name, "be finite and not negative", value)
+    return [float(value) for value in numbers.values()]
 
 
-def _choice(k: float, continuous: float, variance: Callable[[float], float]) -> KChoice:
-    return KChoice(int(k), continuous, variance(1) / variance(k) if variance(k) else 1.0, variance)
+def _positive(op: str, name: str, value: float) -> float:
+    _check.number(op, name, value)
+    if not 0 < value < math.inf:
+        _check.fail(op, name, "be positive and finite", value)
+    return float(value)
+
+
+def _counted(op: str, name: str, value: int) -> int:
+    counted = _check.integer(op, name, value)
+    if counted < 1:
+        _check.fail(op, name, "be at least 1", counted)
+    return counted
+
+
+def _root(within: float, prompt_cost: float, between: float, response_cost: float) -> float:
+    """sqrt(within prompt_cost / (between response_cost)), whose parts may exceed float64."""
+    if within == 0 or prompt_cost == 0:
+        return 0.0
+    if between == 0:
+        return math.inf
+    (w, p, b, r), (i, j, k, m) = zip(*map(math.frexp, (within, prompt_cost, between, response_cost)), strict=True)
+    exponent = i + j - k - m
+    half = exponent // 2
+    try:
+        return math.ldexp(math.sqrt(math.ldexp(w / b * (p / r), exponent - 2 * half)), half)
+    except OverflowError:
+        return math.inf
+
+
+def _choice(op: str, best: list[int], continuous: float, variance: _OfFixedPrompts | _OfBudget) -> KChoice:
+    """The better of some numbers, by variances of numbers near 1: those given may be beyond float64, or 0 in it."""
+    scaled = variance.scaled()
+    k = min(best, key=scaled)
+    for K in (1, k):
+        if variance(K) == math.inf:
+            _check.fail(op, "between and within", "have variances below 2**1024", f"inf with {K} responses per prompt")
+    return KChoice(k, continuous, scaled(1) / scaled(k) if scaled(k) else 1.0, variance)
 
 
 def _bought(
     op: str, prompt_cost: float, response_cost: float, num_prompts: int, budget: float | None
-) -> tuple[int, float]:
+) -> tuple[float, float]:
     """Responses per prompt that the budget pays for: with the prompts fixed, variance only falls with K."""
-    if num_prompts < 1:
-        _check.fail(op, "num_prompts", "be at least 1", num_prompts)
     if budget is None:
         _check.fail(op, "budget", "be given with num_prompts", None)
     continuous = (budget / num_prompts - prompt_cost) / response_cost
+    if continuous == math.inf:
+        return continuous, continuous
     k = math.floor(continuous)
-    if num_prompts * (prompt_cost + (k + 1) * response_cost) <= budget * (1 + ROUNDING):
+    if num_prompts * (prompt_cost + (k + 1) * response_cost) / budget <= 1 + ROUNDING:
         k += 1
     if k < 1:
         least = num_prompts * (prompt_cost + response_cost)
@@ -235,7 +281,8 @@ def allocate_k(score: Tensor, total: int, *, min_k: int | Tensor = 1, max_k: int
     Returns K int64 [B], sum exactly total. The greedy is optimal: each further response lowers score / K by less.
     No gradient. Deterministic: equal gains go to the lower index. Memory: about 100 bytes per prompt.
     torch.compile breaks its graph here (fullgraph is refused), because values of score are read.
-    Raises ValueError for a score that is negative, NaN or infinite (naming the row), a total beyond the limits.
+    Raises ValueError for a score that is negative, NaN or infinite (naming the row), a total beyond the limits, and B
+    times total from 2**63 on.
     Source: arXiv 2606.00544, its budget applied prompt by prompt; the threshold is bisected over float64 bit patterns.
     """
     op = "allocate_k"
@@ -250,18 +297,26 @@ def allocate_k(score: Tensor, total: int, *, min_k: int | Tensor = 1, max_k: int
     low = _limit(op, "min_k", min_k, score)
     if low.numel() and int(low.min()) < 1:
         _check.fail(op, "min_k", "be at least 1", int(low.min()))
-    if total < int(low.sum()):
-        _check.fail(op, "total", f"be at least the sum of min_k, {int(low.sum())}", total)
-    high = low + (total - int(low.sum()))
+    least = _sum(low)
+    if total < least:
+        _check.fail(op, "total", f"be at least the sum of min_k, {least}", total)
+    if total * score.shape[0] >= 2**63:
+        _check.fail(op, "total", "be below 2**63 over the number of prompts", total)
+    high = low + (total - least)
     if max_k is not None:
         limit = _limit(op, "max_k", max_k, score)
         if bool((limit < low).any()):
             b = int((limit < low).int().argmax())
             _check.fail(op, "max_k", f"be at least min_k, {int(low[b])}", f"{int(limit[b])} for prompt {b}")
         high = torch.minimum(high, limit)
-    if total > int(high.sum()):
-        _check.fail(op, "total", f"be at most the sum of max_k, {int(high.sum())}", total)
+    if total > _sum(high):
+        _check.fail(op, "total", f"be at most the sum of max_k, {_sum(high)}", total)
     return _dealt(gain, total, low, high)
+
+
+def _sum(counts: Tensor) -> int:
+    """Exact, also beyond int64: the sum of int64, none negative."""
+    return (int((counts >> 31).sum()) << 31) + int((counts & (2**31 - 1)).sum())
 
 
 def _limit(op: str, argument: str, value: int | Tensor, score: Tensor) -> Tensor:

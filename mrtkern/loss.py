@@ -11,11 +11,12 @@ from torch import Tensor
 from mrtkern import _check
 from mrtkern._groups import IdGroups
 from mrtkern.details import LossDetails, response_tokens
-from mrtkern.ops.cross_entropy.op import cross_entropy
+from mrtkern.ops.cross_entropy.op import checked_options, cross_entropy
 from mrtkern.ops.cross_entropy.problem import IGNORE
 from mrtkern.ops.linear_cross_entropy.op import linear_cross_entropy
 
 OP = "response_weights"
+MODULE = "MultiResponseCrossEntropyLoss"
 OPTIONS = ("label_smoothing", "z_loss", "softcap", "return_details", "check", "backend", "inplace")  # of the losses
 NORMALIZATIONS = ("token", "response", "prompt", "prompt_token", "prompt_sum")
 Count = float | Tensor
@@ -42,6 +43,12 @@ def _weights(
     counts = (T_r > 0).double()  # an empty response is none
     v = torch.ones_like(T_r) if response_weight is None else response_weight.double()
     groups = IdGroups(prompt)
+    given = {
+        "num_prompts": num_prompts, "num_responses": num_responses, "num_tokens": num_tokens,
+        "responses_per_prompt": responses_per_prompt, "tokens_per_response": tokens_per_response,
+        "tokens_per_prompt": tokens_per_prompt, "response_weight": response_weight,
+    }  # fmt: skip
+    is_right = is_right & _checked_values(given, tokens, counts)
 
     def or_else(given: Tensor | None, local: Tensor) -> Tensor:
         return (local if given is None else given).double()
@@ -58,9 +65,38 @@ def _weights(
             denominator = P * T_r if normalize == "prompt" else P * constant
             if response_weight is None:
                 v = v / or_else(responses_per_prompt, groups.sums(counts)).clamp(min=1)
-    weight = torch.where((v == 0) | (counts == 0), 0, v / denominator)  # [R]
+    weight = torch.where((v == 0) | (counts == 0), 0, v / denominator).float()  # [R]
+    is_right = is_right & weight.isfinite()
+    if _check.may_wait(targets.device) and not bool(is_right.all()):
+        r = _check.first(~weight.isfinite())
+        _check.fail(
+            OP, "response_weight", "leave weights that float32 can hold", f"{float(weight[r])} for response {r}"
+        )
     each = torch.where(is_right, weight, torch.nan).repeat_interleave(offsets.diff(), output_size=targets.shape[0])
-    return torch.where(is_valid, each, 0).float()
+    return torch.where(is_valid, each, 0)
+
+
+def _checked_values(given: dict[str, Tensor | None], tokens: Tensor, counts: Tensor) -> Tensor:
+    """Whether every number is finite, and every count positive where a response counts (0-d), else not negative.
+
+    What is not so is refused where values may be read; elsewhere weights must become NaN.
+    """
+    is_right = tokens.new_ones((), dtype=torch.bool)
+    for name, value in given.items():
+        if value is None:
+            continue
+        is_bad = ~value.isfinite()
+        rule = "be finite"
+        if name not in ("response_weight", "tokens_per_prompt"):  # whose signs are the user's
+            has_use = (tokens > 0) if name == "tokens_per_response" else counts > 0
+            is_bad = is_bad | (value < 0) | ((value == 0) & (has_use if value.ndim else has_use.any()))
+            rule = "be finite and positive"
+        if _check.may_wait(value.device) and bool(is_bad.any()):
+            r = _check.first(is_bad.reshape(-1))
+            where = f" for response {r}" if value.ndim else ""
+            _check.fail(OP, name, rule, f"{value.reshape(-1)[r].item()}{where}")
+        is_right = is_right & ~is_bad.any()
+    return is_right
 
 
 torch.library.impl("mrtkern::response_weights", ("cpu", "cuda"), _weights)
@@ -111,7 +147,7 @@ def response_weights(
     _check.int64(OP, "targets", targets)
     _check.one_of(OP, "normalize", normalize, NORMALIZATIONS)
     ignore_index = _check.integer(OP, "ignore_index", ignore_index)
-    constant = _positive("constant", constant)
+    constant = _positive(OP, "constant", constant)
     flat, device = targets.reshape(-1), targets.device
     offsets = _response_offsets(targets, offsets)
     R = offsets.shape[0] - 1
@@ -121,8 +157,7 @@ def response_weights(
     if response_weight is not None:
         _check.floating(OP, "response_weight", response_weight)
         _check.vector(OP, "response_weight", response_weight, R, "response")
-        if response_weight.requires_grad:
-            _check.fail(OP, "response_weight", "not require a gradient, because it gets none", "one that does")
+        _check.no_gradient(OP, "response_weight", response_weight)
     _check.same_device(OP, targets=targets, prompt=prompt, response_weight=response_weight)
     totals = {"num_prompts": num_prompts, "num_responses": num_responses, "num_tokens": num_tokens}
     counts = [_count(name, value, None, device) for name, value in totals.items()]
@@ -150,11 +185,11 @@ def _response_offsets(targets: Tensor, offsets: Tensor | None) -> Tensor:
     return torch.arange(R + 1, dtype=torch.int64, device=targets.device) * L
 
 
-def _positive(name: str, value: Any) -> float:
+def _positive(op: str, name: str, value: Any) -> float:
     """A number that divides."""
-    _check.number(OP, name, value)
+    _check.number(op, name, value)
     if not 0 < value < math.inf:
-        _check.fail(OP, name, "be positive and finite", value)
+        _check.fail(op, name, "be positive and finite", value)
     return float(value)
 
 
@@ -164,11 +199,14 @@ def _count(name: str, value: Count | None, R: int | None, device: torch.device) 
         return None
     size = () if R is None else (R,)
     if not isinstance(value, Tensor):
-        return torch.full(size, _positive(name, value), dtype=torch.float64, device=device)
+        return torch.full(size, _positive(OP, name, value), dtype=torch.float64, device=device)
     if value.shape not in ((), size):
         _check.fail(OP, name, "be a number or " + ("0-d" if R is None else f"of shape [{R}]"), _check.shape(value))
     if value.device != device:
         _check.fail(OP, name, f"be on the device of targets ({device})", value.device)
+    if value.dtype not in (*_check.FLOATING, *_check.INTEGRAL):
+        _check.fail(OP, name, "be of numbers", value.dtype)
+    _check.no_gradient(OP, name, value)
     return value.expand(size)
 
 
@@ -185,11 +223,16 @@ class MultiResponseCrossEntropyLoss(torch.nn.Module):
 
     def __init__(self, normalize: str, *, ignore_index: int = IGNORE, constant: float = 1.0, **options: Any) -> None:
         super().__init__()
-        _check.one_of("MultiResponseCrossEntropyLoss", "normalize", normalize, NORMALIZATIONS)
+        _check.one_of(MODULE, "normalize", normalize, NORMALIZATIONS)
         for name in options:
             if name not in OPTIONS:
-                rule = f"be among {', '.join(OPTIONS)}"
-                raise TypeError(f"MultiResponseCrossEntropyLoss: options must {rule}, got {name}")
+                raise TypeError(f"{MODULE}: options must be among {', '.join(OPTIONS)}, got {name}")
+        given = {"softcap": None, "backend": None, **options}
+        flags = {name: given.pop(name) for name in ("return_details", "inplace") if name in given}
+        for name, flag in flags.items():
+            _check.flag(MODULE, name, flag)
+        checked_options(MODULE, ignore_index, **given)
+        _positive(MODULE, "constant", constant)
         self.normalize, self.ignore_index, self.constant, self.options = normalize, ignore_index, constant, options
 
     def forward(
@@ -218,11 +261,17 @@ class MultiResponseCrossEntropyLoss(torch.nn.Module):
         class, TypeError for what is no tensor and a count by another name.
         Source: arXiv 2606.00544; `mrtkern.ops.cross_entropy` has the equations.
         """
+        if weight is None and bias is not None:
+            _check.fail(MODULE, "bias", "be None without weight, because logits have it already", type(bias).__name__)
+        if weight is not None and self.options.get("inplace"):
+            _check.fail(MODULE, "inplace", "be False with weight, because there are no logits to overwrite", True)
         w = response_weights(
             targets, self.normalize, offsets=offsets, prompt=prompt, response_weight=response_weight,
             ignore_index=self.ignore_index, constant=self.constant, **counts,
         )  # fmt: skip
         options = {"token_weight": w, "ignore_index": self.ignore_index, **self.options}
+        if weight is not None:
+            options.pop("inplace", None)
         if options.get("return_details"):
             options |= {"offsets": offsets, "prompt": prompt}
         if weight is None:
@@ -231,4 +280,5 @@ class MultiResponseCrossEntropyLoss(torch.nn.Module):
 
     def extra_repr(self) -> str:
         """What `print` shows."""
-        return ", ".join([repr(self.normalize), *(f"{key}={value!r}" for key, value in self.options.items())])
+        given = {"ignore_index": self.ignore_index, "constant": self.constant, **self.options}
+        return ", ".join([repr(self.normalize), *(f"{key}={value!r}" for key, value in given.items())])

@@ -1,7 +1,7 @@
 """Losses over a vocabulary that is split among the ranks of a process group: each holds some classes of every row.
 
-    forward    lse and target logit of the own classes, one all-gather of 3 T numbers (with label smoothing 5 T), the
-               loss of the whole vocabulary
+    forward    lse and log-probability of the target among the own classes, one all-gather of 2 T numbers (with label
+               smoothing 3 T) and which classes these are, the loss of the whole vocabulary
     backward   dz = w (exp(z - lse) - [v = y]) of the own classes; one all-reduce of dh
 
 Hidden states, targets and weights are the same on every rank, and so is the loss. No rank sees another's logits.
@@ -19,10 +19,10 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 
 from mrtkern import _check, _dispatch
-from mrtkern.ops.cross_entropy.op import check_targets, checked_options
+from mrtkern.ops.cross_entropy.op import check_targets, checked_options, packed
 from mrtkern.ops.cross_entropy.problem import IGNORE, Options
 from mrtkern.ops.linear_cross_entropy import head, passes
-from mrtkern.ops.linear_cross_entropy.problem import NO_TARGET, Cap, Problem
+from mrtkern.ops.linear_cross_entropy.problem import Cap, Problem
 from mrtkern.ops.linear_cross_entropy.rows import Entries, entries
 
 
@@ -32,6 +32,9 @@ class _Shard:
 
     op: str
     group: dist.ProcessGroup
+    targets: Tensor  # [T] of every row, in the whole vocabulary
+    first_class: int
+    num_classes: int
     given: Entries  # rows that count; their targets are numbered from this rank's first class, -1 where it has them not
     options: Options
     cap: Cap
@@ -49,78 +52,84 @@ class _Shard:
         own = targets - first_class
         own = torch.where((own >= 0) & (own < V), own, -1)
         given = entries(own, None, weight, valid, valid & (weight != 0), _check.may_wait(targets.device))
-        return cls(op, group, given, options, Cap(options.softcap))
+        return cls(op, group, targets, first_class, V, given, options, Cap(options.softcap))
 
     @property
     def num_statistics(self) -> int:
         """Numbers per row that a rank tells the others."""
-        return 5 if self.options.label_smoothing else 3
+        return 3 if self.options.label_smoothing else 2
 
     def statistics(self, rows: ModuleType, z: Tensor, chunk: slice) -> Tensor:
-        """Of some rows, [3 or 5, C] float64: lse, target logit (0 elsewhere), whether the target is here; for label
-        smoothing the sum of the logits and the number of classes."""
-        targets, V = self.given.targets[chunk], z.shape[1]
-        logp, _, lse, mean = rows.log_probs(
+        """Of some rows, [2 or 3, C] float64: lse; log-probability of the target among the own classes, 0 without one;
+        for label smoothing how far the mean of the logits is below lse."""
+        targets = self.given.targets[chunk]
+        logp, _, lse, below = rows.log_probs(
             z, torch.where(targets == -1, 0, targets), self.cap, bool(self.options.label_smoothing)
         )
-        told = [lse, torch.where(targets < 0, 0, lse + logp), (targets >= 0).double()]
-        return torch.stack(told if mean is None else [*told, mean * V, torch.full_like(mean, V)])
+        told = [lse, torch.where(targets < 0, 0, logp).double()]
+        return torch.stack(told if below is None else [*told, below.double()])
 
-    def merge(self, mine: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The loss, lse [T'] and number of all classes, from the statistics [3 or 5, T'] of every rank."""
-        everyone = mine.new_empty((dist.get_world_size(self.group), *mine.shape))  # [ranks, 3 or 5, T']
-        dist.all_gather(list(everyone), mine.contiguous(), group=self.group)
-        lse = everyone[:, 0].logsumexp(0)
-        owners = everyone[:, 2].sum(0)
-        is_bad = (owners != 1) & (self.given.targets != NO_TARGET)
-        may_wait = _check.may_wait(targets.device)
+    def merge(self, mine: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss, lse [T'] and number of all classes, from the statistics [2 or 3, T'] of every rank."""
+        told = torch.cat([mine.new_tensor([self.first_class, self.num_classes]), mine.flatten()])
+        everyone = told.new_empty((dist.get_world_size(self.group), *told.shape))
+        dist.all_gather(list(everyone), told, group=self.group)
+        first, sizes = everyone[:, :2].T  # [ranks]
+        is_own = (self.targets >= first[:, None]) & (self.targets < (first + sizes)[:, None])  # [ranks, T]
+        is_bad = (is_own.sum(0) != 1) & (self.targets != self.options.ignore_index)
+        may_wait = _check.may_wait(self.targets.device)
         if may_wait and bool(is_bad.any()):
-            i = int(is_bad.int().argmax())
-            t = i if self.given.rows is None else int(self.given.rows[i])
+            t = _check.first(is_bad)
             raise IndexError(
-                f"{self.op}: targets must each be a class of exactly one rank, got {int(targets[t])} at position {t}, "
-                f"which {int(owners[i])} have"
+                f"{self.op}: targets must each be a class of exactly one rank, got {int(self.targets[t])} at position "
+                f"{t}, which {int(is_own[:, t].sum())} have"
             )
-        each, classes, smoothing = lse - everyone[:, 1].sum(0), None, self.options.label_smoothing
-        if smoothing and len(lse):
-            total, num_classes = everyone[:, 3:].sum(0)  # [T'] each
-            each, classes = (1 - smoothing) * each + smoothing * (lse - total / num_classes), num_classes[0]
+        is_own = is_own if self.given.rows is None else is_own[:, self.given.rows]
+        lses, logp, *below = everyone[:, 2:].unflatten(1, mine.shape).unbind(1)  # [ranks, T'] each
+        lse = lses.logsumexp(0)
+        above = lse - lses  # not negative, as -logp and what is below: no probability exceeds 1
+        each, smoothing = torch.where(is_own, above - logp, 0).sum(0), self.options.label_smoothing
+        if smoothing:
+            smoothed = ((above + below[0]) * sizes[:, None]).sum(0) / sizes.sum()
+            each = (1 - smoothing) * each + smoothing * smoothed
         each = each + self.options.z_loss * lse**2
-        loss = (self.given.weight * each).sum().to(self.given.weight.dtype)
-        return loss if may_wait else torch.where(is_bad.any(), torch.nan, loss), lse, classes
+        weight = self.given.weight
+        loss = torch.where(weight == 0, 0, weight * each).sum().to(weight.dtype)
+        return loss if may_wait else torch.where(is_bad.any(), torch.nan, loss), lse, sizes.sum()
 
-    def whole(self, classes: Tensor | None) -> dict[str, Any]:
+    def whole(self, classes: Tensor) -> dict[str, Any]:
         """What the gradient of a part of the classes must know of the others, beside their lse."""
-        return {"z_loss": self.options.z_loss, "label_smoothing": self.options.label_smoothing, "classes": classes}
+        smoothing = self.options.label_smoothing
+        return {"z_loss": self.options.z_loss, "label_smoothing": smoothing, "classes": classes if smoothing else None}
 
 
 class _Logits(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor, shard: _Shard, rows: ModuleType) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, shard: _Shard, rows: ModuleType) -> Tensor:
         z = _wanted(logits, shard.given)
-        loss, lse, classes = shard.merge(shard.statistics(rows, z, slice(0, len(z))), targets)
+        loss, lse, classes = shard.merge(shard.statistics(rows, z, slice(0, len(z))))
         ctx.save_for_backward(logits, lse)
         ctx.shard, ctx.rows, ctx.whole = shard, rows, shard.whole(classes)
         return loss
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         logits, lse = ctx.saved_tensors
         shard = ctx.shard
+        _check.once(shard.op, "logits", grad)
         dz = _wanted(logits, shard.given, is_copy=True)
         weight = shard.given.weight * grad  # before the one rounding to the type of the logits
         ctx.rows.log_probs_backward(dz, shard.given.targets, shard.cap, weight, None, lse=lse, **ctx.whole)
         if shard.given.rows is None:
-            return dz, None, None, None
-        return torch.zeros_like(logits).index_copy_(0, shard.given.rows, dz), None, None, None
+            return dz, None, None
+        return torch.zeros_like(logits).index_copy_(0, shard.given.rows, dz), None, None
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, shard: _Shard,
-        rows: ModuleType, problem: Problem,
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, shard: _Shard, rows: ModuleType,
+        problem: Problem,
     ) -> Tensor:  # fmt: skip
         counted = shard.given.targets.shape[0]
         mine = torch.empty(shard.num_statistics, counted, dtype=torch.float64, device=hidden.device)
@@ -129,22 +138,22 @@ class _Linear(torch.autograd.Function):
             mine[:, chunk] = shard.statistics(rows, z, chunk)
 
         passes.run(rows, replace(problem, needs=(False,) * 3), hidden, weight, bias, shard.given, step)
-        loss, lse, classes = shard.merge(mine, targets)
+        loss, lse, classes = shard.merge(mine)
         ctx.save_for_backward(hidden, weight, bias, lse)
         ctx.shard, ctx.rows, ctx.problem, ctx.whole = shard, rows, problem, shard.whole(classes)
         return loss
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, lse = ctx.saved_tensors
         shard = ctx.shard
+        _check.once(shard.op, "the loss", grad)
         given = (ctx.rows, ctx.problem, hidden, weight, bias, shard.given, shard.cap, None)
         made = passes.log_probs_backward(*given, lse=lse, **ctx.whole)
         if made.hidden is not None:
             dist.all_reduce(made.hidden, group=shard.group)
         found = ((made.hidden, hidden), (made.weight, weight), (made.bias, bias))
-        return *(None if d is None else d.mul_(grad).to(value.dtype) for d, value in found), None, None, None, None
+        return *(None if d is None else d.mul_(grad).to(value.dtype) for d, value in found), None, None, None
 
 
 # torch.compiler.disable imports the compiler at once, seconds for everyone; this one does so at the first call.
@@ -176,11 +185,12 @@ def vocabulary_parallel_cross_entropy(
 
         cross_entropy(torch.cat([logits of rank 0, logits of rank 1, …], 1), targets, …)
 
-    logits [T, V_r]: the classes first_class … first_class + V_r - 1 of every row, any split that covers each once and
-    leaves no rank without.
-    targets [T] int64 in the whole vocabulary, token_weight [T], ignore_index, label_smoothing, z_loss, softcap: the
-    same on every rank and as in `cross_entropy`; without token_weight the mean over valid tokens. group: an existing
-    process group; every rank of it must make the call. backend: None chooses; a name is obeyed or refused.
+    logits [T, V_r] or [R, L, V_r]: the classes first_class … first_class + V_r - 1 of every row, any split that covers
+    each once and leaves no rank without.
+    targets [T] or [R, L] int64 in the whole vocabulary, token_weight like targets, ignore_index, label_smoothing,
+    z_loss, softcap: the same on every rank and as in `cross_entropy`; without token_weight the mean over valid tokens.
+    group: an existing process group; every rank of it must make the call. backend: None chooses; a name is obeyed or
+    refused.
 
     Returns the loss, a scalar, the same on every rank. Gradient: logits, the own columns, nothing sent.
     Deterministic: the same bits on every run. Memory: a copy of the logits in backward, their gradient.
@@ -189,7 +199,12 @@ def vocabulary_parallel_cross_entropy(
     Source: Shoeybi et al., Megatron-LM, arXiv 1909.08053; the loss's equations: `mrtkern.ops.cross_entropy`.
     """
     op = "vocabulary_parallel_cross_entropy"
+    _check.no_transform(op)
     _check.floating(op, "logits", logits)
+    _check.int64(op, "targets", targets)
+    _check.no_tangent(op, logits=logits)
+    if logits.ndim == 3 and targets.ndim == 2:
+        logits, targets, token_weight, _ = packed(op, "logits", logits, targets, token_weight)
     if logits.ndim != 2:
         _check.fail(op, "logits", "be [T, V_r]", _check.shape(logits))
     check_targets(op, logits.shape[0], logits.device, targets, token_weight, None)
@@ -200,7 +215,7 @@ def vocabulary_parallel_cross_entropy(
     rows = _dispatch.run("linear_cross_entropy", backend, problem, op)
     wide = head.sums_in(logits.dtype)
     shard = _Shard.of(op, group, first_class, V, targets, token_weight, options, wide)
-    loss: Tensor = _Logits.apply(logits, targets, shard, rows)  # type: ignore[no-untyped-call]
+    loss: Tensor = _Logits.apply(logits, shard, rows)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -224,29 +239,33 @@ def vocabulary_parallel_linear_cross_entropy(
 
         linear_cross_entropy(hidden, torch.cat([weight of rank 0, weight of rank 1, …]), targets, …)
 
-    hidden [T, D], the same on every rank; weight [V_r, D] and bias [V_r]: the classes first_class … first_class +
-    V_r - 1, any split that covers each once and leaves no rank without (of a DTensor with Shard(0) on n ranks:
-    weight.to_local(), rank * ceil(V / n)). The rest as in `vocabulary_parallel_cross_entropy`.
+    hidden [T, D] or [R, L, D], the same on every rank; weight [V_r, D] and bias [V_r]: the classes first_class …
+    first_class + V_r - 1, any split that covers each once and leaves no rank without (of a DTensor with Shard(0) on n
+    ranks: weight.to_local(), rank * ceil(V / n)). The rest as in `vocabulary_parallel_cross_entropy`.
 
     Returns the loss, a scalar, the same on every rank. Gradient: weight and bias, the own rows; hidden, summed over the
     ranks by one all-reduce, which every rank must ask for. Logits are computed again in backward: 8 T V D operations.
-    Deterministic: the same bits on every run. Memory: as `linear_log_prob`, and per row and rank 24 bytes, with label
-    smoothing 40.
+    Deterministic: the same bits on every run. Memory: as `linear_log_prob`, and per row and rank 17 bytes, with label
+    smoothing 25.
     Raises IndexError, on every rank, for a target that not exactly one rank has; ValueError, on the rank that has it,
     for shapes, types and options that do not fit and a negative first_class. torch.compile breaks its graph here.
     Source: Shoeybi et al., Megatron-LM, arXiv 1909.08053; the head's equations: `mrtkern.ops.linear_cross_entropy`.
     """
     op = "vocabulary_parallel_linear_cross_entropy"
+    _check.no_transform(op)
     _check.floating(op, "hidden", hidden)
+    _check.int64(op, "targets", targets)
+    if hidden.ndim == 3 and targets.ndim == 2:
+        hidden, targets, token_weight, _ = packed(op, "hidden", hidden, targets, token_weight)
     head.check(op, hidden, weight, bias, targets, token_weight)
     options = checked_options(op, ignore_index, softcap, label_smoothing, z_loss, backend=backend)
     needs = head.needs(hidden, weight, bias)
     product = head.product_type(hidden, weight)
-    problem = Problem.of(hidden, weight, bias, product, (needs[0], needs[1], needs[2]), is_log_prob=True)
+    problem = Problem.of(hidden, weight, bias, product, head.flags(needs), is_log_prob=True)
     rows = _dispatch.run("linear_cross_entropy", backend, problem, op)
     head.check_memory(op, problem, rows, targets)
     wide = head.sums_in(product)
     shard = _Shard.of(op, group, first_class, weight.shape[0], targets, token_weight, options, wide)
     with torch.autocast(hidden.device.type, enabled=False):
-        loss: Tensor = _Linear.apply(hidden, weight, bias, targets, shard, rows, problem)  # type: ignore[no-untyped-call]
+        loss: Tensor = _Linear.apply(hidden, weight, bias, shard, rows, problem)  # type: ignore[no-untyped-call]
     return loss

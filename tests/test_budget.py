@@ -202,6 +202,14 @@ def test_a_budget_for_exactly_k_buys_k_whatever_the_rounding() -> None:
         ({"between": 0.0}, "max_k must be given when the variance between prompts is 0, got None"),
         ({"num_prompts": 10}, "budget must be given with num_prompts, got None"),
         ({"num_prompts": 0, "budget": 1.0}, "num_prompts must be at least 1, got 0"),
+        (
+            {"between": 1e308, "within": 1e308},
+            r"between and within must have variances below 2\*\*1024, got inf with 1 responses per prompt",
+        ),
+        (
+            {"num_prompts": 1, "budget": 1e308, "response_cost": 1e-300},
+            "max_k must be given when float64 cannot hold the best number, got None",
+        ),
         ({"num_prompts": 10, "budget": 29.0}, "budget must buy one response per prompt, at least 30.0, got 29.0"),
     ],
 )
@@ -209,6 +217,18 @@ def test_numbers_without_meaning_are_refused(changes: dict[str, Any], sentence: 
     arguments = {"between": 1.0, "within": 1.0, "prompt_cost": 2.0, "response_cost": 1.0, **changes}
     with pytest.raises(ValueError, match=f"^optimal_k: {sentence}$"):
         optimal_k(arguments.pop("between"), arguments.pop("within"), **arguments)
+
+
+def test_choices_do_not_depend_on_the_unit() -> None:
+    """Of variances, of costs and of the budget: a product of two may be beyond float64, or 0 in it."""
+    plain = optimal_k(2.0, 8.0, prompt_cost=3.0, response_cost=1.0, budget=1.0)
+    for variance, cost, paid in ((2.0**1018, 1.0, 1.0), (2.0**-1060, 2.0**-1000, 1.0), (2.0**-60, 1.0, 2.0**1023)):
+        moved = {"prompt_cost": 3 * cost, "response_cost": cost, "budget": paid}
+        c = optimal_k(2 * variance, 8 * variance, **moved)
+        assert (c.k, c.continuous, c.ratio) == (plain.k, plain.continuous, plain.ratio)
+    costs = {"prompt_cost": 1.0, "response_cost": 1e-300, "num_prompts": 1, "budget": 1e300}
+    assert optimal_k(1.0, 1.0, **costs, max_k=5).k == 5
+    assert optimal_k(1e-300, 1e300, prompt_cost=1.0, response_cost=1e-300, max_k=5).k == 5
 
 
 def dealt_one_by_one(score: torch.Tensor, total: int, low: list[int], high: list[int]) -> list[int]:
@@ -286,6 +306,8 @@ def test_no_prompts_take_no_responses() -> None:
         ([1.0, 2.0], 9, {"max_k": [3]}, r"max_k must have one entry per prompt, shape \[2\], got \[1\]"),
         ([1.0, -2.0], 4, {}, "score must not be negative, got -2.0 in row 1"),
         ([1.0, math.nan], 4, {}, "score must be finite, got nan in row 1"),
+        ([1.0, 2.0], 2**62, {}, f"total must be below 2\\*\\*63 over the number of prompts, got {2**62}"),
+        ([1.0, 2.0], 9, {"min_k": 2**62}, f"total must be at least the sum of min_k, {2**63}, got 9"),
         ([[1.0]], 4, {}, r"score must be a vector \[B\], got \[1, 1\]"),
     ],
 )
@@ -299,6 +321,18 @@ def test_deals_that_cannot_be_are_refused(score: list[Any], total: int, limits: 
     ("call", "sentence"),
     [
         (lambda: allocate_k(torch.ones(3), 4.5), "allocate_k: total must be an int, got float"),
+        (
+            lambda: optimal_k(1.0, 1.0, prompt_cost=1.0, response_cost=1.0, max_k=4.5),
+            "optimal_k: max_k must be an int, got float",
+        ),
+        (
+            lambda: optimal_k(1.0, 1.0, prompt_cost=1.0, response_cost=1.0, max_k=math.nan),
+            "optimal_k: max_k must be an int, got float",
+        ),
+        (
+            lambda: optimal_k(1.0, 1.0, prompt_cost=1.0, response_cost=1.0, num_prompts=2.5, budget=9.0),
+            "optimal_k: num_prompts must be an int, got float",
+        ),
         (lambda: allocate_k(torch.ones(3), 4, max_k=1.5), "allocate_k: max_k must be an int, got float"),
         (
             lambda: optimal_k("1", 1.0, prompt_cost=1.0, response_cost=1.0),

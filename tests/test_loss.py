@@ -321,7 +321,8 @@ def test_module_is_the_two_functions(normalize: str) -> None:
     wanted = cross_entropy(logits, given["targets"], token_weight=w, label_smoothing=0.1)
     found = crit(logits, **given)
     assert torch.equal(found, wanted)
-    assert repr(crit) == f"MultiResponseCrossEntropyLoss({normalize!r}, label_smoothing=0.1)"
+    settings = f"{normalize!r}, ignore_index=-100, constant=1.0, label_smoothing=0.1"
+    assert repr(crit) == f"MultiResponseCrossEntropyLoss({settings})"
 
 
 def test_module_passes_counts_and_returns_details() -> None:
@@ -381,12 +382,67 @@ def test_module_takes_padded_logits() -> None:
         ({"num_tokens": float("nan")}, "num_tokens must be positive and finite, got nan"),
         ({"num_prompts": torch.ones(2)}, r"num_prompts must be a number or 0-d, got \[2\]"),
         ({"tokens_per_response": torch.ones(3)}, r"tokens_per_response must be a number or of shape \[2\], got \[3\]"),
+        ({"num_prompts": torch.tensor(0)}, "num_prompts must be finite and positive, got 0"),
+        ({"num_prompts": torch.tensor(-3)}, "num_prompts must be finite and positive, got -3"),
+        ({"num_tokens": torch.tensor(torch.nan)}, "num_tokens must be finite and positive, got nan"),
+        (
+            {"tokens_per_response": torch.tensor([1, 0])},
+            "tokens_per_response must be finite and positive, got 0 for response 1",
+        ),
+        ({"num_tokens": torch.tensor(True)}, "num_tokens must be of numbers, got torch.bool"),
+        ({"num_tokens": torch.nn.Parameter(torch.ones(()))}, "num_tokens must not require a gradient, .*"),
+        ({"constant": torch.nn.Parameter(torch.ones(()))}, "constant must not require a gradient, .*"),
+        ({"response_weight": torch.tensor([1.0, torch.inf])}, "response_weight must be finite, got inf for response 1"),
+        (
+            {"response_weight": torch.tensor([1.0, 1e300], dtype=torch.float64)},
+            "response_weight must leave weights that float32 can hold, got inf for response 1",
+        ),
     ],
 )
 def test_bad_arguments_are_named(changes: dict[str, Any], sentence: str) -> None:
     given = {"targets": torch.tensor([0, 1, 2]), "normalize": "prompt", "offsets": torch.tensor([0, 1, 3]), **changes}
     with pytest.raises(ValueError, match=f"^response_weights: {sentence}$"):
         response_weights(**given)
+
+
+def test_a_count_of_nothing_weighs_nothing() -> None:
+    targets = torch.full((2, 3), IGNORE)
+    found = response_weights(targets, "token", num_tokens=torch.tensor(0), responses_per_prompt=torch.tensor([0, 1]))
+    assert found.count_nonzero() == 0
+
+
+def test_counts_without_meaning_make_weights_nan_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_check, "may_wait", lambda device, check=None: bool(check))
+    for given in (
+        {"num_tokens": torch.tensor(-1.0)},
+        {"response_weight": torch.full((2,), 1e300, dtype=torch.float64)},
+    ):
+        assert bool(response_weights(torch.zeros(2, 3).long(), "token", **given).isnan().all())
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"softcap": -1.0}, "softcap must be None or positive and finite, got -1.0"),
+        ({"label_smoothing": 2.0}, "label_smoothing must be from 0 to 1, got 2.0"),
+        ({"constant": 0.0}, "constant must be positive and finite, got 0.0"),
+        ({"ignore_index": 1.5}, "ignore_index must be an int, got float"),
+        ({"inplace": "no"}, "inplace must be True or False, got 'no'"),
+        ({"backend": "tpu"}, "backend must be one of .*, got 'tpu'"),
+        ({"softcap": torch.nn.Parameter(torch.ones(()))}, "softcap must not require a gradient, .*"),
+    ],
+)
+def test_a_module_is_refused_when_it_is_made(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=f"^MultiResponseCrossEntropyLoss: {sentence}$"):
+        MultiResponseCrossEntropyLoss("prompt", **options)
+
+
+def test_a_module_refuses_what_only_the_other_kind_of_call_has() -> None:
+    logits, targets = torch.randn(2, 3, 11), torch.zeros(2, 3).long()
+    with pytest.raises(ValueError, match=r"^MultiResponseCrossEntropyLoss: bias must be None without weight"):
+        MultiResponseCrossEntropyLoss("prompt")(logits, targets, bias=torch.ones(11))
+    with pytest.raises(ValueError, match=r"^MultiResponseCrossEntropyLoss: inplace must be False with weight"):
+        MultiResponseCrossEntropyLoss("prompt", inplace=True)(logits, targets, weight=torch.ones(5, 11))
 
 
 # An independent implementation

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
 import mrtkern
@@ -47,6 +50,13 @@ def log_prob(**given: Any) -> Any:
     return (logp * given["token_weight"]).sum() + entropy.sum()
 
 
+LOSS_OPTIONS = ("label_smoothing", "z_loss", "softcap")
+
+
+def head_of(given: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    return given["hidden"], given["weight"], given["targets"]
+
+
 FUNCTIONS: dict[Callable[..., Any], tuple[str, ...]] = {  # and what each of them differentiates
     of_logits: ("logits",),
     of_a_head: ("hidden", "weight"),
@@ -77,6 +87,72 @@ def test_functional_gradients_are_refused(function: Callable[..., Any]) -> None:
         sentence = f"^[a-z_]+: {name} must be differentiated by backward, got a transform of torch.func$"
         with pytest.raises(RuntimeError, match=sentence):
             torch.func.grad(lambda x, given=given, name=name: function(**{**given, name: x}))(given[name])
+
+
+def transforms(function: Callable[..., Any], x: Tensor) -> dict[str, Callable[[Tensor], Any]]:
+    """Of torch.func, each with its gradient of x."""
+    return {
+        "grad": torch.func.grad(function),
+        "vjp": lambda x: torch.func.vjp(function, x)[1](torch.ones(())),
+        "jvp": lambda x: torch.func.jvp(function, (x,), (x,)),
+        "vmap of grad": lambda x: torch.func.vmap(torch.func.grad(function))(x[None]),
+        "grad of vmap": torch.func.grad(lambda x: torch.func.vmap(function)(x[None]).sum()),
+    }
+
+
+@every_function
+def test_compiled_functional_gradients_are_refused_not_zero(function: Callable[..., Any]) -> None:
+    for name in FUNCTIONS[function]:
+        given = tensors()
+        for transform in transforms(
+            lambda x, given=given, name=name: function(**{**given, name: x}), given[name]
+        ).values():
+            torch._dynamo.reset()
+            with pytest.raises(RuntimeError, match=f"^[a-z_]+: {name} must be differentiated by backward, got a t"):
+                torch.compile(transform, backend="eager")(given[name])
+            torch._dynamo.reset()
+            with pytest.raises(torch._dynamo.exc.TorchDynamoException):
+                torch.compile(transform, backend="eager", fullgraph=True)(given[name])
+
+
+@every_function
+def test_a_batch_of_gradients_is_one_after_the_other(function: Callable[..., Any]) -> None:
+    factors = torch.tensor([1.0, -2.0, 0.0])
+    leaves = [tensors()[name].requires_grad_() for name in FUNCTIONS[function]]
+    loss = function(**{**tensors(), **dict(zip(FUNCTIONS[function], leaves, strict=True))})
+    batched = torch.autograd.grad(loss, leaves, factors, is_grads_batched=True, retain_graph=True)
+    mapped = torch.func.vmap(lambda v: torch.autograd.grad(loss, leaves, v, retain_graph=True))(factors)
+    alone = [torch.autograd.grad(loss, leaves, v, retain_graph=True) for v in factors[: 1 if len(leaves) == 1 else 3]]
+    for i, gradients in enumerate(alone):
+        for both in (batched, mapped):
+            assert all(torch.equal(got[i], value) for got, value in zip(both, gradients, strict=True))
+    for got, again in zip(batched, mapped, strict=True):
+        assert torch.equal(got, again)
+        assert torch.equal(got[1], -2 * got[0])
+
+
+@every_function
+def test_two_backwards_add_up_whatever_their_factors(function: Callable[..., Any]) -> None:
+    """A gradient that was handed out is its receiver's: autograd adopts it and adds to it."""
+    names = FUNCTIONS[function]
+    once = [tensors()[name].requires_grad_() for name in names]
+    function(**{**tensors(), **dict(zip(names, once, strict=True))}).backward()
+    for factor in (0.5, 1.0, 4.0):
+        leaves = [tensors()[name].requires_grad_() for name in names]
+        loss = function(**{**tensors(), **dict(zip(names, leaves, strict=True))})
+        loss.backward(retain_graph=True)
+        (factor * loss).backward()
+        for leaf, alone in zip(leaves, once, strict=True):
+            assert torch.equal(leaf.grad, alone.grad + factor * alone.grad)
+
+
+@every_function
+def test_gradients_of_two_backwards_share_no_memory(function: Callable[..., Any]) -> None:
+    names = FUNCTIONS[function]
+    leaves = [tensors()[name].requires_grad_() for name in names]
+    loss = function(**{**tensors(), **dict(zip(names, leaves, strict=True))})
+    first, second = (torch.autograd.grad(loss, leaves, retain_graph=True) for _ in range(2))
+    assert all(torch.equal(a, b) and a.data_ptr() != b.data_ptr() for a, b in zip(first, second, strict=True))
 
 
 @every_function
@@ -160,6 +236,70 @@ def test_one_graph_holds_the_module_and_its_details() -> None:
     arguments = (given["logits"].requires_grad_(), given["targets"], OFFSETS, PROMPT)
     compiled = torch.compile(function, fullgraph=True, dynamic=True, backend="aot_eager")
     assert torch.equal(compiled(*arguments), function(*arguments))
+
+
+def with_gradients(function: Callable[..., Any], given: dict[str, Tensor]) -> list[Tensor]:
+    """Three times the loss and its gradients."""
+    leaves = {name: given[name].clone().requires_grad_() for name in FUNCTIONS[function]}
+    loss = 3 * function(**{**given, **leaves})
+    return [loss, *torch.autograd.grad(loss, list(leaves.values()))]
+
+
+@every_function
+@pytest.mark.parametrize("tracing_mode", ["real", "fake", "symbolic"])
+def test_make_fx_records_the_gradient(tracing_mode: str, function: Callable[..., Any]) -> None:
+    names, given = list(tensors()), tensors()
+    graph = make_fx(
+        lambda *values: with_gradients(function, dict(zip(names, values, strict=True))), tracing_mode=tracing_mode
+    )(*given.values())
+    given |= {name: 2 * given[name] for name in FUNCTIONS[function]}  # others than those that were recorded
+    for got, value in zip(graph(*given.values()), with_gradients(function, given), strict=True):
+        assert torch.equal(got, value)
+
+
+@every_function
+def test_tensors_without_values_have_shapes_and_gradients(function: Callable[..., Any]) -> None:
+    expected = [(value.shape, value.dtype) for value in with_gradients(function, tensors())]
+    found = with_gradients(function, {name: value.to("meta") for name, value in tensors().items()})
+    assert [(value.shape, value.dtype) for value in found] == expected
+    assert {value.device.type for value in found} == {"meta"}
+    with FakeTensorMode() as mode:
+        found = with_gradients(function, {name: mode.from_tensor(value) for name, value in tensors().items()})
+    assert [(value.shape, value.dtype) for value in found] == expected
+
+
+@every_function
+def test_jit_traces_serve_every_number_of_tokens(function: Callable[..., Any]) -> None:
+    names, given = list(tensors()), tensors()
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # sizes that are compared in Python become constants
+        traced = torch.jit.trace(
+            lambda *values: function(**dict(zip(names, values, strict=True))), tuple(given.values())
+        )
+    for rows in (T, 7):
+        cut = {name: value if name == "weight" else value[:rows] for name, value in given.items()}
+        assert torch.equal(traced(*cut.values()), function(**cut))
+    given = {name: value.requires_grad_(name in FUNCTIONS[function]) for name, value in given.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        sentence = "^[a-z_]+: [a-z]+ must be traced by torch.jit.trace under torch.no_grad\\(\\), got one that requires"
+        with pytest.raises(ValueError, match=sentence):
+            torch.jit.trace(lambda *values: function(**dict(zip(names, values, strict=True))), tuple(given.values()))
+
+
+@every_function
+def test_options_that_ask_for_a_gradient_are_refused(function: Callable[..., Any]) -> None:
+    given, parameter = tensors(), torch.nn.Parameter(torch.tensor(0.5))
+    calls = {
+        of_logits: (lambda **more: mrtkern.cross_entropy(given["logits"], given["targets"], **more), LOSS_OPTIONS),
+        of_a_head: (lambda **more: mrtkern.linear_cross_entropy(*head_of(given), **more), LOSS_OPTIONS),
+        log_prob: (lambda **more: mrtkern.linear_log_prob(*head_of(given), **more), ("softcap", "temperature")),
+    }
+    call, names = calls[function]
+    for name in names:
+        with pytest.raises(ValueError, match=f"^[a-z_]+: {name} must not require a gradient, because it gets none"):
+            call(**{name: parameter})
+        call(**{name: parameter.detach()})
 
 
 # Tensors that are no ordinary ones

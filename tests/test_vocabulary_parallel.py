@@ -75,6 +75,53 @@ def scaled(rank: int) -> Tensor:
     return torch.autograd.grad(loss * 2.0**17, part)[0]
 
 
+def loss_of(inputs: dict[str, Any], hidden: Tensor, rank: int) -> Tensor:
+    return mrtkern.vocabulary_parallel_linear_cross_entropy(
+        hidden,
+        (inputs["weight"][:CUT], inputs["weight"][CUT:])[rank],
+        inputs["targets"],
+        first_class=CUT * rank,
+        group=dist.group.WORLD,
+    )
+
+
+DERIVATIVES = (  # that these losses have not
+    lambda loss, leaf: torch.autograd.grad(loss, leaf, create_graph=True),
+    lambda loss, leaf: torch.autograd.grad(loss, leaf, torch.ones(3), is_grads_batched=True),
+)
+
+
+def padded(inputs: dict[str, Any], rank: int) -> tuple[Tensor, ...]:
+    """The losses of `linear` and `on_logits`, of the same rows as one response."""
+    rows = {name: inputs[name].detach()[None] for name in ("hidden", "targets", "token_weight")}
+    given = {"first_class": CUT * rank, "group": dist.group.WORLD}
+    weight, bias = shard(inputs["weight"], rank).detach(), shard(inputs["bias"], rank).detach()
+    logits = torch.nn.functional.linear(rows["hidden"], inputs["weight"].detach(), inputs["bias"].detach())
+    return (
+        mrtkern.vocabulary_parallel_linear_cross_entropy(weight=weight, bias=bias, **rows, **given),
+        mrtkern.vocabulary_parallel_cross_entropy(
+            (logits[..., :CUT], logits[..., CUT:])[rank], rows["targets"], **given
+        ),
+    )
+
+
+def certain(rank: int) -> list[Tensor]:
+    """Losses of rows whose targets are certain."""
+    z = torch.full((1, 101), -30.0)
+    found = []
+    for y in (3, 77):
+        z[0, y] = 22.46
+        for options in ({}, {"softcap": 1.7}, {"softcap": 30.0, "label_smoothing": 1e-3}):
+            part = (z[:, :CUT], z[:, CUT:])[rank]
+            found.append(
+                mrtkern.vocabulary_parallel_cross_entropy(
+                    part, torch.tensor([y]), first_class=CUT * rank, group=dist.group.WORLD, **options
+                )
+            )
+        z[0, y] = -30.0
+    return found
+
+
 def sentences(rank: int) -> list[str]:
     """What is refused, and how."""
     inputs, said = make_inputs(torch.float32), []
@@ -86,17 +133,25 @@ def sentences(rank: int) -> list[str]:
     split = distribute_tensor(inputs["weight"].detach(), mesh, [Shard(0)])
     inputs["targets"][4] = 101
     inputs["token_weight"][4] = 1
+    light = {**inputs, "token_weight": inputs["token_weight"].clone()}
+    light["token_weight"][4] = 0  # the other classes' loss would be the same without this target
+    leaf = inputs["hidden"].detach().requires_grad_()
+    right = {**inputs, "targets": inputs["targets"].clamp(max=100)}
     calls = (
         lambda: mrtkern.linear_cross_entropy(**whole, weight=split),
         lambda: mrtkern.linear_log_prob(**whole, weight=split),
         lambda: linear(inputs, rank, {}),
-        lambda: linear({**inputs, "targets": inputs["targets"].clamp(max=100)}, 0, {}),  # both say they are rank 0
+        lambda: linear(right, 0, {}),  # both say they are rank 0
+        lambda: linear(light, rank, {}),
+        *(lambda call=call: call(loss_of(right, leaf, rank), leaf) for call in DERIVATIVES),
+        lambda: torch.func.grad(lambda x: loss_of(right, x, rank))(leaf.detach()),
+        lambda: torch.func.vmap(lambda x: loss_of(right, x, rank))(leaf.detach()[None]),
     )
     for call in calls:
         try:
             call()
             said.append("nothing")
-        except (ValueError, IndexError) as error:
+        except (ValueError, IndexError, RuntimeError) as error:
             said.append(str(error))
     return said
 
@@ -125,6 +180,7 @@ def work(rank: int, store: str, results: str) -> None:
         found["linear", name, option] = linear(inputs, rank, options)
         found["logits", name, option] = on_logits(inputs, rank, options)
     found["sentences"], found["float16"] = sentences(rank), scaled(rank)
+    found["padded"], found["certain"] = padded(make_inputs(torch.float32), rank), certain(rank)
     found["messages"] = [counted_messages(rank, options) for options in OPTIONS.values()]
     torch.save(found, f"{results}/{rank}")
     dist.destroy_process_group()
@@ -174,7 +230,7 @@ def test_float16_gradients_survive_a_loss_scale(ranks: list[dict[Any, Any]]) -> 
 
 def test_sharded_heads_and_foreign_targets_are_refused_on_every_rank(ranks: list[dict[Any, Any]]) -> None:
     for found in ranks:
-        loss, log_prob, outside, overlapping = found["sentences"]
+        loss, log_prob, outside, overlapping, light, *_ = found["sentences"]
         assert loss.startswith("linear_cross_entropy: weight must be whole: pass weight.full_tensor()")
         assert log_prob.startswith("linear_log_prob: weight must be whole: pass weight.full_tensor()")
         assert outside == (
@@ -182,3 +238,26 @@ def test_sharded_heads_and_foreign_targets_are_refused_on_every_rank(ranks: list
             "got 101 at position 4, which 0 have"
         )
         assert overlapping.endswith((", which 2 have", ", which 0 have"))
+        assert light == outside
+
+
+def test_derivatives_that_are_not_there_are_refused(ranks: list[dict[Any, Any]]) -> None:
+    op = "vocabulary_parallel_linear_cross_entropy"
+    for found in ranks:
+        *_, twice, batched, grad, vmap = found["sentences"]
+        assert twice == f"{op}: the loss must be differentiated once at most, got create_graph=True"
+        assert batched == f"{op}: the loss must be differentiated by one gradient at a time, got a batch of them"
+        assert grad == vmap
+        assert grad == f"{op}: the call must not be transformed, because ranks talk in it, got one of torch.func"
+
+
+def test_padded_rows_have_the_loss_of_packed_ones(ranks: list[dict[Any, Any]]) -> None:
+    for found in ranks:
+        of_a_head, of_logits = found["padded"]
+        assert torch.equal(of_a_head, found["linear", "float32", "plain"][0])
+        assert torch.equal(of_logits, found["logits", "float32", "plain"][0])
+
+
+def test_no_loss_is_negative(ranks: list[dict[Any, Any]]) -> None:
+    for found in ranks:
+        assert all(float(loss) >= 0 for loss in found["certain"])

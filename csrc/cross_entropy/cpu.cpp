@@ -20,7 +20,7 @@ constexpr int64_t ONE_THREAD = 1 << 16;  // logits that are done before another 
 // One target of a row.
 struct Entry {
   int64_t y, entry;
-  double weight, u, slope;  // slope: du/dz
+  double weight, u, slope;  // u as the sums over the row have it, so that lse >= u; slope: du/dz
 };
 
 // What one thread keeps between rows.
@@ -78,7 +78,7 @@ class Rows {
 
  private:
   struct Row {
-    double largest, sum, lse, entropy, mean;
+    double largest, sum, lse, entropy, below;  // below: lse - mean_v u_v
   };
 
   const void* logits(int64_t t) const {
@@ -91,12 +91,11 @@ class Rows {
     if (rows_.gradient) std::memset(gradient(t), 0, rows_.V * element_);
   }
 
-  // u and du/dz of one logit, in float64.
-  void value(float z, double* u, double* slope) const {
-    const double c = options_.softcap;
-    const double capped = c == 0.0 ? z : c * std::tanh(z / c);
-    *u = options_.scale * capped;
-    *slope = c == 0.0 ? options_.scale : options_.scale * (1.0 + capped / c) * (1.0 - capped / c);
+  // du/dz of one logit, in float64.
+  double slope(float z) const {
+    if (options_.softcap == 0.0) return options_.scale;
+    const double t = std::tanh(z / options_.softcap);
+    return options_.scale * (1.0 + t) * (1.0 - t);
   }
 
   // Valid targets, in order; the results of the others are zero.
@@ -113,8 +112,12 @@ class Rows {
   }
 
   void read_logits(int64_t t, std::vector<Entry>& entries) const {
-    for (Entry& e : entries)
-      if (e.y >= 0) value(kernels().row_read(logits(t), rows_.dtype, e.y), &e.u, &e.slope);
+    for (Entry& e : entries) {
+      if (e.y < 0) continue;
+      const Logit found = kernels().row_read(logits(t), rows_.dtype, e.y, transform_);
+      e.u = found.u;
+      e.slope = slope(found.z);
+    }
     if (results_.argmax) results_.argmax[t] = kernels().row_argmax(logits(t), rows_.dtype, rows_.V);
   }
 
@@ -154,7 +157,7 @@ class Rows {
     row.sum = found.sum;
     row.lse = found.largest + std::log(found.sum);
     row.entropy = std::log(found.sum) - found.weighted / found.sum;
-    row.mean = found.plain / static_cast<double>(rows_.V);
+    row.below = std::log(found.sum) - found.plain / static_cast<double>(rows_.V);
     return row;
   }
 
@@ -166,7 +169,7 @@ class Rows {
     double loss = 0.0;
     for (const Entry& e : entries) {
       const double nll = row.lse - e.u;
-      const double smoothed = smoothing == 0.0 ? nll : (1.0 - smoothing) * nll + smoothing * (row.lse - row.mean);
+      const double smoothed = smoothing == 0.0 ? nll : (1.0 - smoothing) * nll + smoothing * row.below;
       const double weighted = e.weight == 0.0 ? 0.0 : e.weight * (smoothed + options_.z_loss * row.lse * row.lse);
       if (results_.nll) results_.nll[e.entry] = static_cast<float>(nll);
       if (results_.weighted) results_.weighted[e.entry] = static_cast<float>(weighted);

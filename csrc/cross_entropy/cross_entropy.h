@@ -57,7 +57,12 @@ struct RowStatistics {
   double largest;   // m
   double sum;       // sum_v exp(u_v - m)
   double weighted;  // sum_v exp(u_v - m) (u_v - m), when asked for
-  double plain;     // sum_v u_v, when asked for
+  double plain;     // sum_v (u_v - m), when asked for
+};
+
+// One logit and its u, in the very operations of RowStatistics.
+struct Logit {
+  float z, u;
 };
 
 // Between the two passes over a row: exp(u_v - shifts[v / BLOCK_COLUMNS]) of whole registers, or null. A shift of

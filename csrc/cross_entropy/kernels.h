@@ -79,7 +79,7 @@ struct Sums {
     sum += e;
     if (HAS_MORE) {
       weighted = lanes::multiply_add(e, lanes::larger(lanes::fill(2.0f * lanes::LOWEST), d), weighted);
-      plain += inside ? (*inside > 0.0f ? u : Float{}) : u;
+      plain += inside ? (*inside > 0.0f ? d : Float{}) : d;
     }
     return e;
   }
@@ -112,6 +112,7 @@ MRT_INLINE RowStatistics statistics(const typename Type::Element* z, int64_t V, 
     const double m = cap.value(lanes::fill(largest<Type>(z + begin, count)))[0];
     if (m > row.largest) {  // what was summed so far was relative to the maximum so far
       const double less = row.largest - m, factor = row.sum == 0.0 ? 0.0 : __builtin_exp(less);
+      row.plain += begin == 0 ? 0.0 : less * static_cast<double>(begin);
       row.weighted = row.sum == 0.0 ? 0.0 : (row.weighted + less * row.sum) * factor;
       row.sum *= factor;
       row.largest = m;
@@ -219,11 +220,12 @@ void row_scale(const void* logits, void* gradient, DType dtype, int64_t V, Trans
   });
 }
 
-// One element as float32, or from it.
-float row_read(const void* row, DType dtype, int64_t v) {
-  return rows::of(dtype, {0.0f, 1.0f}, [&](auto type, const auto&) {
+// One element, as float32 and as what is normalised.
+Logit row_read(const void* row, DType dtype, int64_t v, Transform transform) {
+  return rows::of(dtype, transform, [&](auto type, const auto& cap) {
     using Type = decltype(type);
-    return lanes::load_first<Type>(static_cast<const typename Type::Element*>(row) + v, 1).a[0];
+    const lanes::Float z = lanes::load_first<Type>(static_cast<const typename Type::Element*>(row) + v, 1).a;
+    return Logit{z[0], cap.value(z)[0]};
   });
 }
 

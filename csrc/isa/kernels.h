@@ -72,7 +72,7 @@ struct Kernels {
   void (*row_scale)(const void* logits, void* gradient, DType dtype, int64_t V, Transform transform, GradientRule rule,
                     Exponentials from);
   int64_t (*row_argmax)(const void* row, DType dtype, int64_t V);
-  float (*row_read)(const void* row, DType dtype, int64_t v);
+  Logit (*row_read)(const void* row, DType dtype, int64_t v, Transform transform);
   void (*row_write)(void* row, DType dtype, int64_t v, float value);
 };
 

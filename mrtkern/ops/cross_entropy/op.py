@@ -120,7 +120,7 @@ class _CrossEntropy(torch.autograd.Function):
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(*results[1:])
         ctx.set_materialize_grads(False)
-        ctx.is_spent, ctx.backend = False, arguments[-1]
+        ctx.is_scaled, ctx.is_given, ctx.backend = False, False, arguments[-1]
         return tuple(results)
 
     @staticmethod
@@ -128,23 +128,23 @@ class _CrossEntropy(torch.autograd.Function):
         nothing = (None,) * 11
         if grad is None:
             return (None, *nothing)
-        if torch.compiler.is_compiling():
+        if _check.is_traced(grad):
             (gradient,) = ctx.saved_tensors
             return ((gradient.to(grad.dtype) * grad).to(gradient.dtype), *nothing)  # a loss scale may exceed float16
-        if torch.is_grad_enabled():
-            raise RuntimeError(f"{OP}: logits must be differentiated once at most, got create_graph=True")
-        if ctx.is_spent:
+        _check.once(OP, "logits", grad)
+        if ctx.is_scaled:
             raise RuntimeError(
                 f"{OP}: backward must run once when the loss is scaled, because the gradient is scaled in place, got a "
                 "second backward (fold the scale into token_weight to run it often)"
             )
         (gradient,) = ctx.saved_tensors
-        gradient = gradient.detach()
+        gradient = gradient.clone() if ctx.is_given else gradient.detach()  # the first is its receiver's
         if not _check.may_wait(grad.device) or float(grad) != 1.0:
-            ctx.is_spent = True
+            ctx.is_scaled = not ctx.is_given
             (T, V), device = gradient.shape, gradient.device
             problem = Problem(T, V, gradient.dtype, device.type, capability=_check.capability(device))
             _dispatch.run(OP, ctx.backend, problem).scale(gradient, grad)
+        ctx.is_given = True
         return (gradient, *nothing)
 
 
@@ -174,7 +174,7 @@ def cross_entropy(
     ignore_index. token_weight: like targets, any sign, as from `response_weights`; None: 1 / number of valid targets.
     z_loss >= 0: coefficient of lse^2. softcap: c of c tanh(z / c). target_offsets [T + 1] int64: row t has the targets
     target_offsets[t]:target_offsets[t + 1]; targets and token_weight then have one entry per target. inplace: the
-    gradient replaces the logits (not inside torch.compile, which plans memory itself). return_details with offsets
+    gradient replaces the logits (not where a program is traced, as by torch.compile). return_details with offsets
     [R + 1] int64 (response r owns targets offsets[r]:offsets[r + 1]; padded targets need none) and prompt [R] int64.
     check: whether targets on a GPU are checked, None: not; on the CPU they always are. backend: None chooses; a name is
     obeyed or refused.
@@ -217,6 +217,7 @@ def _checked(
     _check.floating(OP, "logits", logits)
     _check.int64(OP, "targets", targets)
     _check.no_tangent(OP, logits=logits)
+    _check.no_trace(OP, logits=logits)
     if logits.ndim == 3 and targets.ndim == 2:
         logits, targets, token_weight, offsets = packed(OP, "logits", logits, targets, token_weight, offsets)
     if logits.ndim != 2 or logits.shape[1] == 0:
@@ -226,7 +227,7 @@ def _checked(
 
 
 def packed(
-    op: str, name: str, x: Tensor, targets: Tensor, token_weight: Tensor | None, offsets: Tensor | None
+    op: str, name: str, x: Tensor, targets: Tensor, token_weight: Tensor | None = None, offsets: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     """Padded rows [R, L, …] one after the other, and the offsets of the responses."""
     if offsets is not None:
@@ -260,8 +261,7 @@ def check_targets(
     if token_weight is not None:
         _check.floating(op, "token_weight", token_weight)
         _check.vector(op, "token_weight", token_weight, targets.shape[0], "target")
-        if token_weight.requires_grad:
-            _check.fail(op, "token_weight", "not require a gradient, because it gets none", "one that does")
+        _check.no_gradient(op, "token_weight", token_weight)
     for name, value in (("targets", targets), ("token_weight", token_weight), ("target_offsets", target_offsets)):
         if value is not None and value.device != device:
             _check.fail(op, name, f"be on the device of the rows ({device})", value.device)
@@ -305,7 +305,7 @@ def check_details(
 def _overwrites(inplace: bool, given: Tensor, logits: Tensor) -> bool:
     """Refuse what cannot be overwritten; inside torch.compile nothing is. given: before it was packed to [T, V]."""
     _check.flag(OP, "inplace", inplace)
-    if not inplace or torch.compiler.is_compiling():
+    if not inplace or _check.is_traced(logits):
         return False
     owner = given._base if given._base is not None else given
     if torch.is_grad_enabled() and given.requires_grad and owner.is_leaf:

@@ -57,14 +57,14 @@ def forward(
     return cross_entropy.forward(z, targets, token_weight, target_offsets, options, gradient, wants_details)
 
 
-def log_probs(z: Tensor, targets: Tensor, cap: Cap, wants_mean: bool = False) -> LogProbs:
+def log_probs(z: Tensor, targets: Tensor, cap: Cap, wants_below: bool = False) -> LogProbs:
     """Of rows of logits z [C, V]; targets [C] are classes."""
     nll, entropy = z.new_empty((2, len(z)), dtype=torch.float32)
     lse = z.new_empty(len(z), dtype=torch.float64)
-    smoothed = torch.empty_like(nll) if wants_mean else None  # lse - mean, the loss of nothing but smoothing
+    smoothed = torch.empty_like(nll) if wants_below else None  # the loss of nothing but smoothing
     out = [nll.data_ptr(), 0 if smoothed is None else smoothed.data_ptr(), entropy.data_ptr(), 0, lse.data_ptr()]
-    _rows(z, targets, cap, torch.ones_like(nll), label_smoothing=float(wants_mean), out=out)
-    return LogProbs(nll.neg_(), entropy, lse, None if smoothed is None else lse - smoothed)
+    _rows(z, targets, cap, torch.ones_like(nll), label_smoothing=float(wants_below), out=out)
+    return LogProbs(nll.neg_(), entropy, lse, smoothed)
 
 
 def log_probs_backward(

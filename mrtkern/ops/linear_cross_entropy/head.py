@@ -43,6 +43,11 @@ def check_weight(op: str, weight: Any) -> None:
             "function", f"a DTensor placed {weight.placements}",  # type: ignore[attr-defined]
         )  # fmt: skip
     _check.floating(op, "weight", weight)
+    if weight.ndim == 1:
+        _check.fail(
+            op, "weight", "be [V, D], which FSDP1 flattens outside its forward: call inside "
+            "FullyShardedDataParallel.summon_full_params(module)", _check.shape(weight),
+        )  # fmt: skip
 
 
 def check(
@@ -63,6 +68,7 @@ def check(
     _check.same_device(op, hidden=hidden, weight=weight, bias=bias)
     check_targets(op, hidden.shape[0], hidden.device, targets, token_weight, target_offsets)
     _check.no_tangent(op, hidden=hidden, weight=weight, bias=bias)
+    _check.no_trace(op, hidden=hidden, weight=weight, bias=bias)
 
 
 def check_memory(op: str, problem: Problem, rows: ModuleType, targets: Tensor) -> None:
@@ -83,18 +89,24 @@ def check_values(
     _check.labels(op, targets, V, ignore_index)
 
 
-def needs(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> list[bool]:
-    """Whose gradient somebody will ask for."""
+def needs(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> list[int]:
+    """Whose gradient somebody will ask for: ints, because torch.jit.trace takes no list of bools."""
     if not torch.is_grad_enabled():
-        return [False] * 3
-    return [hidden.requires_grad, weight.requires_grad, bias is not None and bias.requires_grad]
+        return [0] * 3
+    return [int(value is not None and value.requires_grad) for value in (hidden, weight, bias)]
+
+
+def flags(needs: list[int]) -> tuple[bool, bool, bool]:
+    """`needs` of hidden, weight and bias as a Problem has them."""
+    hidden, weight, bias = needs
+    return bool(hidden), bool(weight), bool(bias)
 
 
 def product_type(hidden: Tensor, weight: Tensor) -> torch.dtype:
     """The type that products may have: autocast's, or the wider of the two."""
     device = hidden.device.type
     wider = torch.promote_types(hidden.dtype, weight.dtype)
-    if torch.is_autocast_enabled(device) and wider != torch.float64:
+    if device != "meta" and torch.is_autocast_enabled(device) and wider != torch.float64:
         return torch.get_autocast_dtype(device)
     return wider
 

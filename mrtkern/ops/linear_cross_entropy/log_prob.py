@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mrtkern import _check, _dispatch
-from mrtkern.ops.cross_entropy.op import checked_options
+from mrtkern.ops.cross_entropy.op import checked_options, packed
 from mrtkern.ops.cross_entropy.problem import IGNORE
 from mrtkern.ops.linear_cross_entropy import head, passes
 from mrtkern.ops.linear_cross_entropy.problem import Cap, Problem
@@ -27,7 +27,7 @@ torch.library.define(
 torch.library.define(
     "mrtkern::linear_log_prob_backward",
     "(Tensor? dlogp, Tensor? dentropy, Tensor hidden, Tensor weight, Tensor? bias, Tensor targets, int ignore_index, "
-    "float softcap, float temperature, ScalarType product, str? backend, bool? check, bool[] needs) -> "
+    "float softcap, float temperature, ScalarType product, str? backend, bool? check, int[] needs) -> "
     "(Tensor dh, Tensor dW, Tensor db)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
@@ -52,10 +52,10 @@ def _forward(
 def _backward(
     dlogp: Tensor | None, dentropy: Tensor | None, hidden: Tensor, weight: Tensor, bias: Tensor | None,
     targets: Tensor, ignore_index: int, softcap: float, temperature: float, product: torch.dtype, backend: str | None,
-    check: bool | None, needs: list[bool],
+    check: bool | None, needs: list[int],
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Gradients in the types of hidden, weight and bias; an empty tensor stands for one that nobody needs."""
-    problem = Problem.of(hidden, weight, bias, product, (needs[0], needs[1], needs[2]), is_log_prob=True)
+    problem = Problem.of(hidden, weight, bias, product, head.flags(needs), is_log_prob=True)
     rows = _dispatch.run(FOLDER, backend, problem, OP)
     head.check_memory(OP, problem, rows, targets)
     wide = head.sums_in(product)
@@ -85,7 +85,7 @@ def _fake_forward(
 def _fake_backward(
     dlogp: Tensor | None, dentropy: Tensor | None, hidden: Tensor, weight: Tensor, bias: Tensor | None,
     targets: Tensor, ignore_index: int, softcap: float, temperature: float, product: torch.dtype, backend: str | None,
-    check: bool | None, needs: list[bool],
+    check: bool | None, needs: list[int],
 ) -> tuple[Tensor, ...]:  # fmt: skip
     found = zip((hidden, weight, bias), needs, strict=True)
     return tuple(hidden.new_empty(0) if v is None or not need else v.new_empty(v.shape) for v, need in found)
@@ -98,7 +98,7 @@ class _LinearLogProb(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, options: tuple[Any, ...],
-        needs: list[bool],
+        needs: list[int],
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         ctx.save_for_backward(hidden, weight, bias, targets)
         ctx.options, ctx.needs = options, needs
@@ -130,11 +130,12 @@ def linear_log_prob(
         logp = logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
         entropy = torch.distributions.Categorical(logits=logits).entropy()
 
-    hidden [T, D], weight [V, D]: float32, float64, bfloat16, float16, also mixed. targets [T] int64: 0 … V - 1, or
-    ignore_index, for which both results are 0. bias [V]. temperature > 0. check: whether targets on a GPU are checked,
-    None: not; on the CPU they always are. backend: None chooses; a name is obeyed or refused.
+    hidden [T, D] (or [R, L, D]), weight [V, D]: float32, float64, bfloat16, float16, also mixed. targets [T] (or
+    [R, L]) int64: 0 … V - 1, or ignore_index, for which both results are 0. bias [V]. temperature > 0. check: whether
+    targets on a GPU are checked, None: not; on the CPU they always are. backend: None chooses; a name is obeyed or
+    refused.
 
-    Returns logp [T] and entropy [T], float32 (float64 for float64), in nats.
+    Returns logp and entropy, like targets, float32 (float64 for float64), in nats.
     Gradient: hidden, weight, bias, where asked, for any upstream gradient of either result, once. Rows whose upstream
     gradients are 0 are dropped before the product. Logits are computed again in backward: 8 T V D operations in all.
     On a GPU dropping takes check=True, which waits for the device; otherwise such rows are multiplied as zeros, nothing
@@ -147,6 +148,10 @@ def linear_log_prob(
     Source: `mrtkern.ops.linear_cross_entropy` has the equations.
     """
     _check.floating(OP, "hidden", hidden)
+    _check.int64(OP, "targets", targets)
+    shape = targets.shape
+    if hidden.ndim == 3 and targets.ndim == 2:
+        hidden, targets, *_ = packed(OP, "hidden", hidden, targets)
     head.check(OP, hidden, weight, bias, targets)
     ignore_index, *_, softcap = checked_options(OP, ignore_index, softcap, check=check, backend=backend)
     _check.number(OP, "temperature", temperature)
@@ -160,4 +165,4 @@ def linear_log_prob(
         logp, entropy = _LinearLogProb.apply(hidden, weight, bias, targets, options, needs)  # type: ignore[no-untyped-call]
     else:
         logp, entropy = torch.ops.mrtkern.linear_log_prob(hidden, weight, bias, targets, *options)
-    return logp, entropy
+    return logp.reshape(shape), entropy.reshape(shape)

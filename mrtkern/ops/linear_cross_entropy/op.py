@@ -21,13 +21,13 @@ torch.library.define(
     "mrtkern::linear_cross_entropy",
     "(Tensor hidden, Tensor weight, Tensor? bias, Tensor targets, Tensor? token_weight, Tensor? target_offsets, "
     "int ignore_index, float label_smoothing, float z_loss, float softcap, ScalarType product, str? backend, "
-    "bool? check, bool wants_details, bool[] needs) -> (Tensor loss, Tensor nll, Tensor weighted, Tensor entropy, "
+    "bool? check, bool wants_details, int[] needs) -> (Tensor loss, Tensor nll, Tensor weighted, Tensor entropy, "
     "Tensor argmax, Tensor dh, Tensor dW, Tensor db)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 torch.library.define(
     "mrtkern::linear_cross_entropy_backward",
-    "(Tensor grad, Tensor dh, Tensor dW, Tensor db, Tensor hidden, Tensor weight, Tensor? bias, bool[] needs) -> "
+    "(Tensor grad, Tensor dh, Tensor dW, Tensor db, Tensor hidden, Tensor weight, Tensor? bias, int[] needs) -> "
     "(Tensor dh, Tensor dW, Tensor db)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
@@ -36,10 +36,10 @@ torch.library.define(
 def _forward(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, token_weight: Tensor | None,
     target_offsets: Tensor | None, ignore_index: int, label_smoothing: float, z_loss: float, softcap: float,
-    product: torch.dtype, backend: str | None, check: bool | None, wants_details: bool, needs: list[bool],
+    product: torch.dtype, backend: str | None, check: bool | None, wants_details: bool, needs: list[int],
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Every check that reads values, the choice of the backend and the pass, below torch.compile."""
-    problem = Problem.of(hidden, weight, bias, product, (needs[0], needs[1], needs[2]))
+    problem = Problem.of(hidden, weight, bias, product, head.flags(needs))
     rows = _dispatch.run(OP, backend, problem)
     head.check_values(OP, targets, target_offsets, problem.V, ignore_index, check)
     head.check_memory(OP, problem, rows, targets)
@@ -64,7 +64,7 @@ def _forward(
 def _fake_forward(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, token_weight: Tensor | None,
     target_offsets: Tensor | None, ignore_index: int, label_smoothing: float, z_loss: float, softcap: float,
-    product: torch.dtype, backend: str | None, check: bool | None, wants_details: bool, needs: list[bool],
+    product: torch.dtype, backend: str | None, check: bool | None, wants_details: bool, needs: list[int],
 ) -> tuple[Tensor, ...]:  # fmt: skip
     wide = head.sums_in(product)
     shapes = (hidden.shape, weight.shape, weight.shape[:1])
@@ -76,7 +76,7 @@ def _fake_forward(
 
 def _backward(
     grad: Tensor, dh: Tensor, dW: Tensor, db: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None,
-    needs: list[bool],
+    needs: list[int],
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """The gradients times that of the loss, rounded once."""
     given = zip((dh, dW, db), (hidden, weight, bias), strict=True)
@@ -85,7 +85,7 @@ def _backward(
 
 def _fake_backward(
     grad: Tensor, dh: Tensor, dW: Tensor, db: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None,
-    needs: list[bool],
+    needs: list[int],
 ) -> tuple[Tensor, ...]:  # fmt: skip
     given = zip((dh, dW, db), (hidden, weight, bias), strict=True)
     return tuple(torch.empty_like(d, dtype=d.dtype if value is None else value.dtype) for d, value in given)
@@ -100,7 +100,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, token_weight: Tensor | None,
-        target_offsets: Tensor | None, options: tuple[Any, ...], wants_details: bool, needs: list[bool],
+        target_offsets: Tensor | None, options: tuple[Any, ...], wants_details: bool, needs: list[int],
     ) -> tuple[Tensor, ...]:  # fmt: skip
         inputs = (hidden, weight, bias, targets, token_weight, target_offsets)
         *found, dh, dW, db = torch.ops.mrtkern.linear_cross_entropy(*inputs, *options, wants_details, needs)
@@ -119,7 +119,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         made, inputs, needs = ctx.made, ctx.saved_tensors, ctx.needs
         if made is None:  # a second backward makes them again, from the same rows in the same chunks
             made = torch.ops.mrtkern.linear_cross_entropy(*inputs, *ctx.options, ctx.wants_details, needs)[5:]
-        if torch.compiler.is_compiling() or torch.is_grad_enabled():
+        if _check.is_traced(grad) or torch.is_grad_enabled():
             made = torch.ops.mrtkern.linear_cross_entropy_backward(grad, *made, *inputs[:3], needs)
         else:
             ctx.made = None  # scaled in place, so they can be given away once

@@ -35,7 +35,7 @@ class LogProbs(NamedTuple):
     logp: Tensor  # [C]
     entropy: Tensor  # [C]
     lse: Tensor  # [C] float64
-    mean: Tensor | None = None  # [C] of u over the classes, where wanted
+    below: Tensor | None = None  # [C] lse - mean of u over the classes, where wanted
 
 
 @dataclass(frozen=True)

@@ -41,20 +41,22 @@ def forward(
     return cross_entropy.forward(z, targets, token_weight, target_offsets, options, gradient, wants_details)
 
 
-def log_probs(z: Tensor, targets: Tensor, cap: Cap, wants_mean: bool = False) -> LogProbs:
+def log_probs(z: Tensor, targets: Tensor, cap: Cap, wants_below: bool = False) -> LogProbs:
     """Of rows of logits z [C, V]; targets [C] are classes."""
     z = cross_entropy.wide(z)
     u = (cap.softcap * torch.tanh(z / cap.softcap) if cap.softcap else z) / cap.temperature
-    lse = u.logsumexp(1)  # [C]
-    log_p = u - lse[:, None]
+    largest = u.amax(1)  # [C]
+    d = u - largest[:, None]  # so that digits of large logits are kept, and no probability exceeds 1
+    log_sum = d.exp().sum(1).log()
+    log_p = d - log_sum[:, None]
     p = log_p.exp()
     y = targets.clamp(0, z.shape[1] - 1)  # what is not among V was refused before wherever values may be read
     logp = torch.where(y == targets, log_p.gather(1, y[:, None])[:, 0], torch.nan)
-    mean = u.mean(1).double() if wants_mean else None
+    below = log_sum - d.mean(1) if wants_below else None
     counts = targets != NO_TARGET
     entropy = -torch.special.xlogy(p, p).sum(1)
-    logp, entropy, lse = (torch.where(counts, value, 0) for value in (logp, entropy, lse.double()))
-    return LogProbs(logp, entropy, lse, mean)
+    logp, entropy, lse = (torch.where(counts, value, 0) for value in (logp, entropy, largest.double() + log_sum))
+    return LogProbs(logp, entropy, lse, below)
 
 
 def log_probs_backward(

@@ -54,17 +54,17 @@ def forward(
     return cross_entropy.forward(z, targets, token_weight, target_offsets, options, gradient, wants_details)
 
 
-def log_probs(z: Tensor, targets: Tensor, cap: Cap, wants_mean: bool = False) -> LogProbs:
+def log_probs(z: Tensor, targets: Tensor, cap: Cap, wants_below: bool = False) -> LogProbs:
     """Of rows of logits z [C, V]; targets [C] are classes, or NO_TARGET where all results are 0."""
     nll, entropy = z.new_empty((2, len(z)), dtype=torch.float32)
     lse = z.new_empty(len(z), dtype=torch.float64)
-    smoothed = torch.empty_like(nll) if wants_mean else None  # lse - mean, the loss of nothing but smoothing
+    smoothed = torch.empty_like(nll) if wants_below else None  # the loss of nothing but smoothing
     cross_entropy.launch(
         z, targets.contiguous(), None, z.new_ones((), dtype=torch.float32).expand(len(z)),
-        Options(NO_TARGET, label_smoothing=float(wants_mean), softcap=cap.softcap), scale=1 / cap.temperature,
+        Options(NO_TARGET, label_smoothing=float(wants_below), softcap=cap.softcap), scale=1 / cap.temperature,
         nll=nll, weighted=smoothed, entropy=entropy, lse=lse,
     )  # fmt: skip
-    return LogProbs(nll.neg_(), entropy, lse, None if smoothed is None else lse - smoothed)
+    return LogProbs(nll.neg_(), entropy, lse, smoothed)
 
 
 def log_probs_backward(

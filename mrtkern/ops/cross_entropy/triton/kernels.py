@@ -34,20 +34,32 @@ def _exp(x):
 
 @triton.jit
 def _cap(z, cap_in, cap_out, CAP: tl.constexpr):
-    """u and du/dz: of cap_out tanh(cap_in z), of cap_out z, or of z."""
+    """t and du/dz: u = cap_out t and t = tanh(cap_in z) or z, or u = t = z.
+
+    Only differences of t are multiplied: whatever a compiler fuses, that of a logit to itself is 0, so no probability
+    exceeds 1 and no loss is negative.
+    """
     if CAP == CAPPED:
         x = cap_in * z
         e = _exp(-2.0 * tl.abs(x))
         far = 1.0 - 2.0 * e / (1.0 + e)
         y = x * x
         series = -1.0 / 3 + y * (2.0 / 15 + y * (-17.0 / 315 + y * (62.0 / 2835 - y * (1382.0 / 155925))))
-        tanh = tl.where(tl.abs(x) < TANH_NEAR, x + x * y * series, tl.where(x < 0, -far, far))
-        u, slope = cap_out * tanh, cap_in * cap_out * (4.0 * e / ((1.0 + e) * (1.0 + e)))
+        t = tl.where(tl.abs(x) < TANH_NEAR, x + x * y * series, tl.where(x < 0, -far, far))
+        slope = cap_in * cap_out * (4.0 * e / ((1.0 + e) * (1.0 + e)))
     elif CAP == SCALED:
-        u, slope = cap_out * z, cap_out
+        t, slope = z, cap_out
     else:
-        u, slope = z, 1.0
-    return u, slope
+        t, slope = z, 1.0
+    return t, slope
+
+
+@triton.jit
+def _times(t, cap_out, CAP: tl.constexpr):
+    """u, or a difference of two, from t."""
+    if CAP != PLAIN:
+        t = cap_out * t
+    return t
 
 
 @triton.jit
@@ -64,13 +76,13 @@ def _per_thread(x):
 
 @triton.jit
 def _add(
-    z, columns, V, top, shift, total, weighted, plain, best, cap_in, cap_out,
+    z, columns, V, top, shift, total, weighted, plain, count, best, cap_in, cap_out,
     CAP: tl.constexpr, HAS_ENTROPY: tl.constexpr, HAS_SMOOTHING: tl.constexpr, HAS_BEST: tl.constexpr,
 ):  # fmt: skip
     """Adds a tile to what every thread knows of its columns [THREADS].
 
-    top: the largest z; best: its lowest column; shift: u of top, 0 while that is -infinity; total, weighted: sums of
-    exp(u - shift) and of exp(u - shift) (u - shift); plain: the sum of u.
+    top: the largest z; best: its lowest column; shift: t of top, 0 while that is -infinity; with d = u - cap_out shift,
+    total, weighted, plain: sums of exp(d), of exp(d) d, of d over `count` columns.
     """
     largest = tl.max(tl.max(z, 2), 0)
     if HAS_BEST:
@@ -78,33 +90,36 @@ def _add(
         found = tl.min(tl.min(found, 2), 0)
         best = tl.where((largest > top) | (best == NO_COLUMN), found, best)
     top = tl.maximum(top, largest)
-    u_top, _ = _cap(top, cap_in, cap_out, CAP)
-    new = tl.where(u_top == -float("inf"), 0.0, u_top)
-    less = tl.where(total == 0.0, 0.0, shift - new)
+    t_top, _ = _cap(top, cap_in, cap_out, CAP)
+    new = tl.where(t_top == -float("inf"), 0.0, t_top)
+    less = tl.where(total == 0.0, 0.0, _times(shift - new, cap_out, CAP))
     back = _exp(less)
-    u, _ = _cap(z, cap_in, cap_out, CAP)
-    d = u - new[None, :, None]
+    t, _ = _cap(z, cap_in, cap_out, CAP)
+    d = _times(t - new[None, :, None], cap_out, CAP)
     e = _exp(d)
     if CAP == CAPPED:  # the cap makes -infinity, which fills the last tile, finite
         e = tl.where(columns < V, e, 0.0)
     if HAS_ENTROPY:
         weighted = (weighted + tl.maximum(less, LOWEST) * total) * back + _per_thread(e * tl.maximum(d, LOWEST))
     if HAS_SMOOTHING:
-        plain += _per_thread(tl.where(columns < V, u, 0.0))
+        plain += less * count + _per_thread(tl.where(columns < V, d, 0.0))
+        count += _per_thread((columns < V).to(tl.float32))
     total = total * back + _per_thread(e)
-    return top, new, total, weighted, plain, best
+    return top, new, total, weighted, plain, count, best
 
 
 @triton.jit
-def _finish(top, shift, total, weighted, plain, best, V):
-    """Of the row, from what its threads know: m, sum exp(u - m), sum exp(u - m) (u - m), mean u, lowest best column."""
+def _finish(top, shift, total, weighted, plain, count, best, cap_out, V, CAP: tl.constexpr):
+    """Of the row, from what its threads know: m, the largest t; sum exp(d), sum exp(d) d and mean d, d = u - cap_out m;
+    lowest best column."""
     m = tl.max(tl.where(total == 0.0, -float("inf"), shift), 0)
     m = tl.where(m == -float("inf"), 0.0, m)
-    less = tl.where(total == 0.0, 0.0, shift - m)
+    less = tl.where(total == 0.0, 0.0, _times(shift - m, cap_out, CAP))
     back = _exp(less)
     found = tl.min(tl.where(top == tl.max(top, 0), best, NO_COLUMN), 0)
     tilted = tl.sum((weighted + tl.maximum(less, LOWEST) * total) * back, 0)
-    return m, tl.sum(total * back, 0), tilted, tl.sum(plain, 0) / V, tl.where(found == NO_COLUMN, -1, found)
+    mean = tl.sum(plain + less * count, 0) / V
+    return m, tl.sum(total * back, 0), tilted, mean, tl.where(found == NO_COLUMN, -1, found)
 
 
 @triton.jit
@@ -122,7 +137,7 @@ def _statistics(
     TILE: tl.constexpr = REPEAT * THREADS * VECTOR
     top = tl.full((THREADS,), -float("inf"), tl.float32)
     zeros = tl.zeros((THREADS,), tl.float32)
-    shift, total, weighted, plain = zeros, zeros, zeros, zeros
+    shift, total, weighted, plain, count = zeros, zeros, zeros, zeros, zeros
     best = tl.full((THREADS,), NO_COLUMN, tl.int32)
     columns = _columns(0, REPEAT, THREADS, VECTOR)
     if IS_ONE_TILE:
@@ -131,22 +146,27 @@ def _statistics(
         narrow = zeros
     if GIVEN_LSE is not None:
         lse = tl.load(GIVEN_LSE + t)
-        m = lse.to(tl.float32)
-        s, tilted, mean, found = _exp((lse - m.to(tl.float64)).to(tl.float32)), 0.0, 0.0, 0
+        if CAP == PLAIN:
+            m = lse.to(tl.float32)
+            s = _exp((lse - m.to(tl.float64)).to(tl.float32))
+        else:
+            m = (lse / cap_out).to(tl.float32)
+            s = _exp((lse - m.to(tl.float64) * cap_out).to(tl.float32))
+        tilted, mean, found = 0.0, 0.0, 0
     elif IS_ONE_TILE:
-        top, shift, total, weighted, plain, best = _add(
-            narrow.to(tl.float32), columns, V, top, shift, total, weighted, plain, best, cap_in, cap_out,
+        top, shift, total, weighted, plain, count, best = _add(
+            narrow.to(tl.float32), columns, V, top, shift, total, weighted, plain, count, best, cap_in, cap_out,
             CAP, HAS_ENTROPY, HAS_SMOOTHING, HAS_BEST,
         )  # fmt: skip
-        m, s, tilted, mean, found = _finish(top, shift, total, weighted, plain, best, V)
+        m, s, tilted, mean, found = _finish(top, shift, total, weighted, plain, count, best, cap_out, V, CAP)
     else:
         for v in range(0, V, TILE):
             z = _load(Z, v + columns, V, "evict_last").to(tl.float32)
-            top, shift, total, weighted, plain, best = _add(
-                z, v + columns, V, top, shift, total, weighted, plain, best, cap_in, cap_out,
+            top, shift, total, weighted, plain, count, best = _add(
+                z, v + columns, V, top, shift, total, weighted, plain, count, best, cap_in, cap_out,
                 CAP, HAS_ENTROPY, HAS_SMOOTHING, HAS_BEST,
             )  # fmt: skip
-        m, s, tilted, mean, found = _finish(top, shift, total, weighted, plain, best, V)
+        m, s, tilted, mean, found = _finish(top, shift, total, weighted, plain, count, best, cap_out, V, CAP)
     return narrow, m, s, tilted, mean, found
 
 
@@ -218,14 +238,14 @@ def _targets(
 ):  # fmt: skip
     """The loss of a row; per target its details and, in SLOPE, the gradient of its column."""
     loss = 0.0
-    lse = m + log_s
+    lse = _times(m, cap_out, CAP) + log_s
     for e in range(begin, end, BLOCK_E):
         i = e + tl.arange(0, BLOCK_E)
         y, w, is_valid, is_column = _entries(i, end, V, TARGETS, WEIGHT, weight_stride, ignore_index, HAS_PART)
         z = tl.load(Z + y, mask=is_column, other=float("nan")).to(tl.float32)
-        u, slope = _cap(z, cap_in, cap_out, CAP)
-        nll = (m - u) + log_s
-        each = (1.0 - smoothing) * nll + smoothing * (m - mean + log_s) + z_loss * lse * lse
+        found, slope = _cap(z, cap_in, cap_out, CAP)
+        nll = _times(m - found, cap_out, CAP) + log_s
+        each = (1.0 - smoothing) * nll + smoothing * (log_s - mean) + z_loss * lse * lse
         weighted = tl.where(w == 0.0, 0.0, w * each)
         loss += tl.sum(weighted, 0)
         if NLL is not None:
@@ -236,7 +256,10 @@ def _targets(
             of_column = _weight_of_column(
                 y, w, begin, end, V, TARGETS, WEIGHT, weight_stride, ignore_index, HAS_PART, HAS_OFFSETS, BLOCK_E
             )
-            du = _slope(u - m, factor, tilt, constant, HAS_TILT) - (1.0 - smoothing) * of_column
+            du = (
+                _slope(_times(found - m, cap_out, CAP), factor, tilt, constant, HAS_TILT)
+                - (1.0 - smoothing) * of_column
+            )
             tl.store(SLOPE + i, du * slope, mask=i < end)
     return loss
 
@@ -252,8 +275,8 @@ def _slope(d, factor, tilt, constant, HAS_TILT: tl.constexpr):
 @triton.jit
 def _write(G, z, columns, V, m, factor, tilt, constant, cap_in, cap_out, CAP: tl.constexpr, HAS_TILT: tl.constexpr):
     """The gradient of a tile without its targets."""
-    u, slope = _cap(z.to(tl.float32), cap_in, cap_out, CAP)
-    g = _slope(u - m, factor, tilt, constant, HAS_TILT) * slope
+    t, slope = _cap(z.to(tl.float32), cap_in, cap_out, CAP)
+    g = _slope(_times(t - m, cap_out, CAP), factor, tilt, constant, HAS_TILT) * slope
     tl.store(G + columns, g.to(G.dtype.element_ty), mask=columns < V, eviction_policy="evict_first")
 
 
@@ -351,7 +374,8 @@ def rows_kernel(
             BEST is not None, IS_ONE_TILE, REPEAT, THREADS, VECTOR,
         )  # fmt: skip
         log_s = tl.log(s)
-        factor = (mass * (1.0 + 2.0 * z_loss * (m + log_s)) + h * tilted / s) / s
+        u_max = _times(m, cap_out, CAP)
+        factor = (mass * (1.0 + 2.0 * z_loss * (u_max + log_s)) + h * tilted / s) / s
         classes = V if CLASSES is None else tl.load(CLASSES).to(tl.float32)
         tilt, constant = -h / s, mass * smoothing / classes
         loss = _targets(
@@ -360,7 +384,7 @@ def rows_kernel(
             BLOCK_E,
         )  # fmt: skip
         loss = tl.where(is_right, loss, float("nan"))
-        lse = m.to(tl.float64) + log_s.to(tl.float64)
+        lse = _times(m.to(tl.float64), cap_out, CAP) + log_s.to(tl.float64)
         _write_row(t, LOSS, ENTROPY, BEST, LSE, loss, log_s - tilted / s, best, lse)
         if G is not None:
             _gradient(

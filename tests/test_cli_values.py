@@ -180,6 +180,16 @@ def test_every_type_of_column_comes_through(tmp_path: Path, kind: str, ending: s
         assert [int(found[i]) for i in (0, 2)] == [WHOLE, 2**64 - 1]
 
 
+@pytest.mark.parametrize("ending", [".jsonl", ".csv"])
+def test_times_that_python_lacks_are_text(tmp_path: Path, ending: str) -> None:
+    """Years beyond 9999, as databases write them for no end."""
+    late = pa.array([253402300800000000, 0], pa.timestamp("us"))
+    days = pa.array([[2932897], [None]], pa.list_(pa.date32()))
+    out = select(parquet(tmp_path, p=["a", "b"], t=["x", "y"], u=late, days=days), f"out{ending}")
+    assert cells(out, "u")[0] == "10000-01-01 00:00:00.000000"
+    assert "10000-01-01" in str(cells(out, "days")[0])
+
+
 def source_cells(column: Any) -> list[Any]:
     """None where a column is null."""
     return [None if is_null else True for is_null in column.is_null().to_pylist()]

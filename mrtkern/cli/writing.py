@@ -165,9 +165,9 @@ class CsvSink:
         """Add rows."""
         for i, item in enumerate(table.schema):
             if opaque(item.type):
-                column = table.column(i).cast(without_nanoseconds(item.type))
                 written = str if isinstance(item.type, pa.UuidType) else to_json
-                cells = [None if cell is None else written(cell) for cell in column.to_pylist()]
+                values = [row[item.name] for row in to_python(table.select([i]))]
+                cells = [None if cell is None else written(cell) for cell in values]
                 table = table.set_column(i, item.name, pa.array(cells, pa.string()))
         self.writer.write_table(table)
 
@@ -186,13 +186,12 @@ class JsonlSink:
 
     def __init__(self, file: Any, schema: Any) -> None:
         self.file = file
-        self.schema = pa.schema([(item.name, without_nanoseconds(item.type)) for item in schema])
         self.floats = [item.name for item in schema if item.type in (pa.float32(), pa.list_(pa.float32()))]
 
     def write(self, table: Any) -> None:
         """Add rows."""
-        for batch in table.cast(self.schema).to_batches(max_chunksize=1024):
-            for row in batch.to_pylist():
+        for first in range(0, table.num_rows, 1024):
+            for row in to_python(table.slice(first, 1024)):
                 row.update({name: shortest(row[name]) for name in self.floats})
                 self.file.write(to_json(row).encode() + b"\n")
 
@@ -211,16 +210,28 @@ def opaque(kind: Any) -> bool:
     return bool(pa.types.is_nested(kind) or is_bytes(kind) or isinstance(kind, pa.BaseExtensionType))
 
 
-def without_nanoseconds(kind: Any) -> Any:
-    """A type with text for times in nanoseconds, in lists and structures too: Python has none, pandas may be absent."""
+def to_python(table: Any) -> list[dict[str, Any]]:
+    """The rows as Python has them; nanoseconds, which it lacks, are text, as are all times beside years it lacks."""
+    for is_every in (False, True):
+        fields = [item.with_type(without_times(item.type, is_every)) for item in table.schema]
+        try:
+            return list(table.cast(pa.schema(fields)).to_pylist())
+        except (ValueError, OverflowError):
+            if is_every:
+                raise
+    raise AssertionError
+
+
+def without_times(kind: Any, is_every: bool) -> Any:
+    """A type with text for times in nanoseconds, or for all times, in lists and structures too."""
     t = pa.types
     if t.is_list(kind) or t.is_large_list(kind) or t.is_fixed_size_list(kind):
-        entry = without_nanoseconds(kind.value_type)
+        entry = without_times(kind.value_type, is_every)
         return kind if entry == kind.value_type else pa.large_list(entry)
     if t.is_struct(kind):
-        return pa.struct([field.with_type(without_nanoseconds(field.type)) for field in kind])
-    is_time = t.is_timestamp(kind) or t.is_duration(kind) or t.is_time64(kind)
-    return pa.string() if is_time and kind.unit == "ns" else kind
+        return pa.struct([field.with_type(without_times(field.type, is_every)) for field in kind])
+    is_text = t.is_temporal(kind) and (is_every or getattr(kind, "unit", "") == "ns")
+    return pa.string() if is_text else kind
 
 
 def shortest(value: Any) -> Any:

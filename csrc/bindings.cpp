@@ -15,6 +15,7 @@
 #include "common/memory.h"
 #include "common/parallel.h"
 #include "cross_entropy/cross_entropy.h"
+#include "digest/problems.h"
 #include "facility_location/facility_location.h"
 #include "isa/kernels.h"
 #include "neighbors/neighbors.h"
@@ -211,6 +212,18 @@ void multiply_only(const std::string& dtype, int64_t flops, int threads) {
   });
 }
 
+// The problems that `mrtkern verify` selects from; weights: addresses of weight, quality and bonus.
+void digest_sizes(int kind, int64_t block, int64_t count, Address offsets, Address k) {
+  mrt::digest::make_sizes(static_cast<mrt::digest::Kind>(kind), block, count, at<int64_t>(offsets), at<int64_t>(k));
+}
+
+void digest_rows(int kind, int64_t block, int64_t count, Address offsets, Address x,
+                 const std::array<Address, 3>& weights) {
+  const auto [weight, quality, bonus] = weights;
+  mrt::digest::make_rows(static_cast<mrt::digest::Kind>(kind), block, count, at<const int64_t>(offsets), at<float>(x),
+                         at<float>(weight), at<float>(quality), at<float>(bonus));
+}
+
 py::list isas() {
   const mrt::Kernels* all[4];
   mrt::available_kernels(all);
@@ -237,4 +250,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("components", &components);
   m.def("facility_location_grouped", &facility_location_grouped);
   m.def("cross_entropy_rows", &cross_entropy_rows);
+  m.def("digest_sizes", &digest_sizes);
+  m.def("digest_rows", &digest_rows);
 }

@@ -2,7 +2,8 @@
 
 Who calls whom, top to bottom:
 
-    cli/               the `mrtkern` command: info, select
+    cli/               the `mrtkern` command: info, verify, select
+    digest/            seeded problems and the hash of what is selected from them
     loss.py            token weights of five normalisations, the module   details.py   what a loss says beside its value
     parallel.py        losses over a vocabulary that is split among ranks
     select.py          six strategies per prompt          budget.py   variance components, the best K

@@ -177,7 +177,7 @@ def test_csrc_knows_no_torch_and_only_the_bindings_know_pybind11() -> None:
 
 def test_csrc_has_the_folders_of_the_layout() -> None:
     folders = {path.name for path in (ROOT / "csrc").iterdir() if path.is_dir()}
-    assert folders <= {"common", "tile", "isa", "emulator", *OPS}
+    assert folders <= {"common", "tile", "isa", "emulator", "digest", *OPS}
 
 
 def test_every_instruction_set_has_its_flags() -> None:

@@ -17,6 +17,8 @@
 
 #if defined(__x86_64__)
 #include <xmmintrin.h>
+#else
+#include <cfenv>
 #endif
 
 namespace mrt {
@@ -37,13 +39,22 @@ constexpr auto POLL_INTERVAL = std::chrono::milliseconds(50);
 
 // The caller's rounding and flushing modes must not reach the kernels: results would depend on the thread.
 class DefaultFloatState {
-#if defined(__x86_64__)
  public:
+#if defined(__x86_64__)
   DefaultFloatState() : saved_(_mm_getcsr()) { _mm_setcsr(0x1f80); }
   ~DefaultFloatState() { _mm_setcsr(saved_); }
 
  private:
   unsigned saved_;
+#else
+  DefaultFloatState() {
+    std::fegetenv(&saved_);
+    std::fesetenv(FE_DFL_ENV);
+  }
+  ~DefaultFloatState() { std::fesetenv(&saved_); }
+
+ private:
+  std::fenv_t saved_;
 #endif
 };
 

@@ -133,19 +133,25 @@ struct Float32 {
 // Rounds to nearest, half to even; beyond the largest infinity. A NaN must end in 16 zero bits: it stays one.
 struct Bfloat16 {
   using Element = uint16_t;
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+  static constexpr bool EVEN_IS_HIGH = true;  // which half of 32 bits the element at the lower address is
+#else
+  static constexpr bool EVEN_IS_HIGH = false;
+#endif
   static MRT_INLINE Two load(const uint16_t* p) {
     Bits v;
     memcpy(&v, p, sizeof v);
-    return {floats(v << 16), floats(v & 0xffff0000u)};
+    const Float low = floats(v << 16), high = floats(v & 0xffff0000u);
+    return EVEN_IS_HIGH ? Two{high, low} : Two{low, high};
   }
   static MRT_INLINE Bits rounded(Float v) { return bits(v) + (((bits(v) >> 16) & 1u) + 0x7fffu); }
   static MRT_INLINE void store(uint16_t* p, const Two& v) {
-    const Bits out = (rounded(v.a) >> 16) | (rounded(v.b) & 0xffff0000u);
+    const Float low = EVEN_IS_HIGH ? v.b : v.a, high = EVEN_IS_HIGH ? v.a : v.b;
+    const Bits out = (rounded(low) >> 16) | (rounded(high) & 0xffff0000u);
     memcpy(p, &out, sizeof out);
   }
 };
 
-// Rounds to nearest, half to even, subnormals included; beyond 65519 infinity, NaN stays NaN.
 struct Float16 {
   using Element = uint16_t;
 #if defined(MRT_AVX512)

@@ -8,6 +8,7 @@
 // Sums are integers. float32 steps are rounded one by one (the compiler is told not to fuse them).
 #pragma once
 
+#include "common/draws.h"
 #include "facility_location/facility_location.h"
 #include "tile/product.h"
 
@@ -103,17 +104,9 @@ void owners(const PairTable& table, const int32_t* picks, int64_t count, uint16_
   }
 }
 
-constexpr uint64_t GOLDEN = 0x9E3779B97F4A7C15u;
-
-MRT_INLINE uint64_t mix(uint64_t h) {
-  h = (h ^ (h >> 30)) * 0xBF58476D1CE4E5B9u;
-  h = (h ^ (h >> 27)) * 0x94D049BB133111EBu;
-  return h ^ (h >> 31);
-}
-
 void rank_keys(uint64_t seed, uint64_t draw, uint64_t group_key, int64_t N, int64_t* __restrict keys) {
-  const uint64_t stream = mix(mix(seed + (draw + 1) * GOLDEN) ^ mix(group_key));
-  for (int64_t i = 0; i < N; ++i) keys[i] = static_cast<int64_t>(mix(stream + static_cast<uint64_t>(i + 1) * GOLDEN));
+  const uint64_t stream = draw_stream(seed, draw, group_key);
+  for (int64_t i = 0; i < N; ++i) keys[i] = static_cast<int64_t>(draw_key(stream, i));
 }
 
 // ranks[i] = how many of N distinct keys are smaller than keys[i]; quadratic, for groups of up to COUNTED_ROWS. Whole

@@ -12,6 +12,7 @@ Who calls whom, top to bottom:
     ops/<op>/          reference.py (the definition) · cpu.py (csrc/ through mrtkern._C)
     _triton.py         tiles, products and launch tables that Triton's backends share; _triton_rows.py rounds their rows
     _progress.py       who wants to know how far a long call is            _groups.py   sums over what shares an id
+    _sums.py           sums of many numbers, the same bits for every number of threads
     lattice.py         the int16 quantiser, _random.py the counting hash: definitions that every backend repeats
     csrc/              bindings.cpp → <op>/cpu.cpp → isa/ (three instruction sets) → tile/ and <op>/kernels.h
 """

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from mrtkern import _check
+from mrtkern import _check, _sums
 
 COLUMN_BYTES = 2**26  # float64 copy of values made at a time: bounds the memory, large enough to stream
 ROUNDING = 1e-12  # a budget computed as n (c_p + K c_r) may fall short of K by some roundings
@@ -46,8 +46,8 @@ def variance_components(values: Tensor, offsets: Tensor) -> VarianceComponents:
     offsets[b]:offsets[b + 1]. Empty groups do not count.
 
     Returns VarianceComponents. between_raw and within are unbiased when group sizes do not depend on the values.
-    No gradient. Deterministic; sums in float64. Memory beyond inputs: 256 MiB, or 40 bytes per row and 48 per group if
-    that is more.
+    No gradient. Deterministic: the same bits for every number of threads; sums in float64. Memory beyond inputs:
+    256 MiB, or 40 bytes per row and 48 per group if that is more.
     Raises ValueError for NaN or infinity (naming the row), fewer than two groups with rows, no group with two rows, a
     variance that float64 cannot hold.
     Source: arXiv 2606.00544; the unequal-groups estimator: Searle, Casella, McCulloch, Variance Components, 1992, 3.6.
@@ -74,10 +74,10 @@ def variance_components(values: Tensor, offsets: Tensor) -> VarianceComponents:
     columns = values.detach() if values.ndim == 2 else values.detach()[:, None]
     for block in columns.split(max(1, COLUMN_BYTES // (8 * T)), dim=1):
         wide = block.to(torch.float64, copy=True).mul_(2.0**-half).mul_(2.0 ** (half - exponent))
-        wide -= wide.mean(0)  # so that a large common part costs no digits
+        wide -= _sums.along_rows(wide.mT) / T  # so that a large common part costs no digits
         means = torch.segment_reduce(wide, "sum", offsets=offsets, axis=0) / n.clamp(min=1)[:, None]
-        outside += float((means.square().sum(1) * n).sum())
-        inside += float((wide - means[group]).square_().sum())
+        outside += float(_sums.total(means.square().sum(1) * n))
+        inside += float(_sums.total((wide - means[group]).square_()))
     within = inside / (T - B)
     k0 = (T - float(n.square().sum()) / T) / (B - 1)
     between = (outside / (B - 1) - within) / k0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mrtkern import _check
+from mrtkern import _check, _sums
 from mrtkern._groups import IdGroups
 from mrtkern.ops.cross_entropy.problem import Rows
 
@@ -89,7 +89,7 @@ def _details(
     prompts = _prompts(nlls, tokens, by_response(weighted, offsets), prompt)
     count = is_valid.sum().clamp(min=1).double()
     accuracy = ((argmax == targets) & is_valid).sum() / count
-    mean_entropy = torch.where(is_valid, entropy, 0).double().sum() / count
+    mean_entropy = _sums.total(torch.where(is_valid, entropy, 0).double()) / count
     nlls, *numbers = (
         torch.where(is_right, value, torch.nan).to(nll.dtype) for value in (nlls, *prompts, accuracy, mean_entropy)
     )
@@ -116,9 +116,9 @@ def _prompts(nlls: Tensor, tokens: Tensor, losses: Tensor, prompt: Tensor | None
     x = nlls / tokens.clamp(min=1) * counts
     k = groups.segments(counts)  # [R] responses of each prompt, then zeros
     R, num_prompts = k.sum(), (k > 0).sum()
-    means, mean = groups.segments(x) / k.clamp(min=1), x.sum() / R
-    within = ((x - groups.spread(means)).square() * counts).sum() / (R - num_prompts)
-    outside = (k * (means - mean).square()).sum() / (num_prompts - 1)
+    means, mean = groups.segments(x) / k.clamp(min=1), _sums.total(x) / R
+    within = _sums.total((x - groups.spread(means)).square() * counts) / (R - num_prompts)
+    outside = _sums.total(k * (means - mean).square()) / (num_prompts - 1)
     k0 = (R - k.square().sum() / R) / (num_prompts - 1)
     between = ((outside - within) / k0).clamp(min=0)
     losses = groups.segments(losses)

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._compile import _disable_dynamo
 
-from mrtkern import _check, _dispatch
+from mrtkern import _check, _dispatch, _sums
 from mrtkern.ops.cross_entropy.op import check_targets, checked_options, packed
 from mrtkern.ops.cross_entropy.problem import IGNORE, Options
 from mrtkern.ops.linear_cross_entropy import head, passes
@@ -94,7 +94,7 @@ class _Shard:
             each = (1 - smoothing) * each + smoothing * smoothed
         each = each + self.options.z_loss * lse**2
         weight = self.given.weight
-        loss = torch.where(weight == 0, 0, weight * each).sum().to(weight.dtype)
+        loss = _sums.total(torch.where(weight == 0, 0, weight * each)).to(weight.dtype)
         return loss if may_wait else torch.where(is_bad.any(), torch.nan, loss), lse, sizes.sum()
 
     def whole(self, classes: Tensor) -> dict[str, Any]:

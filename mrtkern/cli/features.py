@@ -29,7 +29,8 @@ UNSPACED = (
 SEED = 0  # of the randomised SVD: the features do not depend on --seed, only the picks do
 LOST = 1e-4  # a row that keeps less of its unit length than this has no direction in the reduced space
 # Vectors are rounded to this: BLAS on another processor moves them by up to 3e-12 (sample: OpenBLAS for Haswell,
-# Nehalem, Prescott and SkylakeX), in float32 by 7e-4, which flips picks. Half a step is far below the lattice's error.
+# Nehalem, Prescott and SkylakeX), in float32 by 7e-4, which flips picks. What lies that near the middle between two
+# steps, one number in millions, is a step apart there: far below the lattice's error.
 STEP = 2.0**-16
 
 
@@ -68,7 +69,7 @@ def tokens(text: str) -> list[str]:
 def tfidf_vectors(texts: Any) -> Any:
     """[T, D] float32, D <= 384. Tokens weighted by (1 + log count) · idf, then SVD; zeros for a text without any.
 
-    Computed in float64 and rounded, so that every processor and every number of threads gives the same vectors.
+    Computed in float64 by one thread, so that torch's number of threads changes nothing, and rounded to steps.
     """
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer

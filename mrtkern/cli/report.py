@@ -25,6 +25,7 @@ from torch import Tensor
 
 from mrtkern.cli.packing import Packed
 from mrtkern.cli.writing import without_nan
+from mrtkern.ops.similarity.op import similarity
 
 FLOOR = 1e-4  # smallest quality, as in select_responses
 NUMBERS_PER_CHUNK = 1 << 22  # float32 numbers in the largest temporary array
@@ -99,7 +100,7 @@ def batched(x: Tensor, a: Tensor, has_row: Tensor, picks: Tensor, has_pick: Tens
     """x [B, N, D], a [B, N], picks [B, K] positions → four sums [B] float64, in the order of Sums."""
     x = torch.nn.functional.normalize(x, dim=2)
     chosen = x.gather(1, picks[:, :, None].expand(-1, -1, x.shape[2]))  # [B, K, D]
-    s = ((1 + x @ x.mT) / 2).masked_fill(~has_row[:, None, :], 0.0)  # [B, N, N]
+    s = similarity(x, metric="shifted_cosine").masked_fill(~has_row[:, None, :], 0.0)  # [B, N, N]
     near = s.gather(2, picks[:, None, :].expand(-1, x.shape[1], -1)).masked_fill(
         ~has_pick[:, None, :], 0.0
     )  # [B, N, K]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mrtkern import _sums
 from mrtkern._groups import IdGroups
 from mrtkern.ops.cross_entropy.problem import Options, Problem, Rows
 
@@ -35,7 +36,7 @@ def forward(
     u = softcap * torch.tanh(z / softcap) if softcap else z  # [T, V]
     largest = u.amax(1)
     d = u - largest[:, None]  # [T, V], so that digits of large logits are kept
-    log_sum = d.exp().sum(1).log()
+    log_sum = _sums.along_rows(d.exp()).log()
     lse = largest + log_sum  # [T]
     p = torch.exp(d - log_sum[:, None])  # [T, V]
 
@@ -52,9 +53,9 @@ def forward(
     nll = torch.where(is_bad, torch.nan, log_sum[rows] - d[rows, y])
     each = (1 - smoothing) * nll + z_loss * lse[rows].square()
     if smoothing:
-        each = each + smoothing * (log_sum - d.mean(1))[rows]
+        each = each + smoothing * (log_sum - _sums.along_rows(d) / V)[rows]
     weighted = torch.where(w == 0, 0, w.double() * each)
-    loss = weighted.sum().to(z.dtype)
+    loss = _sums.total(weighted).to(z.dtype)
 
     none = z.new_empty(0)
     best = logits_argmax(logits) if wants_details else none.long()  # before the gradient, which may replace them
@@ -72,7 +73,7 @@ def forward(
     if not wants_details:
         return Rows(loss, none, none, none, best)
     counts = in_rows(is_valid, rows, T)
-    entropy = log_sum - torch.where(p > 0, p * d, 0).sum(1)
+    entropy = log_sum - _sums.along_rows(torch.where(p > 0, p * d, 0))
     return Rows(
         loss,
         torch.where(is_valid, nll, 0),

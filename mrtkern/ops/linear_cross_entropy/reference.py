@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mrtkern import _sums
 from mrtkern.ops.cross_entropy import reference as cross_entropy
 from mrtkern.ops.cross_entropy.problem import Options, Rows
 from mrtkern.ops.linear_cross_entropy.problem import NO_TARGET, Cap, LogProbs, Problem
@@ -41,20 +42,27 @@ def forward(
     return cross_entropy.forward(z, targets, token_weight, target_offsets, options, gradient, wants_details)
 
 
+def logsumexp(u: Tensor) -> Tensor:
+    """log sum exp over the classes [C], whose bits in torch may depend on the number of threads."""
+    m = u.amax(1)
+    m = torch.where(m.isfinite(), m, 0)
+    return m + _sums.along_rows((u - m[:, None]).exp()).log()
+
+
 def log_probs(z: Tensor, targets: Tensor, cap: Cap, wants_below: bool = False) -> LogProbs:
     """Of rows of logits z [C, V]; targets [C] are classes."""
     z = cross_entropy.wide(z)
     u = (cap.softcap * torch.tanh(z / cap.softcap) if cap.softcap else z) / cap.temperature
     largest = u.amax(1)  # [C]
     d = u - largest[:, None]  # so that digits of large logits are kept, and no probability exceeds 1
-    log_sum = d.exp().sum(1).log()
+    log_sum = _sums.along_rows(d.exp()).log()
     log_p = d - log_sum[:, None]
     p = log_p.exp()
     y = targets.clamp(0, z.shape[1] - 1)  # what is not among V was refused before wherever values may be read
     logp = torch.where(y == targets, log_p.gather(1, y[:, None])[:, 0], torch.nan)
-    below = log_sum - d.mean(1) if wants_below else None
+    below = log_sum - _sums.along_rows(d) / z.shape[1] if wants_below else None
     counts = targets != NO_TARGET
-    entropy = -torch.special.xlogy(p, p).sum(1)
+    entropy = -_sums.along_rows(torch.special.xlogy(p, p))
     logp, entropy, lse = (torch.where(counts, value, 0) for value in (logp, entropy, largest.double() + log_sum))
     return LogProbs(logp, entropy, lse, below)
 
@@ -72,14 +80,14 @@ def log_probs_backward(
     x = cross_entropy.wide(z)
     tanh = torch.tanh(x / cap.softcap) if cap.softcap else x.new_zeros(1)
     u = (cap.softcap * tanh if cap.softcap else x) / cap.temperature
-    lse = u.logsumexp(1) if lse is None else lse
+    lse = logsumexp(u) if lse is None else lse
     log_p = (u - lse[:, None]).to(u.dtype)  # a given lse is float64: rounded with u, not before
     p = log_p.exp()
     lse = lse.to(u.dtype)
     du = (w * (1 + 2 * z_loss * lse))[:, None] * p
     if c is not None:
         finite = log_p.clamp(min=torch.finfo(u.dtype).min)  # p log p is 0 where p is
-        entropy = -(p * finite).sum(1)
+        entropy = -_sums.along_rows(p * finite)
         du -= c[:, None] * p * (finite + entropy[:, None])
     if label_smoothing and classes is not None:
         du -= (w * label_smoothing / classes)[:, None]

@@ -32,7 +32,7 @@ def memory(problem: Problem) -> int:
 
 
 def summed(x: Tensor, y: Tensor, term: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """sum_d term(x_d, y_d), float64 [M, N] of x [M, D], y [N, D]: 16 interleaved lanes ascending, then by halves."""
+    """sum_d term(x_d, y_d) [M, N] of x [M, D] and y [N, D], in their type: 16 lanes ascending, then by halves."""
     lanes = []
     columns = y.mT.contiguous()  # [D, N]
     for lane in range(lattice.LANES):
@@ -80,7 +80,10 @@ class Scorer:
         if self.precision == "exact":
             dots = summed(x[0], y[0], torch.mul)
             return self.measured(cosines(dots, x[1], y[1])) if self.is_cosine else dots
-        dots = lattice.dots(x[0], y[0]).double() if self.precision == "int16" else (x[0] @ y[0].mT).double()
+        if self.precision == "int16":
+            dots = lattice.dots(x[0], y[0]).double()
+        else:  # float32, in an order of our own: a library's product has one for every number of threads
+            dots = summed(x[0], y[0], torch.mul).double()
         return dots.clamp_(min=0) if self.metric == "clamped_cosine" else dots
 
     def measured(self, cos: Tensor) -> Tensor:

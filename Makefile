@@ -26,6 +26,7 @@ check: $(VENV)/built $(VENV)/layers
 	$(VENV)/bin/clang-format --dry-run -Werror $(filter %.cpp %.h %.cu %.cuh,$(CSRC)) $(wildcard tests/emulator/*)
 	$(MAKE) test
 	$(RUN) -m pytest -q -n $(JOBS) --dist loadfile -m "($(LAYERS)) and not full"
+	$(RUN) -m pytest -q -p tests.imitation -m "gpu and not full"
 	$(MAKE) gpu DRY=1 PYTHON=$(RUN)
 
 full: $(VENV)/built $(VENV)/layers

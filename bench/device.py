@@ -146,7 +146,7 @@ class Options:
 
 SMALLER: dict[str, Callable[[Any], dict[str, Any]]] = {  # what takes an instant anywhere
     "similarity": lambda p: {"B": min(p.B, 4), "M": 64, "N": p.N and 64, "sizes": p.sizes and (16,) * 4},
-    "neighbors": lambda p: {"M": 64, "N": p.N and 600},
+    "neighbors": lambda p: {"M": 32, "N": p.N and 100, "K": min(p.K, 4), "D": 32},
     "cross_entropy": lambda p: {"T": 6, "V": 1000},
     "linear_cross_entropy": lambda p: {"T": 64, "D": 32, "V": 500},
 }

@@ -23,6 +23,7 @@ CYCLES = 2e9  # of a device's clock in a second, at most; a slower one sleeps lo
 LEAST_LEAD = 1e-3  # seconds
 LEAD = 2  # times the seconds of the host
 HOST_CALLS = 5
+ACTIVITIES = (torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA)
 LONGEST_NAME = 80  # of a kernel: templates have names of kilobytes
 
 
@@ -80,10 +81,17 @@ def _host_seconds(make: Maker) -> float:
     return statistics.median(found)
 
 
-def _device_kernels(make: Maker) -> Kernels:
-    run = make()
+def _device_kernels(make: Maker) -> Kernels | None:
+    """None where the profiler does not work: times are worth having without it."""
+    try:
+        return _profiled(make())
+    except (RuntimeError, AssertionError):
+        return None
+
+
+def _profiled(run: Callable[[], Any]) -> Kernels:
     torch.cuda.synchronize()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+    with torch.profiler.profile(activities=list(ACTIVITIES)) as profiler:
         run()
         torch.cuda.synchronize()
     found: dict[str, tuple[float, int]] = {}

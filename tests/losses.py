@@ -60,7 +60,9 @@ def assert_bounded(found: LossDetails, gradient: torch.Tensor | None, inputs: di
 
 def details_of(inputs: dict[str, Any], **options: Any) -> LossDetails:
     count = len(inputs["targets"])
-    found = cross_entropy(**inputs, **options, return_details=True, offsets=torch.arange(count + 1))
+    found = cross_entropy(
+        **inputs, **options, return_details=True, offsets=torch.arange(count + 1, device=inputs["targets"].device)
+    )
     assert isinstance(found, LossDetails)
     return found
 

@@ -197,15 +197,21 @@ def test_what_waits_is_noticed() -> None:
 
 
 @pytest.mark.gpu
-def test_a_step_is_captured_in_a_graph() -> None:
-    inputs = moved(rows(64, 5000, torch.bfloat16), "cuda")
-    expected = with_gradient(inputs, backend="triton")
+@pytest.mark.hardware
+@pytest.mark.parametrize("dtype", NARROW)
+def test_a_graph_is_replayed_on_other_rows(dtype: torch.dtype) -> None:
+    inputs, others = (moved(rows(64, 5000, dtype, seed), "cuda") for seed in (0, 1))
+    expected = with_gradient(others, backend="triton")
     logits = inputs["logits"].requires_grad_()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         loss = cross_entropy(logits, inputs["targets"], backend="triton")
         (gradient,) = torch.autograd.grad(loss, logits)
+    with torch.no_grad():
+        logits.copy_(others["logits"])
+    inputs["targets"].copy_(others["targets"])
     graph.replay()
+    torch.cuda.synchronize()
     assert torch.equal(loss, expected[0])
     assert torch.equal(gradient, expected[1])
 

@@ -182,5 +182,6 @@ def test_a_launch_without_a_device_is_one_sentence(primitives: Path) -> None:
 
 @needs_nvcc
 @pytest.mark.gpu
+@pytest.mark.hardware
 def test_a_device_does_what_the_emulated_one_does(primitives: Path) -> None:
     assert run(primitives) == (0, "0 failures\n")

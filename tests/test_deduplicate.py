@@ -15,6 +15,7 @@ from mrtkern.ops.neighbors import chains, reference
 from mrtkern.ops.neighbors.deduplicate import deduplicate
 from mrtkern.ops.neighbors.problem import Problem
 from tests import lists, oracle
+from tests.on_device import IS_IMITATED
 
 CPU = _dispatch.load("neighbors", "cpu")
 needs_cpu = pytest.mark.skipif(isinstance(CPU, str), reason=f"compiled kernels: {CPU}")
@@ -30,7 +31,7 @@ every_backend = pytest.mark.parametrize(("backend", "device"), RUNS)
 
 def on_every_backend(name: str, values: Sequence[Any], few: Sequence[Any]) -> Any:
     """An argument's values for every backend; a few of them in the interpreter, which takes seconds for each."""
-    runs = [(run, value) for run in RUNS for value in (few if run is INTERPRETED else values)]
+    runs = [(run, value) for run in RUNS for value in (few if run is INTERPRETED or IS_IMITATED else values)]
     cases = [pytest.param(value, *run.values, marks=run.marks) for run, value in runs]
     return pytest.mark.parametrize((name, "backend", "device"), cases)
 

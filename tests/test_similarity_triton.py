@@ -12,7 +12,7 @@ import torch
 from mrtkern import _dispatch
 from mrtkern.ops.similarity.op import similarity
 from mrtkern.ops.similarity.problem import CASES, METRICS, Case, Problem
-from tests import bounds, oracle
+from tests import bounds, on_device, oracle
 
 pytest.importorskip("triton", reason="triton is not installed")
 
@@ -142,7 +142,13 @@ def test_strides_do_not_matter(rows: int, device: str) -> None:
         assert torch.equal(similarity(x, offsets=offsets, backend="triton"), expected)
 
 
-@every_device
+@pytest.mark.parametrize(
+    "device",
+    [
+        pytest.param("cpu", marks=pytest.mark.interpret),
+        pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.hardware]),  # 4 GiB
+    ],
+)
 def test_rows_may_lie_further_apart_than_two_to_the_31_elements(device: str) -> None:
     space = torch.empty(2**31 + 40, dtype=torch.float16, device=device) if device == "cuda" else sparse_memory()
     x = space.as_strided((2, 32), (2**31, 1))
@@ -287,6 +293,7 @@ def test_what_the_kernels_cannot_run_is_refused(changes: dict[str, Any], sentenc
 
 
 @pytest.mark.gpu
+@pytest.mark.hardware
 @pytest.mark.parametrize("metric", METRICS)
 def test_a_step_is_captured_in_a_cuda_graph(metric: str) -> None:
     x = torch.randn(4, 50, 40, device="cuda", requires_grad=True)
@@ -299,3 +306,28 @@ def test_a_step_is_captured_in_a_cuda_graph(metric: str) -> None:
     again = similarity(x, metric=metric)
     assert torch.equal(s, again)
     assert torch.equal(gradient, torch.autograd.grad(again.sum(), x)[0])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("with_y", [False, True])
+def test_a_batch_of_many_small_matrices(with_y: bool, dtype: torch.dtype) -> None:
+    """Responses of prompts, 16 rows each, as one tensor: far more matrices than multiprocessors."""
+    problem = Problem("batched", 6 if on_device.IS_IMITATED else 600, 16, 16 if with_y else None, 96, dtype)
+    assert_bounded(problem.make_inputs(), "cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.hardware
+@pytest.mark.parametrize("shape", [(300, 128), (40, 16, 96)])  # tensor descriptors, a batch
+def test_a_bfloat16_graph_is_replayed_on_other_rows(shape: tuple[int, ...]) -> None:
+    x, other = (torch.randn(shape, generator=torch.Generator().manual_seed(seed)).bfloat16().cuda() for seed in (0, 1))
+    expected = similarity(other, backend="triton")
+    assert not torch.equal(similarity(x, backend="triton"), expected)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        s = similarity(x, backend="triton")
+    x.copy_(other)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(s, expected)

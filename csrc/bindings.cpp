@@ -18,8 +18,10 @@
 #include "digest/problems.h"
 #include "facility_location/facility_location.h"
 #include "isa/kernels.h"
+#include "linear_cross_entropy/gradients.h"
 #include "neighbors/neighbors.h"
 #include "similarity/similarity.h"
+#include "tile/matmul_problem.h"
 
 namespace py = pybind11;
 
@@ -201,10 +203,50 @@ py::tuple stream_pairs(const Rows& x, const Rows& y, const std::string& dtype, i
   return py::make_tuple(bad.candidates, bad.covered, sparse.offsets, sparse.ids, sparse.values);
 }
 
+// Address, type, strides of row and column.
+using Operand = std::tuple<Address, std::string, int64_t, int64_t>;
+
+mrt::Features operand(const Operand& x, int64_t K) {
+  const auto& [address, dtype, row_stride, column_stride] = x;
+  return features(address, dtype, row_stride, column_stride, K);
+}
+
+// out [M, N] = a [M, K] b [N, K]^T; out is (address, stride), begins is "zero", "bias" or "out".
+void matmul(const Operand& a, const Operand& b, const std::array<int64_t, 3>& sizes,
+            const std::pair<Address, int64_t>& out, Address bias, bool adds, bool is_half, Address workspace,
+            int threads) {
+  const auto [M, N, K] = sizes;
+  const mrt::MatmulProblem problem{operand(a, K), operand(b, K),         M,   N, K, is_half, at<float>(out.first),
+                                   out.second,    at<const float>(bias), adds};
+  released([&] {
+    mrt::matmul(problem, at<void>(workspace), threads);
+    return 0;
+  });
+}
+
+// total [V] += the sums of the columns of z [C, V], which is (address, stride).
+void add_column_sums(const std::pair<Address, int64_t>& z, const std::array<int64_t, 2>& sizes, Address total,
+                     int threads) {
+  released([&] {
+    mrt::add_column_sums(at<const float>(z.first), z.second, sizes[0], sizes[1], at<float>(total), threads);
+    return 0;
+  });
+}
+
+void scale(Address in, Address out, const std::string& dtype, int64_t count, double factor, int threads) {
+  const mrt::DType type = dtype_of(dtype);
+  released([&] {
+    mrt::scale(at<const float>(in), at<void>(out), type, count, static_cast<float>(factor), threads);
+    return 0;
+  });
+}
+
 // Does that many operations in registers, shared among the threads: the least time that a product can take.
 void multiply_only(const std::string& dtype, int64_t flops, int threads) {
-  const auto multiply = named<int64_t (*)(int64_t)>(
-      "dtype", dtype, {{"int16", mrt::kernels().multiply_int16}, {"float32", mrt::kernels().multiply_float32}});
+  const auto multiply = named<int64_t (*)(int64_t)>("dtype", dtype,
+                                                    {{"int16", mrt::kernels().multiply_int16},
+                                                     {"float32", mrt::kernels().multiply_float32},
+                                                     {"bfloat16", mrt::kernels().multiply_bfloat16}});
   constexpr int64_t PARTS = 64;
   released([&] {
     mrt::parallel_for(PARTS, 1, threads, [&](mrt::Worker&, int64_t) { multiply(flops / PARTS); });
@@ -225,7 +267,7 @@ void digest_rows(int kind, int64_t block, int64_t count, Address offsets, Addres
 }
 
 py::list isas() {
-  const mrt::Kernels* all[4];
+  const mrt::Kernels* all[5];
   mrt::available_kernels(all);
   py::list names;
   for (const mrt::Kernels** k = all; *k != nullptr; ++k) names.append((*k)->name);
@@ -242,6 +284,12 @@ PYBIND11_MODULE(_C, m) {
   m.def("hardware_threads", [] { return std::thread::hardware_concurrency(); });
   m.def("built_with", [] { return std::string(COMPILER) + __VERSION__; }, "Version of the compiler.");
   m.attr("LARGEST_GROUP") = mrt::LARGEST_GROUP;
+  m.attr("MATMUL_WORKSPACE") = mrt::MATMUL_WORKSPACE;
+  m.def("matmul", &matmul, py::arg("a"), py::arg("b"), py::arg("sizes"), py::arg("out"), py::arg("bias"),
+        py::arg("adds"), py::arg("is_half"), py::arg("workspace"), py::arg("threads"));
+  m.def("add_column_sums", &add_column_sums, py::arg("z"), py::arg("sizes"), py::arg("total"), py::arg("threads"));
+  m.def("scale", &scale, py::arg("gradient"), py::arg("out"), py::arg("dtype"), py::arg("count"), py::arg("factor"),
+        py::arg("threads"));
   m.def("similarity", &similarity);
   m.def("similarity_gradient", &similarity_gradient);
   m.def("multiply_only", &multiply_only, "The peak of this machine: operations with nothing to load.");

@@ -2,6 +2,7 @@ from collections.abc import Callable
 from typing import Any
 
 LARGEST_GROUP: int
+MATMUL_WORKSPACE: int
 
 _Rows = tuple[int, str, int, int, int, int]  # address, type, strides of batch, row and column, rows of a matrix
 
@@ -33,6 +34,19 @@ def similarity_gradient(
     dy: int,
     threads: int,
 ) -> None: ...
+def matmul(
+    a: tuple[int, str, int, int],
+    b: tuple[int, str, int, int],
+    sizes: tuple[int, int, int],
+    out: tuple[int, int],
+    bias: int,
+    adds: bool,
+    is_half: bool,
+    workspace: int,
+    threads: int,
+) -> None: ...
+def add_column_sums(z: tuple[int, int], sizes: tuple[int, int], total: int, threads: int) -> None: ...
+def scale(gradient: int, out: int, dtype: str, count: int, factor: float, threads: int) -> None: ...
 def multiply_only(dtype: str, flops: int, threads: int) -> None: ...
 def stream_pairs(
     x: tuple[int, int, int, int],

@@ -153,7 +153,12 @@ class _Linear(torch.autograd.Function):
         if made.hidden is not None:
             dist.all_reduce(made.hidden, group=shard.group)
         found = ((made.hidden, hidden), (made.weight, weight), (made.bias, bias))
-        return *(None if d is None else d.mul_(grad).to(value.dtype) for d, value in found), None, None, None
+        return (
+            *(None if d is None else head.scaled(d, grad, value.dtype, in_place=True) for d, value in found),
+            None,
+            None,
+            None,
+        )
 
 
 # torch.compiler.disable imports the compiler at once, seconds for everyone; this one does so at the first call.

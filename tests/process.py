@@ -27,7 +27,8 @@ FORKS.set_forkserver_preload(["pytest", "mrtkern", "tests.process"])
 # Chosen by the words in their names, so those of a later operation are taken too. torch.compile starts compilers; what
 # measures time is left out, because other tests run beside these.
 KERNEL_TESTS = (
-    "(cpu or concurrent or number_of_threads) and not compile and not opcheck and not ctrl_c and not collapse"
+    "(cpu or concurrent or number_of_threads or head_products)"
+    " and not compile and not opcheck and not ctrl_c and not collapse"
 )
 LONGEST = 600  # seconds that a child, a thread or a message may take: only what hangs takes longer
 DELAY = 0.1  # seconds: by then the call is in the kernels

@@ -105,7 +105,7 @@ def test_an_unknown_instruction_set_is_refused_in_the_words_of_the_kernels(comma
         env={**os.environ, "MRTKERN_ISA": "sse9"},
         capture_output=True, text=True,
     )  # fmt: skip
-    sentence = f"mrtkern {command}: MRTKERN_ISA must be avx512, avx2 or portable, got 'sse9'\n"
+    sentence = f"mrtkern {command}: MRTKERN_ISA must be avx512_bf16, avx512, avx2 or portable, got 'sse9'\n"
     assert (child.returncode, child.stdout, child.stderr) == (2, "", sentence)
 
 

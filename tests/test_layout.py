@@ -34,7 +34,10 @@ BUILD: dict[str, Any] = runpy.run_path(str(ROOT / "setup.py"))
 
 REQUIRED = {"__init__", "problem", "op", "reference"}
 # of one operation each
-PARTS = {"selection", "grouped", "lists", "deduplicate", "chains", "chunks", "head", "log_prob", "passes", "rows"}
+PARTS = {
+    "selection", "grouped", "lists", "deduplicate", "chains", "chunks", "head", "library", "log_prob", "passes", "rows",
+    "tiles",
+}  # fmt: skip
 ALLOWED = REQUIRED | {*BACKENDS, *PARTS}
 VARIABLES = {"MRTKERN_CUDA", "MRTKERN_CUDA_ARCHS", "MRTKERN_ISA"}
 LONGEST_FILE, LONGEST_FUNCTION = 500, 60
@@ -213,12 +216,17 @@ def test_no_file_is_too_long() -> None:
     assert {path: length for path, length in lengths.items() if length > LONGEST_FILE} == {}
 
 
+def body_of(node: ast.FunctionDef | ast.AsyncFunctionDef) -> list[ast.stmt]:
+    return node.body[1:] if ast.get_docstring(node) else node.body
+
+
 def test_no_python_function_is_too_long() -> None:
+    """Of code: docstrings may breathe."""
     functions = {
-        f"{name(path)}:{node.lineno} {node.name}": (node.end_lineno or 0) - node.lineno + 1
+        f"{name(path)}:{node.lineno} {node.name}": (node.end_lineno or 0) - body_of(node)[0].lineno + 1
         for path in PYTHON
         for node in ast.walk(tree(path))
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and body_of(node)
     }
     assert {key: length for key, length in functions.items() if length > LONGEST_FUNCTION} == {}
 

@@ -19,7 +19,7 @@ from mrtkern import (
 )
 from mrtkern.details import LossDetails
 from mrtkern.loss import NORMALIZATIONS, response_weights
-from mrtkern.ops.linear_cross_entropy import chunks, reference
+from mrtkern.ops.linear_cross_entropy import library, reference
 from mrtkern.ops.linear_cross_entropy import problem as sizes
 from mrtkern.ops.linear_cross_entropy.op import linear_cross_entropy
 from mrtkern.ops.linear_cross_entropy.problem import Case, Problem, device_rows
@@ -165,11 +165,11 @@ def test_with_check_rows_are_dropped_as_on_the_cpu(monkeypatch: pytest.MonkeyPat
 
 def test_chunks_of_a_device_are_two_to_four_thousand_rows() -> None:
     problem = Problem(100_000, 4096, 128_256, *(torch.bfloat16,) * 3, device="cuda")
-    for V, itemsize in ((32_000, 2), (128_256, 2), (128_256, 4), (256_000, 2)):
-        size = device_rows(replace(problem, V=V), itemsize)
+    for V in (32_000, 128_256, 256_000):
+        size = device_rows(replace(problem, V=V))
         assert sizes.DEVICE_ROWS[0] * 0.95 <= size <= sizes.DEVICE_ROWS[1]
-    assert device_rows(replace(problem, T=7), 2) == 7
-    assert device_rows(replace(problem, T=0), 2) == 0
+    assert device_rows(replace(problem, T=7)) == 7
+    assert device_rows(replace(problem, T=0)) == 0
 
 
 def test_what_it_cannot_run_is_said_in_a_sentence() -> None:
@@ -212,11 +212,11 @@ def test_narrow_products_are_added_to_a_wide_sum_as_torch_can(
         return total.copy_((total if options.get("beta", 1) else 0) + a.float() @ b.float())
 
     monkeypatch.setattr(torch, "addmm", addmm)
-    chunks.adds_wide.cache_clear()
+    library.adds_wide.cache_clear()
     a, b = torch.randn(2, 16, 16, generator=torch.Generator().manual_seed(0)).bfloat16()
     total = torch.full((16, 16), torch.nan, dtype=torch.float32)
     for is_first in (True, False):
-        chunks._accumulate_on_device(total, a, b, is_first)
-    chunks.adds_wide.cache_clear()
+        library.Products._multiply(total, a, b, is_first)
+    library.adds_wide.cache_clear()
     exact = a.float() @ b.float()
     assert torch.equal(total, exact + exact if takes_wide else 2 * exact.bfloat16().float())

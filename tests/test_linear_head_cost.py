@@ -11,9 +11,9 @@ import torch
 
 from bench import linear_cross_entropy as linear_cross_entropy_bench
 from bench.harness import Competitor, WrongAnswer, interleave
-from mrtkern.ops.linear_cross_entropy import chunks, reference
+from mrtkern.ops.linear_cross_entropy import reference
 from mrtkern.ops.linear_cross_entropy.op import linear_cross_entropy
-from mrtkern.ops.linear_cross_entropy.problem import CASES, LOGITS_BYTES, Case, Problem, chunk_rows, memory
+from mrtkern.ops.linear_cross_entropy.problem import CASES, LEAST_ROWS, LOGITS_BYTES, Case, Problem, chunk_rows, memory
 from tests import oracle
 from tests.linear_heads import CPU, leaves, needs_cpu_backend, product_flops, with_gradients
 
@@ -21,15 +21,16 @@ from tests.linear_heads import CPU, leaves, needs_cpu_backend, product_flops, wi
 @needs_cpu_backend
 @pytest.mark.parametrize("ignored", [0.0, 0.25, 1.0])
 @pytest.mark.parametrize("needs", [(True, True, False), (True, False, False), (False, True, False), (False,) * 3])
-def test_three_products_at_most_and_only_of_rows_that_count(needs: tuple[bool, bool, bool], ignored: float) -> None:
+def test_three_products_at_most_and_only_of_rows_that_count(
+    needs: tuple[bool, bool, bool], ignored: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     problem = Problem(64, 24, 100, *(torch.float32,) * 3, needs=needs, ignored=ignored)
     inputs = problem.make_inputs()
-    assert product_flops(lambda: linear_cross_entropy(**inputs, backend="cpu")) == problem.flops
+    assert product_flops(lambda: linear_cross_entropy(**inputs, backend="cpu"), monkeypatch) == problem.flops
     zero = {**inputs, "token_weight": inputs["token_weight"] * (torch.arange(64) < 16)}
     kept = int(((inputs["targets"] != -100) & (torch.arange(64) < 16)).sum())
-    if kept >= chunks.LEAST_ROWS or not kept:
-        found = product_flops(lambda: linear_cross_entropy(**zero, backend="cpu"))
-        assert found == replace(problem, T=kept, ignored=0.0).flops
+    found = product_flops(lambda: linear_cross_entropy(**zero, backend="cpu"), monkeypatch)
+    assert found == replace(problem, T=kept, ignored=0.0).flops
 
 
 @needs_cpu_backend
@@ -44,8 +45,8 @@ def test_memory_stays_within_the_formula(
     size, product = CPU.chunk_size(problem), CPU.multiplies(problem)
     peak, _ = oracle.peak_bytes(lambda: linear_cross_entropy(**inputs, backend="cpu"))
     gradients = sum(value.nbytes for value in leaves(inputs)) if dtype == torch.float32 else 0
-    assert peak - gradients <= memory(problem, size, product, T)
-    assert size * V * product.itemsize <= LOGITS_BYTES
+    assert peak - gradients <= memory(problem, size, product, T) + CPU.memory(problem)
+    assert size * V * 4 <= LOGITS_BYTES
     assert size < T
 
 
@@ -64,18 +65,18 @@ def test_memory_of_the_reference_stays_within_its_formula(needs: tuple[bool, boo
 @pytest.mark.parametrize("case", [case for case in CASES if "bench" in case.tags], ids=lambda case: case.name)
 def test_large_heads_need_at_most_256_mib_beyond_gradients_and_one_accumulator(case: Case) -> None:
     problem = case.problem
-    for product in {torch.float32, problem.product}:
-        accumulator = 4 * problem.V * problem.D if problem.weight != torch.float32 else 0
-        assert memory(problem, chunk_rows(problem, product.itemsize), product, problem.T) - accumulator <= 256 << 20
+    accumulator = 4 * problem.V * problem.D if problem.weight != torch.float32 else 0
+    needed = memory(problem, chunk_rows(problem), problem.product, problem.T) + CPU.memory(problem)
+    assert needed - accumulator <= 256 << 20
 
 
 def test_chunks_are_equal_and_within_their_bounds() -> None:
     for T in (1, 15, 16, 17, 1000, 2048, 100_000):
         for V in (10, 32_000, 10_000_000):
             problem = Problem(T, 64, V, *(torch.float32,) * 3)
-            size = chunk_rows(problem, 4)
+            size = chunk_rows(problem)
             assert 1 <= size <= T
-            assert size <= chunks.LEAST_ROWS or size * V * 4 <= LOGITS_BYTES
+            assert size <= LEAST_ROWS or size * V * 4 <= LOGITS_BYTES
             assert T - size * (-(-T // size) - 1) > size - -(-T // size)  # the last is smaller by less than a row each
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from bench import machine
-from mrtkern.ops.linear_cross_entropy.chunks import adds_wide
+from mrtkern.ops.linear_cross_entropy.library import adds_wide
 
 PACKAGES = ("torch", "triton", "numpy", "pytest", "pytest-xdist", "pybind11", "liger-kernel", "cut-cross-entropy")
 TOOLS = ("nvcc", "c++", "compute-sanitizer", "ncu")

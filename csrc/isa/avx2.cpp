@@ -4,6 +4,6 @@
 
 namespace mrt {
 
-const Kernels avx2_kernels = table("avx2");
+const Kernels avx2_kernels = table<>("avx2");
 
 }  // namespace mrt

@@ -5,6 +5,7 @@
 #include "facility_location/facility_location.h"
 #include "neighbors/neighbors.h"
 #include "similarity/similarity.h"
+#include "tile/matmul_problem.h"
 #include "tile/panels.h"
 
 namespace mrt {
@@ -26,9 +27,15 @@ struct Kernels {
                           Unit* staged, Unit* panels);
   int64_t (*pack_floats)(const Scaling& scaling, const Features& x, int64_t first, int64_t count, float* converted,
                          Unit* staged, Unit* panels);
+  // products in float32 [0] and bfloat16 [1]: see tile/operand.h and tile/matmul.h
+  void (*pack_operand[2])(const Features& x, int64_t row, int64_t lanes, int64_t first, int64_t count, Unit* out);
+  int panel_lanes[2];  // rows of a panel
+  void (*multiply_panels[2])(const Unit* panels, int64_t panel_stride, int64_t count, const Unit* columns,
+                             int64_t units, const ProductTarget& target, const Upcoming& next);
   // the peak of this machine: see tile/peak.h
   int64_t (*multiply_int16)(int64_t flops);
   int64_t (*multiply_float32)(int64_t flops);
+  int64_t (*multiply_bfloat16)(int64_t flops);
   // similarity: see similarity/kernels.h, direct.h and gradient.h
   void (*similarities)(const Panels& rows, const Panels& columns, int64_t U, const ScoreMatrix& to);
   bool (*direct_similarities)(const Features& x, float* scratch, const ScoreMatrix& to);
@@ -80,11 +87,12 @@ extern const Kernels portable_kernels;
 #if defined(__x86_64__)
 extern const Kernels avx2_kernels;
 extern const Kernels avx512_kernels;
+extern const Kernels avx512_bf16_kernels;
 #endif
 
 // The widest path that this machine has and MRTKERN_ISA allows; decided at the first call, the same ever after.
 const Kernels& kernels();
-// Every path that this machine has, widest first; null after the last. `all` holds 4.
+// Every path that this machine has, widest first; null after the last. `all` holds 5.
 void available_kernels(const Kernels** all);
 
 }  // namespace mrt

@@ -4,6 +4,6 @@
 
 namespace mrt {
 
-const Kernels portable_kernels = table("portable");
+const Kernels portable_kernels = table<>("portable");
 
 }  // namespace mrt

@@ -10,6 +10,8 @@
 #include "similarity/direct.h"
 #include "similarity/gradient.h"
 #include "similarity/kernels.h"
+#include "tile/matmul.h"
+#include "tile/operand.h"
 #include "tile/pack.h"
 #include "tile/peak.h"
 
@@ -26,12 +28,18 @@ int64_t pack_floats(const Scaling& scaling, const Features& x, int64_t first, in
   return pack(FloatRows{scaling}, x, first, count, converted, staged, panels);
 }
 
+// HAS_DOT: whether this machine multiplies bfloat16.
+template <bool HAS_DOT = false>
 constexpr Kernels table(const char* name) {
   return {name,
           pack_lattice,
           pack_floats,
+          {pack_panel<FloatUnits>, pack_panel<HalfUnits>},
+          {FusedFloats::LANES, Halves<HAS_DOT>::LANES},
+          {multiply_panels<FusedFloats>, multiply_panels<Halves<HAS_DOT>>},
           multiply_only<Pairs>,
           multiply_only<Floats>,
+          multiply_only<Halves<HAS_DOT>>,
           similarities,
           direct_similarities,
           pack_features,

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#define MRT_INLINE inline __attribute__((always_inline))
+
 namespace mrt {
 
 enum class DType { float32, bfloat16, float16, float64 };

@@ -8,6 +8,7 @@
 
 #include <cmath>
 
+#include "tile/convert.h"
 #include "tile/features.h"
 #include "tile/vector.h"
 
@@ -15,27 +16,6 @@ namespace mrt {
 namespace {
 
 constexpr int LANES = 16;
-
-MRT_INLINE float from_bfloat16(uint16_t bits) {
-  const uint32_t wide = static_cast<uint32_t>(bits) << 16;
-  float value;
-  memcpy(&value, &wide, sizeof value);
-  return value;
-}
-
-// Exact, subnormals and infinities included: the exponent is moved by a product with a power of two.
-MRT_INLINE float from_float16(uint16_t bits) {
-  const uint32_t wide = static_cast<uint32_t>(bits & 0x7fff) << 13;
-  float value;
-  memcpy(&value, &wide, sizeof value);
-  value *= 0x1p112f;
-  uint32_t out;
-  memcpy(&out, &value, sizeof out);
-  out |= (bits & 0x7c00) == 0x7c00 ? 0x7f800000u : 0u;
-  out |= static_cast<uint32_t>(bits & 0x8000) << 16;
-  memcpy(&value, &out, sizeof value);
-  return value;
-}
 
 // A float64 row times the power of two that brings its largest component to about 1: directions only.
 template <class T>

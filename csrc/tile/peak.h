@@ -9,10 +9,11 @@ namespace {
 
 constexpr Unit ONE = 0x3f800000;  // of float32: subnormal numbers would take a hundred times as long
 
-// Sixteen independent sums, as many as a product of two panels keeps; returns the operations done, at least `flops`.
+// Sixteen independent sums at most, more than the latency of an addition times its rate; returns the operations done, at
+// least `flops`.
 template <class Kind>
 int64_t multiply_only(int64_t flops) {
-  constexpr int SUMS = Kind::ROWS * Kind::PANELS * PANEL / Kind::WIDTH;
+  constexpr int KEPT = Kind::ROWS * Kind::PANELS * PANEL / Kind::WIDTH, SUMS = KEPT < 16 ? KEPT : 16;
   constexpr int64_t PER_STEP = int64_t{2} * SUMS * Kind::WIDTH * (sizeof(Unit) / sizeof(typename Kind::Feature));
   Unit unit = ONE;
   asm volatile("" : "+m"(unit));

@@ -18,8 +18,6 @@
 #pragma GCC diagnostic pop
 #endif
 
-#define MRT_INLINE inline __attribute__((always_inline))
-
 namespace mrt {
 namespace {
 

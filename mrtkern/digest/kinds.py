@@ -1,7 +1,8 @@
 """What is selected from the problems of a block, as bytes, and the digest of many blocks.
 
 The bytes of a block are 64-bit little-endian integers: how many numbers each problem has, then the numbers of all of
-them; rows are numbered inside their problem. A block's digest is their sha256, a kind's that of its blocks' digests.
+them; rows are numbered inside their problem. Those of heads are float32 numbers. A block's digest is their sha256, a
+kind's that of its blocks' digests.
 """
 
 from __future__ import annotations
@@ -76,6 +77,25 @@ def kept(block: int, count: int, where: Where) -> bytes:
     return _joined([deduplicate(x[i:j], b.rule.threshold, backend=where.backend) for i, j in _spans(b.offsets)])
 
 
+def heads(block: int, count: int, where: Where) -> bytes:
+    """The bits of the products of a linear head: the first half of a problem's rows are hidden states, the others its
+    weight, in float32 and in bfloat16; dL/dlogits are the logits."""
+    from mrtkern.ops.linear_cross_entropy import tiles
+
+    b, found = problems.make("lists", block, count), []
+    for first, last in _spans(b.offsets):
+        hidden, weight = b.x[first:last].tensor_split(2)
+        for product in (torch.float32, torch.bfloat16):
+            products = tiles.Products(weight, None, product)
+            z = hidden.new_empty((len(hidden), len(weight)), dtype=torch.float32)
+            dh, dW = (torch.empty_like(value, dtype=torch.float32) for value in (hidden, weight))
+            products.logits(z, hidden)
+            products.hidden_gradient(dh, z)
+            products.add_weight_gradient(dW, z, hidden, is_first=True)
+            found += [z.flatten(), dh.flatten(), dW.flatten()]
+    return torch.cat(found).numpy().astype("<f4").tobytes()
+
+
 def _spans(offsets: Tensor) -> list[tuple[int, int]]:
     return list(itertools.pairwise(offsets.tolist()))
 
@@ -102,10 +122,19 @@ class Kind:
     blocks: int
     select: Callable[[int, int, Where], bytes]
     problems: int = problems.PROBLEMS  # of a block
+    backends: tuple[str, ...] = _dispatch.BACKENDS  # that promise its bits
 
     def why_not(self, where: Where) -> str | None:
         """Why the backend cannot run here; None: it can."""
-        return None if where.backend is None else _dispatch.why_not(self.op, where.backend, problem_of(self.op, where))
+        if where.backend is None:
+            return (
+                None
+                if "reference" in self.backends
+                else _dispatch.why_not(self.op, "cpu", problem_of(self.op, Where()))
+            )
+        if where.backend not in self.backends:
+            return f"{where.backend} promises no bits of it"
+        return _dispatch.why_not(self.op, where.backend, problem_of(self.op, where))
 
     def digest(self, block: int, where: Where) -> str:
         """The sha256 of a block, in hexadecimal."""
@@ -116,6 +145,7 @@ KINDS = {
     "picks": Kind("facility_location", 200, picks),
     "lists": Kind("neighbors", 60, lists),
     "kept": Kind("neighbors", 40, kept),
+    "heads": Kind("linear_cross_entropy", 20, heads, problems=100, backends=("cpu",)),
 }
 
 

@@ -27,7 +27,11 @@ known to the device alone: all are multiplied, the others as zeros, and the kern
 of range makes the result NaN. With check=True they are dropped before the products. A chunk has 2,048 to 4,096 rows, at
 most 1 GiB of logits beyond the former; a weight is converted as a whole.
 
-Sums. Logits are summed in float32 (float64 for float64) or in the type that the machine multiplies fastest among those
-the caller allows, losses in float64, dW and db in float32 over all chunks. The factor of backward is applied before the
-one rounding to the type of weight and hidden, so float16 gradients survive a loss scale.
+Sums. Logits are float32 (float64 for float64), whatever the type of the factors; losses are summed in float64, dW and
+db in float32 over all chunks. On the CPU the products are our own: a sum is cut into parts by its length alone, so a
+row has the same bits in every batch, for every number of threads and on every instruction set. The product of two
+bfloat16 is exact, and their sum is that of the instruction `vdpbf16ps`: two fused steps, the odd element first,
+subnormal numbers zero. On a device the library sums as it likes; where it cannot leave float32 results of 16-bit
+factors logits are rounded to 16 bits there. The factor of backward is applied before the one rounding to the type of
+weight and hidden, so float16 gradients survive a loss scale.
 """

@@ -1,9 +1,9 @@
-"""linear_cross_entropy on the CPU: torch.mm makes a chunk of logits, one compiled pass turns it into its gradient.
+"""linear_cross_entropy on the CPU: the tile engine makes a chunk of logits, one pass turns it into its gradient.
 
 Reads  hidden [T, D], weight [V, D] float32, bfloat16 or float16 with any strides.
 Writes nothing of its own: `chunks.run` holds the loop, the kernel of cross_entropy works in place on its chunk.
 Idea   the chunk is as small as the streams of weight and dW allow; weights of rows are folded in by the kernel.
-Sums   products in float32; in bfloat16 where the caller allows it and the machine has an instruction for it.
+Sums   float32, logits too; factors are multiplied as bfloat16 where the caller's are, the same bits on every machine.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import mrtkern._C as _C
 from mrtkern.ops.cross_entropy import cpu as cross_entropy
 from mrtkern.ops.cross_entropy.problem import Options, Rows
 from mrtkern.ops.linear_cross_entropy.problem import NO_TARGET, Cap, LogProbs, Problem, chunk_rows
+from mrtkern.ops.linear_cross_entropy.tiles import WORKSPACE, Products
 
 LIMITS = "float32, bfloat16 and float16"
 
@@ -31,22 +32,23 @@ def why_not(problem: Problem) -> str | None:
 
 
 def multiplies(problem: Problem) -> torch.dtype:
-    """The type of products and logits. Without its instruction a bfloat16 product took 4.7 times a float32 one (Xeon).
+    """The type of the factors. Never float16: the gradients of its logits would vanish."""
+    return torch.bfloat16 if problem.product == torch.bfloat16 else torch.float32
 
-    Never float16: the gradients of its logits would vanish.
-    """
-    has_bfloat16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if problem.product == torch.bfloat16 and has_bfloat16 else torch.float32
+
+def products(weight: Tensor, bias: Tensor | None, product: torch.dtype) -> Products:
+    """What multiplies."""
+    return Products(weight, bias, product)
 
 
 def chunk_size(problem: Problem) -> int:
     """Rows of a chunk."""
-    return chunk_rows(problem, multiplies(problem).itemsize)
+    return chunk_rows(problem)
 
 
 def memory(problem: Problem) -> int:
-    """Bytes of the work on a chunk of logits beyond the chunk: exponentials of one row in each thread."""
-    return (4 * problem.V + 4096) * torch.get_num_threads()
+    """Bytes of the work on a chunk of logits beyond the chunk: packed factors, exponentials of a row in each thread."""
+    return WORKSPACE + (4 * problem.V + 4096) * torch.get_num_threads()
 
 
 def forward(

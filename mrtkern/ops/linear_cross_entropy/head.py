@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from mrtkern import _check
+from mrtkern import _check, _dispatch
 from mrtkern.ops.cross_entropy.op import check_targets
 from mrtkern.ops.linear_cross_entropy.problem import Problem, memory
 
@@ -114,3 +114,16 @@ def product_type(hidden: Tensor, weight: Tensor) -> torch.dtype:
 def sums_in(product: torch.dtype) -> torch.dtype:
     """The type of losses and gradients until they are rounded."""
     return torch.float64 if product == torch.float64 else torch.float32
+
+
+def scaled(gradient: Tensor, factor: Tensor | None, dtype: torch.dtype, *, in_place: bool = False) -> Tensor:
+    """A gradient times the upstream gradient (None: 1), rounded once to dtype; `in_place` where it may be given away.
+
+    On the CPU by the compiled kernels, whose bits no mode of the calling thread changes.
+    """
+    tiles = _dispatch.load("linear_cross_entropy", "tiles")
+    if not isinstance(tiles, str) and gradient.device.type == "cpu" and gradient.dtype == torch.float32:
+        scaled: Tensor = tiles.scaled(gradient, factor, dtype, in_place)
+        return scaled
+    product = gradient if factor is None else gradient.mul_(factor) if in_place else gradient * factor
+    return product.to(dtype)

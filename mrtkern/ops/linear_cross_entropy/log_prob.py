@@ -71,7 +71,7 @@ def _backward(
     with torch.autocast(hidden.device.type, enabled=False):
         made = passes.log_probs_backward(rows, problem, hidden, weight, bias, given, Cap(softcap, temperature), h)
     found = ((made.hidden, hidden), (made.weight, weight), (made.bias, bias))
-    return tuple(hidden.new_empty(0) if d is None or value is None else d.to(value.dtype) for d, value in found)
+    return tuple(hidden.new_empty(0) if d is None or x is None else head.scaled(d, None, x.dtype) for d, x in found)
 
 
 def _fake_forward(
@@ -140,9 +140,12 @@ def linear_log_prob(
     gradients are 0 are dropped before the product. Logits are computed again in backward: 8 T V D operations in all.
     On a GPU dropping takes check=True, which waits for the device; otherwise such rows are multiplied as zeros, nothing
     waits, and a target out of range makes its logp NaN.
-    Deterministic: the same bits on every run and for every number of threads.
-    Memory beyond inputs and gradients: cpu at most 192 MiB of logits (or 16 rows), 16 KiB D of converted weight,
-    12 bytes per feature of a chunk, in backward 4 T D bytes, and 4 V D when weight is not float32; reference 36 T V.
+    Precision: as `linear_cross_entropy`; logits are float32 on the CPU, also of bfloat16 factors and under autocast.
+    Deterministic: the same bits on every run. On the CPU (backend "cpu") also for every number of threads, and the
+    results of a row and its gradient of hidden are the same bits in every batch: whatever the other rows, their number,
+    their order and the padding. So the log-probabilities of two passes may be compared. Not promised on a device.
+    Memory beyond inputs and gradients: cpu at most 192 MiB of logits (or 16 rows), 8 MiB of packed factors, 12 bytes
+    per feature of a chunk, in backward 4 T D bytes, and 4 V D when weight is not float32; reference 36 T V.
     Raises IndexError for a target outside the vocabulary (naming its position), ValueError for shapes and types that
     do not match, RuntimeError for a double backward.
     Source: `mrtkern.ops.linear_cross_entropy` has the equations.

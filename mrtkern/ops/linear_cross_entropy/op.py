@@ -80,7 +80,7 @@ def _backward(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """The gradients times that of the loss, rounded once."""
     given = zip((dh, dW, db), (hidden, weight, bias), strict=True)
-    return tuple((d * grad).to(d.dtype if value is None else value.dtype) for d, value in given)
+    return tuple(head.scaled(d, grad, d.dtype if value is None else value.dtype) for d, value in given)
 
 
 def _fake_backward(
@@ -123,7 +123,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             made = torch.ops.mrtkern.linear_cross_entropy_backward(grad, *made, *inputs[:3], needs)
         else:
             ctx.made = None  # scaled in place, so they can be given away once
-            made = [d if x is None else d.mul_(grad).to(x.dtype) for d, x in zip(made, inputs[:3], strict=True)]
+            given = zip(made, inputs[:3], strict=True)
+            made = [d if x is None else head.scaled(d, grad, x.dtype, in_place=True) for d, x in given]
         return *(d if need else None for d, need in zip(made, needs, strict=True)), *nothing
 
 
@@ -161,9 +162,12 @@ def linear_cross_entropy(
     the gradient of the loss and rounded once to their types. A second backward is right: it makes them again.
     Cost: 6 T V D operations with gradients of hidden and weight. Rows without a valid target are dropped before the
     product, and without return_details those whose weights are all 0: their gradient is 0 (GPU: with check=True).
-    Deterministic: the same bits on every run and, on the CPU, for every number of threads (see `chunks.TERMS`).
-    Memory beyond inputs and gradients: cpu at most 192 MiB of logits (or 16 rows), 16 KiB D of converted weight,
-    12 bytes per feature of a chunk, 4 T D bytes, and 4 V D bytes when weight is not float32; reference 36 T V.
+    Precision: logits and sums are float32 on the CPU. Of bfloat16 inputs, and under autocast to bfloat16, the factors
+    of products are bfloat16: hidden, weight, and for the gradients dL/dlogits rounded to it; never the logits.
+    Deterministic: the same bits on every run. On the CPU (backend "cpu") also for every number of threads, and what
+    belongs to a row, its details and its gradient of hidden, whatever the other rows are, their number and their order.
+    Memory beyond inputs and gradients: cpu at most 192 MiB of logits (or 16 rows), 8 MiB of packed factors, 12 bytes
+    per feature of a chunk, 4 T D bytes, and 4 V D bytes when weight is not float32; reference 36 T V.
     Raises IndexError for a target out of range (naming its position); ValueError for shapes, types and options that do
     not fit, and for heads that are not one matrix; MemoryError when it cannot fit; RuntimeError for a double backward.
     Source: `mrtkern.ops.linear_cross_entropy` has the equations.

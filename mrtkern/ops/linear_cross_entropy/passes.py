@@ -1,6 +1,7 @@
 """The passes over the chunks: losses with their gradients, log-probabilities, the gradient of those.
 
-`rows` is the module of a backend: its `forward` does one chunk of logits, `multiplies` and `chunk_size` say how.
+`rows` is the module of a backend: its `forward` does one chunk of logits, `products` makes it, `multiplies` and
+`chunk_size` say how.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor
 from mrtkern.ops.cross_entropy.problem import Options, Rows
 from mrtkern.ops.linear_cross_entropy import chunks
 from mrtkern.ops.linear_cross_entropy.chunks import Gradients
+from mrtkern.ops.linear_cross_entropy.head import sums_in
 from mrtkern.ops.linear_cross_entropy.problem import NO_TARGET, Cap, Problem
 from mrtkern.ops.linear_cross_entropy.rows import Entries
 
@@ -86,8 +88,8 @@ def run(
     step: chunks.Step,
 ) -> Gradients:  # fmt: skip
     """The chunks of the rows that count, equal ones."""
-    size = rows.chunk_size(replace(problem, T=given.num_rows(problem.T)))
-    product = rows.multiplies(problem)
+    size, product = rows.chunk_size(replace(problem, T=given.num_rows(problem.T))), rows.multiplies(problem)
     return chunks.run(
-        hidden, weight, bias, given.rows, step, size=size, product=product, needs=problem.needs, keeps=given.keeps
-    )
+        rows.products(weight, bias, product), hidden, problem.V, given.rows, step, size=size,
+        wide=sums_in(product), needs=problem.needs, keeps=given.keeps,
+    )  # fmt: skip

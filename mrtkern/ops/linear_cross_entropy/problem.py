@@ -11,10 +11,10 @@ from torch import Tensor
 
 from mrtkern import _check
 from mrtkern.ops.cross_entropy.problem import IGNORE
-from mrtkern.ops.linear_cross_entropy.chunks import BLOCK_ROWS, LARGE, LEAST_ROWS, TERMS
 
 NO_TARGET = torch.iinfo(torch.int64).min  # in place of targets that do not count, where they cannot be dropped
-LOGITS_BYTES = 192 << 20  # of one chunk at most: with a block of converted weight it stays below 256 MiB
+LOGITS_BYTES = 192 << 20  # of one chunk at most
+LEAST_ROWS = 16  # of a chunk, however large the vocabulary: fewer leave the registers of a product idle
 FRESH = 5.0  # a byte of fresh memory, page faults included, costs as much as this many bytes streamed (Zen 4, Linux 6)
 # On a device: at D features a chunk of C rows computes 6 C V D operations and streams about 12 V D bytes of weight and
 # dW, so 4,096 rows compute at least 7 times as long as they stream at 300 operations per byte (H100).
@@ -121,46 +121,38 @@ class Problem:
         return inputs
 
 
-def chunk_rows(problem: Problem, logit_bytes: int) -> int:
+def chunk_rows(problem: Problem) -> int:
     """Rows of a chunk, from the bytes that a chunk moves.
 
     T / C chunks each stream the weight once per product that reads it and read and write a float32 dW; C V logits of
-    `logit_bytes` are touched for the first time, at FRESH times the cost, and the buffer serves all chunks:
+    float32 are touched for the first time, at FRESH times the cost, and the buffer serves all chunks:
 
-        cost(C) = T / C * V D stream + FRESH C V logit_bytes    =>    C = sqrt(T D stream / (FRESH logit_bytes))
+        cost(C) = T / C * V D stream + FRESH C V 4    =>    C = sqrt(T D stream / (FRESH 4))
 
     A sweep on 2 cores of a Xeon with AVX-512 at 2,048 x 1,024 x 32,000 float32, where this chooses 1,024: 256 rows took
     1.15 times as long, 512 1.05, 2,048 0.98; `make full` repeats it.
 
-    Neither more than LOGITS_BYTES of logits, nor, for a small dW, more rows than TERMS. All chunks get equally many.
+    No more than LOGITS_BYTES of logits. All chunks get equally many.
     """
-    read = problem.weight.itemsize
-    if read != logit_bytes:  # converted on the way: written and read again
-        read += 2 * logit_bytes
-    stream = (1 + problem.needs[0]) * read + (8 if problem.needs[1] else 0)
-    best = math.sqrt(problem.T * problem.D * stream / (FRESH * logit_bytes))
-    most = max(LOGITS_BYTES // (problem.V * logit_bytes), 1)
-    if problem.needs[1] and problem.V * problem.D < LARGE:
-        most = min(most, TERMS)
+    stream = (1 + problem.needs[0]) * problem.weight.itemsize + (8 if problem.needs[1] else 0)
+    best = math.sqrt(problem.T * problem.D * stream / (FRESH * 4))
+    most = max(LOGITS_BYTES // (problem.V * 4), 1)
     chunks = math.ceil(problem.T / max(min(best, most), LEAST_ROWS)) or 1
     return math.ceil(problem.T / chunks)
 
 
-def device_rows(problem: Problem, logit_bytes: int) -> int:
+def device_rows(problem: Problem) -> int:
     """Rows of a chunk on a device, equally many in all."""
     least, most = DEVICE_ROWS
-    best = min(max(DEVICE_BYTES // (problem.V * logit_bytes), least), most)
+    best = min(max(DEVICE_BYTES // (problem.V * 4), least), most)
     return math.ceil(problem.T / (math.ceil(problem.T / best) or 1))
 
 
 def memory(problem: Problem, size: int, product: torch.dtype, targets: int) -> int:
-    """Bytes beyond inputs and gradients, at most, with chunks of `size` rows."""
+    """Bytes beyond inputs and gradients, at most, with chunks of `size` rows, but for what a backend needs itself."""
     wide = 8 if product == torch.float64 else 4
-    rows, converted = max(size, LEAST_ROWS), product != problem.weight
-    total = rows * problem.V * product.itemsize  # logits
-    total += 3 * rows * problem.D * wide  # hidden as it multiplies, dh
-    block = min(BLOCK_ROWS, problem.V) if problem.device == "cpu" else problem.V
-    total += block * problem.D * (product.itemsize * converted + wide * (product.itemsize < wide))
+    total = size * problem.V * wide  # logits
+    total += 3 * size * problem.D * wide  # hidden as it multiplies, dh
     total += problem.T * problem.D * wide * problem.needs[0]  # dh until backward
     total += problem.V * problem.D * wide * (problem.needs[1] and problem.weight.itemsize != wide)
     return total + 4 * problem.V * wide + 64 * targets
@@ -198,7 +190,7 @@ CASES = (
     _case("float32 with bias, some ignored", "test", 40, 33, 129, _F32, ignored=0.4, **_ALL),
     _case("float32, several targets per row", "test", 9, 16, 50, _F32, targets_per_row=3, ignored=0.3),
     _case("bfloat16", "test", 33, 24, 200, _BF16),
-    _case("bfloat16 with bias, more than a block of weight", "test", 5, 8, BLOCK_ROWS + 1, _BF16, **_ALL),
+    _case("bfloat16 with bias, many classes", "test", 5, 8, 4097, _BF16, **_ALL),
     _case("float16, several targets per row", "test", 17, 64, 100, _F16, targets_per_row=2),
     _case("bfloat16 hidden, float32 weight", "test", 20, 12, 70, _BF16, weight=_F32, product=_F32),
     _case("all ignored", "test", 4, 3, 9, _F32, ignored=1.0),

@@ -11,6 +11,7 @@ from torch import Tensor
 from mrtkern import _sums
 from mrtkern.ops.cross_entropy import reference as cross_entropy
 from mrtkern.ops.cross_entropy.problem import Options, Rows
+from mrtkern.ops.linear_cross_entropy.library import Products
 from mrtkern.ops.linear_cross_entropy.problem import NO_TARGET, Cap, LogProbs, Problem
 
 
@@ -24,14 +25,19 @@ def multiplies(problem: Problem) -> torch.dtype:
     return torch.float64 if problem.product == torch.float64 else torch.float32
 
 
+def products(weight: Tensor, bias: Tensor | None, product: torch.dtype) -> Products:
+    """What multiplies."""
+    return Products(weight, bias, product)
+
+
 def chunk_size(problem: Problem) -> int:
     """All rows at once."""
     return problem.T
 
 
 def memory(problem: Problem) -> int:
-    """Bytes of the work on a chunk of logits beyond the chunk: up to eight matrices of its size and type."""
-    return 8 * problem.T * problem.V * multiplies(problem).itemsize
+    """Bytes of the work on a chunk of logits beyond the chunk: eight matrices of its size, the converted weight."""
+    return (8 * problem.T + problem.D) * problem.V * multiplies(problem).itemsize
 
 
 def forward(

@@ -17,6 +17,8 @@ from mrtkern import _triton
 from mrtkern.ops.cross_entropy import triton as cross_entropy
 from mrtkern.ops.cross_entropy.problem import Options, Rows
 from mrtkern.ops.cross_entropy.triton.kernels import SCALED
+from mrtkern.ops.linear_cross_entropy import library
+from mrtkern.ops.linear_cross_entropy.chunks import Products
 from mrtkern.ops.linear_cross_entropy.problem import NO_TARGET, Cap, LogProbs, Problem, device_rows
 
 LIMITS = cross_entropy.LIMITS
@@ -32,18 +34,29 @@ def why_not(problem: Problem) -> str | None:
 
 
 def multiplies(problem: Problem) -> torch.dtype:
-    """The type of products and logits. Never float16: the gradients of its logits would vanish."""
+    """The type of the factors. Never float16: the gradients of its logits would vanish."""
     return torch.bfloat16 if problem.product == torch.bfloat16 else torch.float32
 
 
 def chunk_size(problem: Problem) -> int:
     """Rows of a chunk."""
-    return device_rows(problem, multiplies(problem).itemsize)
+    return device_rows(problem)
 
 
 def memory(problem: Problem) -> int:
-    """Bytes of the work on a chunk of logits beyond the chunk: numbers per row; those of targets are counted there."""
-    return 32 * problem.T
+    """Bytes of the work on a chunk of logits beyond the chunk: numbers per row, the weight and dz as they multiply."""
+    narrow = multiplies(problem)
+    converted = problem.D * (narrow != problem.weight) + chunk_size(problem) * (narrow.itemsize < 4)
+    return 32 * problem.T + converted * problem.V * narrow.itemsize
+
+
+def products(weight: Tensor, bias: Tensor | None, product: torch.dtype) -> Products:
+    """The library of the device; what is interpreted has no device, and no library keeps there what is promised."""
+    if weight.device.type == "cpu":
+        from mrtkern.ops.linear_cross_entropy import tiles
+
+        return tiles.Products(weight, bias, product)
+    return library.Products(weight, bias, product)
 
 
 def forward(

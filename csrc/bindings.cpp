@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "bindings.h"
+#include "common/float_state.h"
 #include "common/interrupt.h"
 #include "common/memory.h"
 #include "common/parallel.h"
@@ -44,6 +45,7 @@ template <class Body>
 auto released(const Body& body) {
   try {
     const py::gil_scoped_release release;
+    const mrt::FixedFloatState state;
     return body();
   } catch (const mrt::Interrupted&) {
     throw py::error_already_set();

@@ -13,13 +13,8 @@
 #include <thread>
 #include <vector>
 
+#include "common/float_state.h"
 #include "common/interrupt.h"
-
-#if defined(__x86_64__)
-#include <xmmintrin.h>
-#else
-#include <cfenv>
-#endif
 
 namespace mrt {
 
@@ -36,27 +31,6 @@ struct Part {
 thread_local Part part;
 
 constexpr auto POLL_INTERVAL = std::chrono::milliseconds(50);
-
-// The caller's rounding and flushing modes must not reach the kernels: results would depend on the thread.
-class DefaultFloatState {
- public:
-#if defined(__x86_64__)
-  DefaultFloatState() : saved_(_mm_getcsr()) { _mm_setcsr(0x1f80); }
-  ~DefaultFloatState() { _mm_setcsr(saved_); }
-
- private:
-  unsigned saved_;
-#else
-  DefaultFloatState() {
-    std::fegetenv(&saved_);
-    std::fesetenv(FE_DFL_ENV);
-  }
-  ~DefaultFloatState() { std::fesetenv(&saved_); }
-
- private:
-  std::fenv_t saved_;
-#endif
-};
 
 }  // namespace
 
@@ -87,7 +61,7 @@ class Job {
       : count_(count), grain_(grain), body_(body), next_poll_(std::chrono::steady_clock::now() + POLL_INTERVAL) {}
 
   void work(int index) {
-    const DefaultFloatState state;
+    const FixedFloatState state;
     Worker worker(*this, index);
     try {
       for (;;) {

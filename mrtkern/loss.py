@@ -140,8 +140,9 @@ def response_weights(
     responses [R] here: responses_per_prompt is K of its prompt, tokens_per_response T_r, tokens_per_prompt sum v_r T_r.
 
     Returns float32, the shape of targets; 0 where ignored. No gradient. Deterministic; sums in float64. On a GPU
-    nothing is read back: bad offsets make the weights NaN. Memory: about 40 bytes per token and 150 per response.
-    Raises ValueError for shapes, types and names that do not fit, and offsets that do not cover the targets.
+    nothing is read back: bad offsets and counts make weights NaN. Memory: about 40 bytes per token and 150 a response.
+    Raises ValueError for shapes, types and names that do not fit, offsets that do not cover the targets, counts that
+    are not finite and positive where a response counts, and weights that float32 cannot hold.
     Source: `mrtkern.ops.cross_entropy`, which also says what lengths do to each of them.
     """
     _check.int64(OP, "targets", targets)

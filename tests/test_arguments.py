@@ -60,7 +60,7 @@ def test_what_names_no_backend_is_refused_by_the_function_that_was_called(op: st
         ("facility_location", "similarity_scale"),
         ("response_weights", "constant"),
         ("response_weights", "num_prompts"),
-        *(("optimal_k", name) for name in ("budget", "max_k", "num_prompts")),
+        ("optimal_k", "budget"),
     ],
 )
 def test_what_is_no_number_is_a_type_error(op: str, name: str) -> None:
@@ -78,6 +78,7 @@ def test_what_is_no_number_is_a_type_error(op: str, name: str) -> None:
         *((op, "k") for op in ("neighbors", "facility_location", "select_responses")),
         *((op, "seed") for op in ("facility_location", "select_responses")),
         *(("allocate_k", name) for name in ("total", "min_k", "max_k")),
+        *(("optimal_k", name) for name in ("max_k", "num_prompts")),
         ("vocabulary_parallel_cross_entropy", "first_class"),
         ("Neighbors.from_lists", "num_columns"),
     ],

@@ -126,6 +126,7 @@ def test_time_is_drawn_for_every_size(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setattr(scaling, "ROWS", 32)
     monkeypatch.setattr(scaling, "ROUNDS", 1)
     assert neighbors.figure(tmp_path) == (
-        f"![Time against the number of rows, both on logarithmic axes]({tmp_path.name}/neighbors.png)"
+        "![Time against the number of rows, both on logarithmic axes]"
+        f"({tmp_path.parent.name}/{tmp_path.name}/neighbors.png)"
     )
     assert (tmp_path / "neighbors.png").stat().st_size > 10_000

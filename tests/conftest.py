@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
+
+from tests import drawn
 
 if TYPE_CHECKING:
     from tests.emulated import Workshop
@@ -23,6 +25,7 @@ HAS_TRITON = importlib.util.find_spec("triton") is not None
 if not HAS_GPU:
     os.environ["TRITON_INTERPRET"] = "1"
 
+NEEDED: dict[str, float] = {}  # by test function, the largest share of a tolerance, with --draws
 MISSING = {
     "gpu": None if HAS_GPU else "no GPU on this machine",
     "interpret": "triton is not installed" if not HAS_TRITON else "a GPU runs these kernels here" if HAS_GPU else None,
@@ -32,6 +35,7 @@ MISSING = {
 def pytest_addoption(parser: pytest.Parser) -> None:
     """How a run under a sanitizer is told what to test."""
     parser.addoption("--emulated-extension", type=Path, help="mrtkern._cuda for the CPU; without it one is built")
+    parser.addoption("--draws", type=int, default=0, help="how many draws of other numbers each test function gets")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -43,6 +47,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for mark, reason in MISSING.items():
             if reason and item.get_closest_marker(mark):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    """With --draws a test runs on as many draws as are its share; what it needs of its tolerances is noted."""
+    result = yield
+    draws, name = pyfuncitem.config.getoption("--draws"), pyfuncitem.nodeid.partition("[")[0]
+    if draws:
+        share = -(-draws // sum(item.nodeid.partition("[")[0] == name for item in pyfuncitem.session.items))
+        arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+        NEEDED[name] = max(NEEDED.get(name, 0.0), drawn.most_needed(pyfuncitem.obj, arguments, share))
+    return result
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What each function needed of what it allows."""
+    for name, needed in sorted(NEEDED.items(), key=lambda pair: -pair[1]):
+        terminalreporter.write_line(f"{needed:.3f} of the tolerance needed by {name}")
 
 
 @pytest.fixture(autouse=True)

@@ -10,4 +10,6 @@ device_time     kernels and host, apart           gpu/        `make gpu`: build,
 <op>        cases, competitors, the check that refuses wrong answers, targets and why one is missed
 """
 
-OPS = ("facility_location", "similarity", "neighbors", "cross_entropy", "linear_cross_entropy")  # bench/<op>.py
+OPS = (  # bench/<op>.py
+    "facility_location", "similarity", "neighbors", "cross_entropy", "linear_cross_entropy", "head_products",
+)  # fmt: skip

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ import torch
 from bench import OPS, device, machine, report, static
 from bench.harness import Competitor, WrongAnswer, interleave
 from bench.roofline import Flush, Roofline
-from bench.worker import ROOT, Worker
+from bench.worker import ROOT, Apart, Worker
 
 ROUNDS = 21  # odd, so that a median is a measurement
 QUICK_ROUNDS = 3
@@ -97,28 +97,30 @@ def built(ref: str) -> Iterator[Path]:
         yield tree
 
 
-def base_competitors(
-    op: Any, inputs: Any, stack: ExitStack, tree: Path, ref: str
-) -> tuple[list[Competitor], dict[str, Any]]:
-    """Ours and the base, each in a child process of its own, and their answers."""
+def apart(op: Any, inputs: Any, stack: ExitStack, wanted: Sequence[Apart]) -> tuple[list[Competitor], dict[str, Any]]:
+    """Competitors in a child process each, which times itself, and their answers."""
+    if not wanted:
+        return [], {}
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
     torch.save(inputs, folder / "inputs")
-    mine = stack.enter_context(Worker(op.OP, folder / "inputs"))
-    base = stack.enter_context(Worker(op.OP, folder / "inputs", tree))
-    if mine.hello["has_kernels"] != base.hello["has_kernels"]:
+    children = [stack.enter_context(Worker(op.OP, folder / "inputs", one.tree, one.environment)) for one in wanted]
+    if len({child.hello["has_kernels"] for child in children}) > 1:
         raise RuntimeError(
-            f"bench: both revisions must have compiled kernels or neither, got {mine.hello} and {base.hello}"
+            "bench: both revisions must have compiled kernels or neither, got "
+            + " and ".join(str(child.hello) for child in children)
         )
-    name = f"base {ref}"
-    answers = {}
-    for child, said in ((mine, report.OURS), (base, name)):  # the same of both: what a process did before is timed too
-        child.ask("answer", report.OURS, file=str(folder / "answer"))
-        answers[said] = torch.load(folder / "answer")
-    found = [
-        Competitor(report.OURS, lambda: op.ours(inputs), clock=partial(mine.ask, "time", report.OURS)),
-        Competitor(name, lambda: op.ours(inputs), clock=partial(base.ask, "time", report.OURS), has_memory=False),
-    ]
+    found, answers = [], {}
+    for one, child in zip(wanted, children, strict=True):  # the same of all: what a process did before is timed too
+        child.ask("answer", one.runs, file=str(folder / "answer"))
+        answers[one.name] = torch.load(folder / "answer")
+        clock = partial(child.ask, "time", one.runs)
+        found.append(Competitor(one.name, clock, note=one.note, clock=clock, has_memory=one.has_memory))
     return found, answers
+
+
+def base(tree: Path, ref: str) -> list[Apart]:
+    """Ours and the base: nothing of ours runs here, where the peers run."""
+    return [Apart(report.OURS, report.OURS, has_memory=True), Apart(f"base {ref}", report.OURS, tree)]
 
 
 def rounds_of(op: Any, case: Any, most: int) -> int:
@@ -141,17 +143,15 @@ def facts(ops: Iterable[Any], args: argparse.Namespace) -> dict[str, str]:
 def run_case(op: Any, case: Any, args: argparse.Namespace, roofline: Roofline, tree: Path | None) -> report.CaseResult:
     """Check all answers, then time all competitors, then measure their memory."""
     inputs = op.make_inputs(case)
-    own = op.own(inputs)
+    own = op.own(inputs) if tree is None else []
     others = op.others(inputs) if args.peers else []
+    limits = op.limits(inputs) if hasattr(op, "limits") and args.peers else []
     with ExitStack() as stack:
-        found: dict[str, Any] = {}
-        if tree is not None:  # nothing of ours runs here, where the peers run
-            own, found = base_competitors(op, inputs, stack, tree, args.base)
-        here = [*others] if tree is not None else [*own, *others]
-        answers = found | {competitor.name: op.answer(inputs, competitor.run()) for competitor in here}
+        ours, found = apart(op, inputs, stack, base(tree, args.base) if tree is not None else [])
+        away, theirs = apart(op, inputs, stack, op.apart(inputs) if hasattr(op, "apart") and args.peers else [])
+        answers = found | theirs | {one.name: op.answer(inputs, one.run()) for one in [*own, *others]}
         checked = op.check(inputs, answers)
-        limits = op.limits(inputs) if hasattr(op, "limits") and args.peers else []
-        competitors = [*own, *others, *limits, *roofline.competitors(inputs["x"].detach())]
+        competitors = [*own, *ours, *others, *away, *limits, *roofline.competitors(inputs["x"].detach())]
         flush = Flush()
         interleave(competitors, 1, before=flush)  # the answers above were the first warm-up, this is the second
         rounds = rounds_of(op, case, args.rounds)

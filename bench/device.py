@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import mrtkern.ops
 from bench import OPS, device_peers, machine, report
 from bench.device_time import ON_DEVICE, ON_HOST, Maker, Timer, again
 from bench.harness import Competitor, Spread, WrongAnswer, interleave
@@ -87,7 +88,8 @@ def multiplied(op: str, case: Any) -> torch.dtype:
 def ops() -> list[str]:
     """Operations that have a backend for GPUs."""
     found = ("triton", "cuda")
-    return [op for op in OPS if any(importlib.util.find_spec(f"mrtkern.ops.{op}.{name}") for name in found)]
+    known = [op for op in OPS if op in mrtkern.ops.OPS]
+    return [op for op in known if any(importlib.util.find_spec(f"mrtkern.ops.{op}.{name}") for name in found)]
 
 
 def cases(op: str) -> list[Any]:

@@ -8,7 +8,6 @@ what they found, never by row numbers, because glosses have exact duplicates.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -23,6 +22,7 @@ from bench import data, scaling, search
 from bench.facility_location import on_one_thread
 from bench.harness import Competitor, WrongAnswer
 from bench.report import Target
+from bench.roofline import PEAK, peak
 from mrtkern import _dispatch, lattice
 
 OP = "neighbors"
@@ -35,7 +35,6 @@ ROUNDINGS = 64  # cosines that are further off than this many float32 roundings 
 FLASH_KMEANS = "flash-kmeans, tf32"
 TF32 = 2.0**-8  # how much nearer another row may be: two cosines of features that were cut to 10 bits
 
-PEAK = "multiplying alone"
 
 TARGETS = (
     Target("6,272 x 50,000", ">= 2.2 x faiss.knn", "speedup", 2.2, "faiss.knn"),
@@ -153,14 +152,11 @@ def others(inputs: Inputs) -> list[Competitor]:
 
 def limits(inputs: Inputs) -> list[Competitor]:
     """Multiplying alone, in registers: the peak that the products of a case are held against."""
-    if inputs["k"] is None or importlib.util.find_spec("mrtkern._C") is None:
+    if inputs["k"] is None:
         return []
-    from mrtkern import _C
-
     kind = "float32" if inputs["precision"] == "float32" else "int16"
     flops = 2 * pairs(inputs) * inputs["x"].shape[1] // (1 if inputs["y"] is not None else 2)
-    run = partial(_C.multiply_only, kind, flops, torch.get_num_threads())
-    return [Competitor(PEAK, run, note=f"the operations in {kind} registers, nothing loaded", has_memory=False)]
+    return peak(kind, flops)
 
 
 def searcher(name: str, knn: search.Search, inputs: Inputs, most: int, note: str) -> Competitor | None:

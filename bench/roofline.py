@@ -9,6 +9,7 @@ are tried.
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -21,8 +22,9 @@ from torch import Tensor
 
 from bench.harness import Competitor, Spread, interleave
 
-READ = "read"  # names of the two competitors
+READ = "read"  # names of competitors
 PRODUCT = "product"
+PEAK = "multiplying alone"
 READ_BYTES = 1 << 28  # at least; always 4 x the last-level cache, so that the pass comes from memory
 PRODUCT_SIZE = 1536  # 7 Gflop a product: long enough to reach the plateau, short enough to repeat
 ASSUMED_CACHE = 64 << 20  # bytes, where the system does not say
@@ -49,6 +51,16 @@ def read_compare(x: Tensor) -> None:
 READERS: dict[str, Callable[[Tensor], None]] = {"torch.sum of int64": read_sum}
 if os.name == "posix":
     READERS["memcmp in threads"] = read_compare
+
+
+def peak(kind: str, flops: int) -> list[Competitor]:
+    """So many operations of "int16", "float32" or "bfloat16" in our kernels' registers; none without kernels."""
+    if importlib.util.find_spec("mrtkern._C") is None:
+        return []
+    from mrtkern import _C
+
+    run = partial(_C.multiply_only, kind, flops, torch.get_num_threads())
+    return [Competitor(PEAK, run, note=f"the operations in {kind} registers, nothing loaded", has_memory=False)]
 
 
 def cache_bytes() -> int:

@@ -25,6 +25,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from mrtkern.ops import OPS
+
 LIMITS = Path(__file__).with_name("limits")
 ROOT = Path(__file__).resolve().parent.parent
 PROCESSES = 2
@@ -261,8 +263,8 @@ def compile_modules(modules: Sequence[str]) -> list[Code]:
 
 
 def modules_of(ops: Iterable[str]) -> list[str]:
-    """The Triton backends that exist."""
-    names = [f"mrtkern.ops.{op}.triton" for op in ops]
+    """The Triton backends that exist; a benchmark may be of a part of an operation."""
+    names = [f"mrtkern.ops.{op}.triton" for op in ops if op in OPS]
     return [name for name in names if importlib.util.find_spec(name) is not None]
 
 

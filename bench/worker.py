@@ -15,7 +15,7 @@ import os
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,14 +29,26 @@ ROOT = Path(__file__).resolve().parent.parent
 KIB = 1024
 
 
+@dataclasses.dataclass(frozen=True)
+class Apart:
+    """A competitor that runs in a process of its own, whose environment has these variables too."""
+
+    name: str
+    runs: str  # the name it has there
+    tree: Path = ROOT  # whose mrtkern it imports
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    note: str = ""
+    has_memory: bool = False  # whether the same program can be measured under `name`
+
+
 class Worker:
     """The parent's end. `tree` is the folder whose mrtkern the child imports, `inputs` a file made by torch.save."""
 
-    def __init__(self, op: str, inputs: Path, tree: Path = ROOT) -> None:
+    def __init__(self, op: str, inputs: Path, tree: Path = ROOT, environment: Mapping[str, str] | None = None) -> None:
         command = [sys.executable, "-m", "bench.worker", op, str(inputs), str(tree), str(torch.get_num_threads())]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        variables = {**os.environ, **(environment or {}), "PYTHONPATH": str(ROOT)}
         pipe = subprocess.PIPE
-        self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, text=True)
+        self.process = subprocess.Popen(command, cwd=ROOT, env=variables, stdin=pipe, stdout=pipe, text=True)
         self.hello = self.read()
         if not Path(self.hello["package"]).is_relative_to(tree.resolve()):
             raise RuntimeError(f"bench: the child must import mrtkern from {tree}, got {self.hello['package']}")

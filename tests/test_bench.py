@@ -358,7 +358,7 @@ def test_ours_and_the_base_are_asked_the_same(tmp_path: Path, monkeypatch: pytes
     asked: dict[Path, list[str]] = {}
 
     class Child:
-        def __init__(self, op: str, inputs: Path, tree: Path = worker.ROOT) -> None:
+        def __init__(self, op: str, inputs: Path, tree: Path, environment: Any) -> None:
             self.hello, self.said = {"has_kernels": True}, asked.setdefault(tree, [])
 
         def __enter__(self) -> Any:
@@ -378,7 +378,8 @@ def test_ours_and_the_base_are_asked_the_same(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(__main__, "Worker", Child)
     monkeypatch.setattr(facility_location, "ours", None)  # nothing of ours runs in this process
     with contextlib.ExitStack() as stack:
-        found, answers = __main__.base_competitors(facility_location, inputs, stack, tmp_path, "HEAD")
+        wanted = __main__.base(tmp_path, "HEAD")
+        found, answers = __main__.apart(facility_location, inputs, stack, wanted)
         interleave(found, 3)
     assert asked[worker.ROOT] == asked[tmp_path] == ["answer mrtkern", *["time mrtkern"] * 3]
     assert answers.keys() == {"mrtkern", "base HEAD"}

@@ -81,5 +81,5 @@ def test_the_summary_names_steps_failed_tests_times_and_what_was_not_timed(tmp_p
 
 def test_steps_of_a_run_are_bounded_by_what_is_left() -> None:
     limits = [step.limit for step in gpu.timed(Path("/tmp"), False, 100.0)]
-    assert len(limits) == len(gpu.OPS) and sum(limits) <= 100.0
+    assert len(limits) == len(gpu.device.ops()) and sum(limits) <= 100.0
     assert all(step.limit <= gpu.BENCH for step in gpu.timed(Path("/tmp"), True, 1e9))

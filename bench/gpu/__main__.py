@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from bench import OPS, device, report
+from bench import device, report
 from bench.gpu import summary
 from bench.gpu.steps import Runner, Step
 from bench.worker import ROOT
@@ -81,8 +81,9 @@ def tested(folder: Path, is_dry: bool) -> Iterator[Step]:
 
 def timed(folder: Path, is_dry: bool, left: float) -> Iterator[Step]:
     """The benchmarks, an operation in each process: what one does to the device is not the next one's."""
-    each = max(min(BENCH, left) / len(OPS), ENDING)
-    for op in OPS:
+    names = device.ops()
+    each = max(min(BENCH, left) / len(names), ENDING)
+    for op in names:
         words = ["-m", "bench", op, "--device", "--seconds", f"{each - ENDING:.0f}"]
         words += ["--json", str(folder / f"bench-{op}.json"), *(["--dry", "--rounds", "1"] if is_dry else [])]
         yield Step(op, each, python(*words), {"TORCHDYNAMO_DISABLE": "1"} if is_dry else {})

@@ -160,7 +160,10 @@ def memory(problem: Problem, size: int, product: torch.dtype, targets: int) -> i
 
 @dataclass(frozen=True)
 class Case:
-    """A problem with a name and the places that use it: "test", "bench", "long": minutes with its peers."""
+    """A problem with a name and the places that use it: "test", "bench", "long": minutes with its peers.
+
+    Or what is timed alone: "logits", "hidden_gradient", "weight_gradient", one product each, or "log_prob".
+    """
 
     name: str
     problem: Problem
@@ -178,6 +181,16 @@ def _case(name: str, tags: str, T: int, D: int, V: int, dtype: torch.dtype, **mo
 
 _F32, _F64, _BF16, _F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
 _ALL = {"needs": (True, True, True), "has_bias": True}
+_PARTS = (  # what, rows, classes, features: square, two chunks of a vocabulary, long and short sums; rows in any batch
+    ("logits", 1536, 1536, 1536),
+    ("logits", 256, 32_000, 1024),
+    ("logits", 2048, 1024, 4096),
+    ("logits", 4096, 1024, 256),
+    ("logits", 512, 32_000, 1024),
+    ("hidden_gradient", 512, 32_000, 1024),
+    ("weight_gradient", 512, 32_000, 1024),
+    *(("log_prob", T, 32_000, 1024) for T in (1, 16, 256, 2048)),
+)
 
 CASES = (
     _case("2,048 x 1,024 x 32,000 float32, none ignored", "bench", 2048, 1024, 32_000, _F32),
@@ -195,4 +208,9 @@ CASES = (
     _case("bfloat16 hidden, float32 weight", "test", 20, 12, 70, _BF16, weight=_F32, product=_F32),
     _case("all ignored", "test", 4, 3, 9, _F32, ignored=1.0),
     _case("no rows", "test", 0, 3, 9, _F32),
+    *(
+        _case(f"{part} {T:,} x {V:,} x {D:,} {name}", part, T, D, V, dtype, needs=(False,) * 3)
+        for part, T, V, D in _PARTS
+        for name, dtype in (("float32", _F32), ("bfloat16", _BF16))
+    ),
 )

@@ -23,7 +23,7 @@ check: $(VENV)/built $(VENV)/layers
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
 	$(RUN) -m mypy
-	$(VENV)/bin/clang-format --dry-run -Werror $(filter %.cpp %.h %.cu %.cuh,$(CSRC)) $(wildcard tests/emulator/*)
+	$(VENV)/bin/clang-format --dry-run -Werror $(filter %.cpp %.h %.cu %.cuh,$(CSRC)) $(wildcard tests/*/*.cu tests/*/*.h tests/*/*.cpp tests/*/*/*.h tests/*/*/*.cpp)
 	$(MAKE) test
 	$(RUN) -m pytest -q -n $(JOBS) --dist loadfile -m "($(LAYERS)) and not full"
 	$(RUN) -m pytest -q -p tests.imitation -m "gpu and not full"

@@ -97,8 +97,7 @@ def sources() -> list[Path]:
     """The C++ files of mrtkern._C. Those of csrc/isa are the longest to compile, so they come first."""
     left_out = {CSRC / "isa" / f"{name}.cpp" for name in ISA_FLAGS if name != "portable" and not is_x86_64()}
     left_out.add(CSRC / "bindings_cuda.cpp")
-    found = {path for path in CSRC.rglob("*.cpp") if path.parent.name != "emulator"} - left_out
-    return sorted(found, key=lambda path: (path.parent.name != "isa", path))
+    return sorted({*CSRC.rglob("*.cpp")} - left_out, key=lambda path: (path.parent.name != "isa", path))
 
 
 def cuda_sources() -> list[Path]:

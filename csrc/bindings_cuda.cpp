@@ -5,7 +5,7 @@
 
 #include "bindings.h"
 #include "common/cuda.h"
-#include "facility_location/device.h"
+#include "facility_location/select_on_device.h"
 
 namespace py = pybind11;
 

@@ -2,7 +2,8 @@
 
     python -m tests.emulated        prints what each planted fault of tests/emulator/faults.cu is answered with
 
-The machine (csrc/emulator) is compiled without sanitizers, so that they watch nothing but the kernels.
+The machine (tests/emulator/device) is compiled without sanitizers, so that they watch nothing but the kernels. Its
+language is included before every other source.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from tests import test_sanitize
 from tests.test_sanitize import BINDINGS, BUILD, FLAGS, OPTIONS, ROOT, runtime
 
 CSRC, PROGRAMS = ROOT / "csrc", ROOT / "tests" / "emulator"
+MACHINE = PROGRAMS / "device"
 PRIMITIVES = ("main", "warps", "blocks", "numbers", "launches")  # files of one program
 PLAIN = "plain"
 SANITIZED = {PLAIN: ["-O1"], **FLAGS}
@@ -82,6 +84,7 @@ class Workshop:
             target = folder / f"{source.stem}.o"
             command = BUILD["compile_command"]([*compiler, "-x", "c++"], source, target)
             command += ["-Wno-unknown-pragmas", "-Werror", f"-I{PROGRAMS}", *flags]
+            command += ["-include", str(MACHINE / "language.h")] if source.suffix == ".cu" else []
             command += BINDINGS if source.name == "bindings_cuda.cpp" else []
             subprocess.run(command, check=True)
             return target
@@ -98,7 +101,7 @@ class Workshop:
 
     def machine(self, *flags: str) -> list[Path]:
         """The emulated device."""
-        return self.objects(tuple(sorted((CSRC / "emulator").glob("*.cpp"))), ("-O2", *flags))
+        return self.objects(tuple(sorted(MACHINE.glob("*.cpp"))), ("-O2", *flags))
 
     def program(self, names: tuple[str, ...], sanitizer: str, *machine_flags: str) -> Path:
         """The program of some files of tests/emulator."""

@@ -180,7 +180,18 @@ def test_csrc_knows_no_torch_and_only_the_bindings_know_pybind11() -> None:
 
 def test_csrc_has_the_folders_of_the_layout() -> None:
     folders = {path.name for path in (ROOT / "csrc").iterdir() if path.is_dir()}
-    assert folders <= {"common", "tile", "isa", "emulator", "digest", *OPS}
+    assert folders <= {"common", "tile", "isa", "digest", *OPS}
+
+
+def test_nothing_that_is_installed_includes_what_belongs_to_the_tests() -> None:
+    own = [path for path in CSRC if path.is_relative_to(ROOT / "csrc")]
+    included = {
+        f"{name(path)}: {header}"
+        for path in own
+        for header in re.findall(r'#\s*include\s*"([^"]+)', path.read_text(encoding="utf-8"))
+        if not (ROOT / "csrc" / header).is_file()
+    }
+    assert included == set()
 
 
 def test_every_instruction_set_has_its_flags() -> None:

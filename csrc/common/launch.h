@@ -5,7 +5,7 @@
 #include <utility>
 
 #include "common/cuda.h"
-#include "common/device.h"
+#include "common/cuda_language.h"
 
 namespace mrt {
 

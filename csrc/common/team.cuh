@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "common/device.h"
+#include "common/cuda_language.h"
 
 namespace mrt {
 
@@ -21,7 +21,7 @@ struct Leader {
 
 class WarpTeam {
  public:
-  static constexpr int LARGEST_BLOCK = 4 * WARP_SIZE;  // four of them
+  static constexpr int MOST_THREADS = 4 * WARP_SIZE;  // four of them
   __device__ int rank() const { return static_cast<int>(threadIdx.x) % WARP_SIZE; }
   __device__ int size() const { return WARP_SIZE; }
   __device__ void sync() const { __syncwarp(); }
@@ -60,7 +60,7 @@ class WarpTeam {
 
 class BlockTeam {
  public:
-  static constexpr int LARGEST_BLOCK = 256;
+  static constexpr int MOST_THREADS = 256;
   __device__ int rank() const { return static_cast<int>(threadIdx.x); }
   __device__ int size() const { return static_cast<int>(blockDim.x); }
   __device__ void sync() const { __syncthreads(); }

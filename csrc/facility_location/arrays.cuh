@@ -4,7 +4,7 @@
 #include <cstddef>
 
 #include "facility_location/facility_location.h"
-#include "facility_location/lattice.cuh"
+#include "tile/lattice.cuh"
 
 namespace mrt {
 

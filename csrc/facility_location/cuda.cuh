@@ -1,6 +1,6 @@
 // facility_location per group on a GPU: one team, a warp or a block, selects for one group from raw features.
 //
-//   rows     q = rint(x * (radius / |x|)) on the lattice                                    lattice.cuh
+//   rows     q = rint(x * (radius / |x|)) on the lattice                               tile/lattice.cuh
 //   pairs    t[j][i] = min(32767, rint(max(0, base + q_j · q_i) * (unit_i * a_j)))           pairs.cuh
 //   greedy   gain[j] = bonus[j] + sum over i of max(t[j][i] - best[i], 0), K times the first of the largest
 //
@@ -300,7 +300,7 @@ struct TeamMemory {
 };
 
 template <class Team, Place PLACE>
-__global__ void __launch_bounds__(Team::LARGEST_BLOCK, blocks_per_processor(PLACE))
+__global__ void __launch_bounds__(Team::MOST_THREADS, blocks_per_processor(PLACE))
     select_groups_kernel(SelectionProblem p, SelectionResult r, DeviceScratch scratch, TeamMemory memory) {
   const Team team;
   const int index = static_cast<int>(threadIdx.x) / team.size();

@@ -10,7 +10,7 @@ namespace {
 
 constexpr const char* OP = "facility_location";
 constexpr int WARP_ROWS = 32;  // up to here a warp owns a group
-constexpr int WARPS = WarpTeam::LARGEST_BLOCK / WARP_SIZE;
+constexpr int WARPS = WarpTeam::MOST_THREADS / WARP_SIZE;
 constexpr int SMALLEST_BLOCK = 64;
 constexpr int64_t BLOCK_PARTIALS = 1 << 10;  // more than the declared arrays of a block
 
@@ -39,7 +39,7 @@ Plan plan(int64_t num_groups, int64_t largest_group, int64_t D, int device) {
     }
   }
   const int tiles = ceil_div(num_tiles(largest), WARP_SIZE) * WARP_SIZE;  // one thread per tile, where that is enough
-  const int threads = std::min(std::max(tiles, SMALLEST_BLOCK), BlockTeam::LARGEST_BLOCK);
+  const int threads = std::min(std::max(tiles, SMALLEST_BLOCK), BlockTeam::MOST_THREADS);
   // where a block needs device memory there are only as many as run at a time
   const int64_t blocks = std::min<int64_t>(num_groups, multiprocessors(OP, device));
   const TeamMemory all = memory_of<Place::on_chip>(largest, D, threads, 1);

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "facility_location/arrays.cuh"
-#include "facility_location/device.h"
+#include "facility_location/select_on_device.h"
 
 namespace mrt {
 

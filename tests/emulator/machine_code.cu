@@ -1,5 +1,5 @@
 // Kernels for the report on machine code: one that keeps its rules and one for each rule that breaks it.
-#include "common/device.h"
+#include "common/cuda_language.h"
 
 // Sixteen bytes at a time.
 __global__ void good(const float4* in, float4* out) {

@@ -1,5 +1,5 @@
 // Devices, their limits, and launches that respect them.
-#include "emulator/runtime.h"
+#include "device/runtime.h"
 
 #include <algorithm>
 #include <cstdlib>

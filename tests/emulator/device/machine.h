@@ -19,7 +19,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "emulator/types.h"
+#include "device/types.h"
 
 // Thread-local and plain, so that kernels read them as they do on a device. The machine sets them before a fiber runs on.
 extern __thread uint3 threadIdx, blockIdx;

@@ -1,11 +1,12 @@
-// The language of the kernels: included by every .cuh, and the one place that knows whether nvcc or the emulator compiles it.
+// The language of the kernels: included by every .cuh. nvcc speaks it with what is added here; another compiler needs a
+// machine that was included first and defines MRT_SHARED, dynamic_shared and sync_grid, as the tests have one.
 //
 //   MRT_SHARED(float, partial, 32);                   an array of shared memory of the block, uninitialised
 //   float* rows = mrt::dynamic_shared<float>();       the shared memory that the launch asked for, aligned to 16 bytes
 //   mrt::sync_grid();                                 barrier of a cooperative launch
 //
-// Everything else is written as in CUDA C++; emulator/ says which part of it exists on the CPU. Where results must agree bit
-// for bit the roundings are written out (__fmul_rn, __dadd_rn, …): nvcc fuses what g++ was told not to.
+// Everything else is written as in CUDA C++. Where results must agree bit for bit the roundings are written out (__fmul_rn,
+// __dadd_rn, …): nvcc fuses what g++ was told not to.
 #pragma once
 
 #if defined(__CUDACC__)
@@ -31,25 +32,6 @@ __device__ __forceinline__ void sync_grid() {
 
 }  // namespace mrt
 
-#else
-
-#include "emulator/arithmetic.h"
-#include "emulator/primitives.h"
-#include "emulator/runtime.h"
-
-#define MRT_SHARED(type, name, count) type(&name)[count] = mrt::emulator::shared<type[count]>([] {})
-
-namespace mrt {
-
-template <class T>
-T* dynamic_shared() {
-  return static_cast<T*>(emulator::dynamic_shared_bytes());
-}
-
-inline void sync_grid() {
-  emulator::sync_grid();
-}
-
-}  // namespace mrt
-
+#elif !defined(MRT_SHARED)
+#error "CUDA C++ is compiled by nvcc"
 #endif

@@ -1,5 +1,5 @@
 // The scheduler of the emulated device: blocks one after the other or together, fibers from one barrier to the next.
-#include "emulator/machine.h"
+#include "device/machine.h"
 
 #include <algorithm>
 #include <cfenv>
@@ -12,7 +12,7 @@
 #include <random>
 #include <vector>
 
-#include "emulator/context.h"
+#include "device/context.h"
 
 __thread uint3 threadIdx, blockIdx;
 __thread uint3 blockDim, gridDim;

@@ -1,7 +1,7 @@
 // What the threads of a block, of a warp and of a grid do together, under the names that CUDA gives it.
 #pragma once
 
-#include "emulator/machine.h"
+#include "device/machine.h"
 
 namespace mrt::emulator {
 

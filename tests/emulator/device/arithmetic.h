@@ -3,7 +3,7 @@
 
 #include <cmath>
 
-#include "emulator/types.h"
+#include "device/types.h"
 
 namespace mrt::emulator {
 

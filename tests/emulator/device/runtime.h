@@ -6,7 +6,7 @@
 #include <tuple>
 #include <utility>
 
-#include "emulator/machine.h"
+#include "device/machine.h"
 
 #define __CUDA_ARCH_LIST__ 800, 900, 1000, 1200
 

@@ -283,7 +283,7 @@ def add_product(g, w, v):
             g = tl.dot(part.to(tl.bfloat16), v, g)
         else:
             g = tl.dot(part, v.to(tl.float32), g, input_precision="tf32")
-        w = tl.where(w == part, 0.0, w - part)  # infinity less itself is NaN
+        w -= part
     return g
 
 

@@ -18,7 +18,7 @@
 #include "cross_entropy/cross_entropy.h"
 #include "digest/problems.h"
 #include "facility_location/facility_location.h"
-#include "isa/kernels.h"
+#include "isa/path.h"
 #include "linear_cross_entropy/gradients.h"
 #include "neighbors/neighbors.h"
 #include "similarity/similarity.h"
@@ -246,9 +246,9 @@ void scale(Address in, Address out, const std::string& dtype, int64_t count, dou
 // Does that many operations in registers, shared among the threads: the least time that a product can take.
 void multiply_only(const std::string& dtype, int64_t flops, int threads) {
   const auto multiply = named<int64_t (*)(int64_t)>("dtype", dtype,
-                                                    {{"int16", mrt::kernels().multiply_int16},
-                                                     {"float32", mrt::kernels().multiply_float32},
-                                                     {"bfloat16", mrt::kernels().multiply_bfloat16}});
+                                                    {{"int16", mrt::tile_kernels().multiply_int16},
+                                                     {"float32", mrt::tile_kernels().multiply_float32},
+                                                     {"bfloat16", mrt::tile_kernels().multiply_bfloat16}});
   constexpr int64_t PARTS = 64;
   released([&] {
     mrt::parallel_for(PARTS, 1, threads, [&](mrt::Worker&, int64_t) { multiply(flops / PARTS); });
@@ -269,10 +269,10 @@ void digest_rows(int kind, int64_t block, int64_t count, Address offsets, Addres
 }
 
 py::list isas() {
-  const mrt::Kernels* all[5];
-  mrt::available_kernels(all);
+  const mrt::Path* all[mrt::MOST_PATHS + 1];
+  mrt::available_paths(all);
   py::list names;
-  for (const mrt::Kernels** k = all; *k != nullptr; ++k) names.append((*k)->name);
+  for (const mrt::Path** path = all; *path != nullptr; ++path) names.append((*path)->name);
   return names;
 }
 
@@ -281,7 +281,7 @@ py::list isas() {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled kernels of mrtkern; the public functions call them through mrtkern/ops/<op>/cpu.py.";
   mrt::set_interrupt_poll(python_signals);
-  m.def("isa", [] { return mrt::kernels().name; }, "Instruction set in use.");
+  m.def("isa", [] { return mrt::path_in_use().name; }, "Instruction set in use.");
   m.def("isas", &isas, "Instruction sets that this machine has, widest first.");
   m.def("hardware_threads", [] { return std::thread::hardware_concurrency(); });
   m.def("built_with", [] { return std::string(COMPILER) + __VERSION__; }, "Version of the compiler.");

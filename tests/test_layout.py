@@ -183,6 +183,19 @@ def test_csrc_has_the_folders_of_the_layout() -> None:
     assert folders <= {"common", "tile", "isa", "digest", *OPS}
 
 
+def test_includes_of_csrc_run_down() -> None:
+    """common ← tile ← operations ← isa: the tile engine knows no operation, and none knows another or who chooses."""
+    below = {"common": set(), "tile": {"common"}, **{op: {"common", "tile"} for op in OPS}}
+    up = {
+        f"{name(path)}: {header}"
+        for path in CSRC
+        if path.is_relative_to(ROOT / "csrc") and path.parent.name in below
+        for header in re.findall(r'#\s*include\s*"([^"]+)', path.read_text(encoding="utf-8"))
+        if header.partition("/")[0] not in {path.parent.name, *below[path.parent.name]}
+    }
+    assert up == set()
+
+
 def test_nothing_that_is_installed_includes_what_belongs_to_the_tests() -> None:
     own = [path for path in CSRC if path.is_relative_to(ROOT / "csrc")]
     included = {

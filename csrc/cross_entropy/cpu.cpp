@@ -7,8 +7,7 @@
 
 #include "common/memory.h"
 #include "common/parallel.h"
-#include "cross_entropy/cross_entropy.h"
-#include "isa/kernels.h"
+#include "cross_entropy/cross_entropy_kernels.h"
 
 namespace mrt {
 
@@ -114,11 +113,11 @@ class Rows {
   void read_logits(int64_t t, std::vector<Entry>& entries) const {
     for (Entry& e : entries) {
       if (e.y < 0) continue;
-      const Logit found = kernels().row_read(logits(t), rows_.dtype, e.y, transform_);
+      const Logit found = cross_entropy_kernels().row_read(logits(t), rows_.dtype, e.y, transform_);
       e.u = found.u;
       e.slope = slope(found.z);
     }
-    if (results_.argmax) results_.argmax[t] = kernels().row_argmax(logits(t), rows_.dtype, rows_.V);
+    if (results_.argmax) results_.argmax[t] = cross_entropy_kernels().row_argmax(logits(t), rows_.dtype, rows_.V);
   }
 
   // Where the exponentials of row t go: into its gradient if they have the type for it.
@@ -151,8 +150,8 @@ class Rows {
       return row;
     }
     const bool wants_mean = options_.label_smoothing != 0.0;
-    const RowStatistics found = kernels().row_statistics(logits(t), rows_.dtype, rows_.V, transform_,
-                                                         wants_entropy_ || wants_mean, exponentials);
+    const RowStatistics found = cross_entropy_kernels().row_statistics(logits(t), rows_.dtype, rows_.V, transform_,
+                                                                       wants_entropy_ || wants_mean, exponentials);
     row.largest = found.largest;
     row.sum = found.sum;
     row.lse = found.largest + std::log(found.sum);
@@ -187,9 +186,9 @@ class Rows {
     const GradientRule rule = {static_cast<float>(row.largest), single(factor / row.sum), single(-h / row.sum),
                                single(constant)};
     if (exponentials.e) {
-      kernels().row_scale(logits(t), gradient(t), rows_.dtype, rows_.V, transform_, rule, exponentials);
+      cross_entropy_kernels().row_scale(logits(t), gradient(t), rows_.dtype, rows_.V, transform_, rule, exponentials);
     } else {
-      kernels().row_gradient(logits(t), gradient(t), rows_.dtype, rows_.V, transform_, rule);
+      cross_entropy_kernels().row_gradient(logits(t), gradient(t), rows_.dtype, rows_.V, transform_, rule);
     }
     if (entries.size() > 1)  // equal targets together, each group in the order of its entries
       std::sort(entries.begin(), entries.end(),
@@ -202,7 +201,7 @@ class Rows {
       const double p = std::exp(e.u - row.lse);
       const double pull = h != 0.0 && p > 0.0 ? factor - h * (e.u - row.largest) : factor;  // 0 (-infinity) is NaN
       const double du = p * pull - constant - (1.0 - options_.label_smoothing) * total;
-      kernels().row_write(gradient(t), rows_.dtype, e.y, single(du * e.slope));
+      cross_entropy_kernels().row_write(gradient(t), rows_.dtype, e.y, single(du * e.slope));
     }
   }
 

@@ -12,9 +12,10 @@
 
 #include "common/memory.h"
 #include "common/parallel.h"
+#include "facility_location/facility_location_kernels.h"
 #include "facility_location/greedy.h"
-#include "isa/kernels.h"
 #include "tile/first_bad_row.h"
+#include "tile/tile_kernels.h"
 
 namespace mrt {
 
@@ -50,7 +51,8 @@ size_t carve(Arena arena, int64_t N, int64_t D, Workspace& w) {
 // The oracle of the greedy loop: one group's pair table.
 class Grouped {
  public:
-  Grouped(const Kernels& kernel, const PairTable& table, const int64_t* bonus, uint16_t* best, int64_t* open)
+  Grouped(const FacilityLocationKernels& kernel, const PairTable& table, const int64_t* bonus, uint16_t* best,
+          int64_t* open)
       : kernel_(kernel), table_(table), bonus_(bonus), best_(best), open_(open) {}
   void gains(int64_t* out) const { kernel_.gains(table_, best_, bonus_, open_, out); }
   int64_t gain(int64_t j) const { return open_[j] == 0 ? -1 : kernel_.gain(table_, best_, j) + bonus_[j]; }
@@ -69,7 +71,7 @@ class Grouped {
   }
 
  private:
-  const Kernels& kernel_;
+  const FacilityLocationKernels& kernel_;
   const PairTable& table_;
   const int64_t* bonus_;
   uint16_t* best_;
@@ -79,8 +81,8 @@ class Grouped {
 // One group, from features to picks.
 class Group {
  public:
-  Group(const SelectionProblem& p, const SelectionResult& r, const Kernels& kernel, Worker& worker, Workspace& w,
-        int64_t b, int64_t slot)
+  Group(const SelectionProblem& p, const SelectionResult& r, const FacilityLocationKernels& kernel, Worker& worker,
+        Workspace& w, int64_t b, int64_t slot)
       : p_(p), r_(r), kernel_(kernel), worker_(worker), w_(w), b_(b), slot_(slot), first_(p.offsets[b]), k_(p.k[b]) {
     table_.N = p.offsets[b + 1] - first_;
     table_.stride = round_up(table_.N, STRIDE);
@@ -91,7 +93,7 @@ class Group {
   // Returns the first bad row or -1.
   int64_t select() {
     const int64_t N = table_.N;
-    const int64_t bad = kernel_.pack_lattice({p_.radius}, p_.x, first_, N, w_.converted, w_.staged, w_.panels);
+    const int64_t bad = tile_kernels().pack_lattice({p_.radius}, p_.x, first_, N, w_.converted, w_.staged, w_.panels);
     if (bad >= 0) return bad;
     const bool is_plain = p_.weight == nullptr && p_.quality == nullptr;
     const double largest = maximum();
@@ -215,7 +217,7 @@ class Group {
 
   const SelectionProblem& p_;
   const SelectionResult& r_;
-  const Kernels& kernel_;
+  const FacilityLocationKernels& kernel_;
   Worker& worker_;
   Workspace& w_;
   const int64_t b_, slot_, first_, k_;
@@ -226,7 +228,7 @@ class Group {
 }  // namespace
 
 int64_t select_groups(const SelectionProblem& problem, const SelectionResult& result, int threads) {
-  const Kernels& kernel = kernels();
+  const FacilityLocationKernels& kernel = facility_location_kernels();
   int64_t largest = 0;
   std::vector<int64_t> slots(problem.num_groups + 1, 0);
   for (int64_t b = 0; b < problem.num_groups; ++b) {

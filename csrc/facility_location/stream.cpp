@@ -8,8 +8,7 @@
 
 #include "common/interrupt.h"
 #include "common/parallel.h"
-#include "facility_location/facility_location.h"
-#include "isa/kernels.h"
+#include "facility_location/facility_location_kernels.h"
 #include "tile/blocks.h"
 
 namespace mrt {
@@ -43,7 +42,7 @@ void gather(const std::vector<Kept>& blocks, StreamResult::Sparse& out) {
 
 StreamBadRows stream_pairs(const StreamProblem& problem, const uint16_t* best, const StreamResult& result,
                            int threads) {
-  const Kernels& kernel = kernels();
+  const FacilityLocationKernels& kernel = facility_location_kernels();
   const Packing packing{{problem.radius}, {}};
   const PackedRows x(problem.candidates, problem.N, packing, threads), y(problem.covered, problem.M, packing, threads);
   if (x.bad_row() >= 0 || y.bad_row() >= 0) return {x.bad_row(), y.bad_row()};

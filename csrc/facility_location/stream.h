@@ -1,5 +1,5 @@
 // facility_location on the CPU: pairs of large sets, used up while their tile is in the cache. Rows of a tile are
-// candidates j, columns the rows i that they cover; t[j][i] is the fixed point of kernels.h.
+// candidates j, columns the rows i that they cover; t[j][i] is the fixed point of pair_table.h.
 //
 //   Summed      t is stored, and sum over i of t[j][i], the gain of a first pick, comes with it
 //   Gained      sum over i of max(t[j][i] - best[i], 0): gains without the table
@@ -9,7 +9,7 @@
 // Padding: unit is 0 beyond the covered rows, so that t is 0 there. Sums are integers.
 #pragma once
 
-#include "facility_location/kernels.h"
+#include "facility_location/pair_table.h"
 
 namespace mrt {
 namespace {

@@ -10,9 +10,10 @@
 
 #include "common/interrupt.h"
 #include "common/parallel.h"
-#include "isa/kernels.h"
+#include "neighbors/neighbors_kernels.h"
 #include "tile/blocks.h"
 #include "tile/panels.h"
+#include "tile/tile_kernels.h"
 
 namespace mrt {
 
@@ -52,7 +53,7 @@ class Forest {
 struct Judge {
   const Features& x;
   const std::vector<double>& squares;
-  const Kernels& kernel;
+  const TileKernels& kernel;
   const double threshold;
   const int32_t certain;  // products from here on reach the threshold
   Forest& forest;
@@ -78,7 +79,7 @@ struct Judge {
 }  // namespace
 
 int64_t components(const Features& x, int64_t N, double threshold, double radius, int64_t* labels, int threads) {
-  const Kernels& kernel = kernels();
+  const NeighborsKernels& kernel = neighbors_kernels();
   const PackedRows rows(x, N, {{radius, false}, {}}, threads);
   if (rows.bad_row() >= 0) return rows.bad_row();
   const std::vector<double> squares = row_squares(x, N, threads);
@@ -86,7 +87,8 @@ int64_t components(const Features& x, int64_t N, double threshold, double radius
   const int32_t lowest = static_cast<int32_t>(std::floor(threshold * square - error));
   const int32_t certain = static_cast<int32_t>(std::ceil(threshold * square + error));
   Forest forest(N);
-  std::vector<Judge> judges(std::max(threads, 1), Judge{x, squares, kernel, threshold, certain, forest, {}, {}, {}});
+  std::vector<Judge> judges(std::max(threads, 1),
+                            Judge{x, squares, tile_kernels(), threshold, certain, forest, {}, {}, {}});
   const int64_t P = num_panels(N), block = block_panels(N, rows.U(), threads), B = (P + block - 1) / block;
   const ProgressRange whole(0.0, 1.0);
   parallel_for(B * (B + 1) / 2, 1, threads, [&](Worker& worker, int64_t item) {

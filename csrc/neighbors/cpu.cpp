@@ -17,18 +17,20 @@
 #include "common/interrupt.h"
 #include "common/parallel.h"
 #include "neighbors/lists.h"
+#include "neighbors/neighbors_kernels.h"
 #include "tile/blocks.h"
 #include "tile/panels.h"
+#include "tile/tile_kernels.h"
 
 namespace mrt {
 
 namespace {
 
-const ScanKernels<int32_t>& scans(const Kernels& kernel, int32_t) {
-  return kernel.pairs_scan;
+const ScanKernels<int32_t>& scans(int32_t) {
+  return neighbors_kernels().pairs;
 }
-const ScanKernels<float>& scans(const Kernels& kernel, float) {
-  return kernel.floats_scan;
+const ScanKernels<float>& scans(float) {
+  return neighbors_kernels().floats;
 }
 
 template <class Score>
@@ -255,8 +257,8 @@ class Search {
   const NeighborsProblem& p_;
   const NeighborsResult& r_;
   const int threads_;
-  const Kernels& kernel_ = kernels();
-  const ScanKernels<Score>& scan_ = scans(kernel_, Score());
+  const TileKernels& kernel_ = tile_kernels();
+  const ScanKernels<Score>& scan_ = scans(Score());
   const double error_ = product_error(p_.radius, p_.x.columns);
   const Score margin_ = p_.precision == Precision::exact ? static_cast<Score>(2 * error_) : Score();
   double longest_ = 0.0;

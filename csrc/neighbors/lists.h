@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "common/memory.h"
-#include "isa/kernels.h"
+#include "neighbors/neighbors.h"
 
 namespace mrt {
 

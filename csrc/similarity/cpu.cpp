@@ -11,10 +11,11 @@
 
 #include "common/memory.h"
 #include "common/parallel.h"
-#include "isa/kernels.h"
 #include "similarity/groups.h"
+#include "similarity/similarity_kernels.h"
 #include "tile/blocks.h"
 #include "tile/first_bad_row.h"
+#include "tile/tile_kernels.h"
 
 namespace mrt {
 
@@ -22,12 +23,11 @@ namespace {
 
 // A result of this many bytes does not stay in any cache, and reading it in order to write it is waste.
 constexpr int64_t STREAMED_BYTES = 64 << 20;
-constexpr int64_t LARGEST_BLOCK = 64;  // panels of rows that the tile loop takes at a time
 
 class Forward {
  public:
   Forward(const SimilarityProblem& problem, void* s, int threads)
-      : p_(problem), s_(s), threads_(threads), groups_(problem, threads), kernel_(kernels()) {}
+      : p_(problem), s_(s), threads_(threads), groups_(problem, threads), kernel_(similarity_kernels()) {}
 
   BadFeatures run() {
     const int64_t bytes = groups_.num_cells() * element_size(p_.x.first.dtype);
@@ -80,10 +80,11 @@ class Forward {
     const int64_t D = g.x.columns;
     const bool is_direct = p_.is_self && g.M <= DIRECT_ROWS && D >= DIRECT_FEATURES && p_.metric != Metric::rbf;
     if (is_direct && kernel_.direct_similarities(g.x, w.rows, scores(g))) return;
-    const int64_t bad = kernel_.pack_floats({is_normalised(p_.metric)}, g.x, 0, g.M, w.converted, w.staged, w.x);
+    const int64_t bad = tile_kernels().pack_floats({is_normalised(p_.metric)}, g.x, 0, g.M, w.converted, w.staged, w.x);
     if (bad_x_.report(bad < 0 ? bad : g.first_x + bad)) return;
     if (!p_.is_self) {
-      const int64_t other = kernel_.pack_floats({is_normalised(p_.metric)}, g.y, 0, g.N, w.converted, w.staged, w.y);
+      const int64_t other =
+          tile_kernels().pack_floats({is_normalised(p_.metric)}, g.y, 0, g.N, w.converted, w.staged, w.y);
       if (bad_y_.report(other < 0 ? other : g.first_y + other)) return;
     }
     const Unit* const y = p_.is_self ? w.x : w.y;
@@ -121,7 +122,7 @@ class Forward {
   void* const s_;
   const int threads_;
   const Groups groups_;
-  const Kernels& kernel_;
+  const SimilarityKernels& kernel_;
   bool is_streamed_ = false;
   std::vector<Workspace> workspaces_;
   FirstBadRow bad_x_, bad_y_;

@@ -5,7 +5,7 @@
 // Sums   float32: 16, 8 or 4 interleaved lanes (a register) ascending, then the lanes by halves.
 #pragma once
 
-#include "similarity/kernels.h"
+#include "similarity/scores.h"
 #include "tile/pack.h"
 
 namespace mrt {

@@ -12,8 +12,9 @@
 
 #include "common/memory.h"
 #include "common/parallel.h"
-#include "isa/kernels.h"
 #include "similarity/groups.h"
+#include "similarity/similarity_kernels.h"
+#include "tile/tile_kernels.h"
 
 namespace mrt {
 
@@ -46,7 +47,7 @@ class Backward {
         grad_(static_cast<const char*>(grad)),
         threads_(threads),
         groups_(problem, threads),
-        kernel_(kernels()),
+        kernel_(similarity_kernels()),
         D_(problem.x.first.columns),
         workspaces_(std::max(threads, 1)) {}
 
@@ -108,8 +109,8 @@ class Backward {
     const Unit *rows = nullptr, *others = nullptr;
     if (has_slope(p_.metric)) {
       const bool normalise = is_normalised(p_.metric);
-      kernel_.pack_floats({normalise}, side.rows, 0, side.M, w.converted, w.staged, w.rows);
-      if (!p_.is_self) kernel_.pack_floats({normalise}, side.others, 0, side.N, w.converted, w.staged, w.others);
+      tile_kernels().pack_floats({normalise}, side.rows, 0, side.M, w.converted, w.staged, w.rows);
+      if (!p_.is_self) tile_kernels().pack_floats({normalise}, side.others, 0, side.N, w.converted, w.staged, w.others);
       rows = w.rows;
       others = p_.is_self ? w.rows : w.others;
     }
@@ -169,7 +170,7 @@ class Backward {
   const char* const grad_;
   const int threads_;
   const Groups groups_;
-  const Kernels& kernel_;
+  const SimilarityKernels& kernel_;
   const int64_t D_;
   std::vector<Workspace> workspaces_;
 };

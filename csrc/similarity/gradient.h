@@ -7,7 +7,7 @@
 // Sums   float32, n ascending, whatever the blocks.
 #pragma once
 
-#include "similarity/kernels.h"
+#include "similarity/scores.h"
 #include "tile/pack.h"
 
 namespace mrt {

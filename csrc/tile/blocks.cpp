@@ -4,14 +4,13 @@
 #include <algorithm>
 
 #include "common/parallel.h"
-#include "isa/kernels.h"
+#include "tile/tile_kernels.h"
 
 namespace mrt {
 
 namespace {
 
 constexpr int64_t BLOCK_BYTES = 384 << 10;  // two blocks of packed rows fit a second-level cache of 1 MiB
-constexpr int64_t LARGEST_BLOCK = 64;       // panels
 constexpr int64_t CHUNK = 256;              // rows measured at a time
 
 }  // namespace
@@ -35,7 +34,8 @@ std::vector<double> row_squares(const Features& x, int64_t rows, int threads) {
     std::vector<float> converted(x.columns);
     std::vector<double> wide(x.columns);
     const int64_t first = chunk * CHUNK;
-    kernels().squares(x, first, std::min(CHUNK, rows - first), converted.data(), wide.data(), found.data() + first);
+    tile_kernels().squares(x, first, std::min(CHUNK, rows - first), converted.data(), wide.data(),
+                           found.data() + first);
   });
   return found;
 }

@@ -10,6 +10,8 @@
 
 namespace mrt {
 
+constexpr int64_t LARGEST_BLOCK = 64;  // panels of rows that a thread takes at a time
+
 // Panels per block of rows: what the second-level cache holds, and enough blocks for everyone.
 int64_t block_panels(int64_t rows, int64_t U, int threads);
 

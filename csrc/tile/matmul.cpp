@@ -3,8 +3,8 @@
 #include <algorithm>
 
 #include "common/parallel.h"
-#include "isa/kernels.h"
 #include "tile/matmul_problem.h"
+#include "tile/tile_kernels.h"
 
 namespace mrt {
 
@@ -39,7 +39,7 @@ Plan plan_of(const MatmulProblem& problem, int threads) {
   plan.U = problem.is_half ? ceil_div(problem.K, 2) : problem.K;
   plan.chunks = std::max<int64_t>(ceil_div(plan.U, CHUNK), 1);
   plan.chunk = std::max<int64_t>(round_up(ceil_div(plan.U, plan.chunks), PANEL), PANEL);
-  plan.lanes = kernels().panel_lanes[problem.is_half];
+  plan.lanes = tile_kernels().products(problem.is_half).lanes;
   plan.panels = ceil_div(problem.M, plan.lanes);
   plan.column_pairs = ceil_div(problem.N, COLUMNS);
   const int64_t most = MATMUL_WORKSPACE / (plan.chunk * PANEL * static_cast<int64_t>(sizeof(Unit)));
@@ -62,7 +62,7 @@ struct Part {
 
 void pack_rows(const MatmulProblem& problem, const Plan& plan, const Part& part, int threads) {
   constexpr int64_t TOGETHER = 4;  // panels: whole cache lines where rows lie across memory
-  const auto pack = kernels().pack_operand[problem.is_half];
+  const auto pack = tile_kernels().products(problem.is_half).pack;
   const int64_t groups = ceil_div(part.p1 - part.p0, TOGETHER);
   parallel_for(groups * (part.c1 - part.c0), 1, threads, [&](Worker&, int64_t task) {
     const int64_t c = part.c0 + task / groups, first = part.p0 + task % groups * TOGETHER;
@@ -84,9 +84,7 @@ Upcoming upcoming(const MatmulProblem& problem, const Plan& plan, int64_t q, int
 }
 
 void multiply_part(const MatmulProblem& problem, const Plan& plan, const Part& part, int threads) {
-  const Kernels& kernel = kernels();
-  const auto pack = kernel.pack_operand[problem.is_half];
-  const auto multiply = kernel.multiply_panels[problem.is_half];
+  const ProductKernels& kernel = tile_kernels().products(problem.is_half);
   const int64_t column_blocks = ceil_div(plan.column_pairs, plan.wide);
   parallel_for(ceil_div(part.p1 - part.p0, plan.block) * column_blocks, 1, threads, [&](Worker& worker, int64_t task) {
     alignas(64) Unit columns[CHUNK * COLUMNS];
@@ -97,7 +95,7 @@ void multiply_part(const MatmulProblem& problem, const Plan& plan, const Part& p
         const int64_t n = q * COLUMNS, count = std::min<int64_t>(COLUMNS, problem.N - n), units = plan.units(c);
         for (int64_t side = 0; side < 2; ++side) {
           const int64_t lanes = std::clamp<int64_t>(count - side * PANEL, 0, PANEL);
-          pack(problem.b, n + side * PANEL, lanes, c * plan.chunk, units, columns + side * units * PANEL);
+          kernel.pack(problem.b, n + side * PANEL, lanes, c * plan.chunk, units, columns + side * units * PANEL);
         }
         const ProductTarget target{problem.out + first * plan.lanes * problem.stride + n,
                                    problem.stride,
@@ -109,7 +107,7 @@ void multiply_part(const MatmulProblem& problem, const Plan& plan, const Part& p
         const Upcoming next = is_last && c + 1 == part.c1
                                   ? Upcoming{}
                                   : upcoming(problem, plan, is_last ? q0 : q + 1, is_last ? c + 1 : c);
-        multiply(part.panel(plan, first, c), plan.chunk * PANEL, last - first, columns, units, target, next);
+        kernel.multiply(part.panel(plan, first, c), plan.chunk * PANEL, last - first, columns, units, target, next);
       }
       worker.checkpoint();
     }

@@ -158,5 +158,15 @@ MRT_INLINE int64_t pack(const Rows& rows, const Features& x, int64_t first, int6
   return -1;
 }
 
+int64_t pack_lattice(const Lattice& lattice, const Features& x, int64_t first, int64_t count, float* converted,
+                     Unit* staged, Unit* panels) {
+  return pack(LatticeRows{lattice}, x, first, count, converted, staged, panels);
+}
+
+int64_t pack_floats(const Scaling& scaling, const Features& x, int64_t first, int64_t count, float* converted,
+                    Unit* staged, Unit* panels) {
+  return pack(FloatRows{scaling}, x, first, count, converted, staged, panels);
+}
+
 }  // namespace
 }  // namespace mrt

@@ -6,15 +6,15 @@
 #include <vector>
 
 #include "common/parallel.h"
-#include "isa/kernels.h"
 #include "tile/first_bad_row.h"
+#include "tile/tile_kernels.h"
 
 namespace mrt {
 
 PackedRows::PackedRows(const Features& x, int64_t rows, const Packing& packing, int threads)
     : U_(units_per_row(packing, x.columns)), buffer_(bytes(packing, rows, x.columns) + 1) {
   constexpr int64_t CHUNK = 4;  // panels packed at a time: small enough to share evenly, large enough to prefetch
-  const Kernels& kernel = kernels();
+  const TileKernels& kernel = tile_kernels();
   const int64_t stride = round_up(U_, PANEL);
   std::vector<Buffer> scratch(std::max(threads, 1));
   FirstBadRow bad;

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "digest/problems.h"
-#include "isa/kernels.h"
+#include "isa/path.h"
 #include "sha256.h"
 
 namespace {
@@ -137,7 +137,7 @@ int main(int count, char** words) {
   if (count != 3) return std::fputs("usage: digest NUMBER THREADS\n", stderr), 2;
   const int64_t blocks = std::atoll(words[1]);
   const int threads = std::atoi(words[2]);
-  std::printf("%s\n", mrt::kernels().name);
+  std::printf("%s\n", mrt::path_in_use().name);
   const struct {
     const char* name;
     Kind kind;

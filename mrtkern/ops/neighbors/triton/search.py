@@ -17,7 +17,7 @@ from mrtkern.ops.neighbors.problem import Inputs, Problem
 
 TILE = 256  # rows and columns of the largest tile of products: what is under way is a multiple of it
 LARGEST_LIST = 1024  # neighbours in a list: its pairs are compared with each other
-LARGEST_GROUP = 16  # columns: one thread holds all of such a group of a tile with 128 of them
+MOST_GROUPED_COLUMNS = 16  # one thread holds all of such a group of a tile with 128 of them
 REREAD = 8  # what the product of one listed pair costs, in group maxima written and read
 SCRATCH = 2**28  # bytes for the rows under way
 MOST_ROWS = 2**15  # under way: the second axis of a grid is short
@@ -42,7 +42,7 @@ class Sizes:
         N, k = problem.columns, problem.K
         if not 0 < k <= min(LARGEST_LIST, N // 4):
             return None
-        GROUP = min(LARGEST_GROUP, 2 ** int(math.log2(max(1.0, math.sqrt(N / (REREAD * k))))))
+        GROUP = min(MOST_GROUPED_COLUMNS, 2 ** int(math.log2(max(1.0, math.sqrt(N / (REREAD * k))))))
         num_groups = triton.cdiv(N, TILE) * TILE // GROUP
         places = triton.cdiv(k + max(k, 192), 16) * 16
         groups = min(places, num_groups)

@@ -4,10 +4,11 @@ Who calls whom, top to bottom:
 
     cli/               the `mrtkern` command: info, verify, select
     digest/            seeded problems and the hash of what is selected from them
-    loss.py            token weights of five normalisations, the module   details.py   what a loss says beside its value
-    parallel.py        losses over a vocabulary that is split among ranks
+    distributed/       vocabulary.py: losses over classes that are split among ranks
+    loss.py            token weights of five normalisations, the module
     select.py          six strategies per prompt          budget.py   variance components, the best K
-    ops/<op>/op.py     public function, checks that need no data, torch.library registration, gradient
+    ops/<op>/op.py     public function, checks that need no data (arguments.py where others share them), gradient
+    _operators.py      registers what op.py runs with torch.library
     _dispatch.py       chooses the backend (the only place)
     ops/<op>/          reference.py (the definition) · cpu.py (csrc/ through mrtkern._C)
     _triton.py         tiles, products and launch tables that Triton's backends share; _triton_rows.py rounds their rows
@@ -18,8 +19,12 @@ Who calls whom, top to bottom:
 """
 
 from mrtkern.budget import allocate_k, optimal_k, variance_components
-from mrtkern.details import LossDetails
+from mrtkern.distributed.vocabulary import (
+    vocabulary_parallel_cross_entropy,
+    vocabulary_parallel_linear_cross_entropy,
+)
 from mrtkern.loss import MultiResponseCrossEntropyLoss, response_weights
+from mrtkern.ops.cross_entropy.details import LossDetails
 from mrtkern.ops.cross_entropy.op import cross_entropy
 from mrtkern.ops.facility_location.op import facility_location
 from mrtkern.ops.facility_location.selection import Selection
@@ -29,7 +34,6 @@ from mrtkern.ops.neighbors.deduplicate import deduplicate
 from mrtkern.ops.neighbors.lists import Neighbors
 from mrtkern.ops.neighbors.op import neighbors
 from mrtkern.ops.similarity.op import similarity
-from mrtkern.parallel import vocabulary_parallel_cross_entropy, vocabulary_parallel_linear_cross_entropy
 from mrtkern.select import select_responses
 
 __version__ = "0.1.0"

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from mrtkern import _check
 from mrtkern._groups import IdGroups
-from mrtkern.details import LossDetails, response_tokens
-from mrtkern.ops.cross_entropy.op import checked_options, cross_entropy
+from mrtkern.ops.cross_entropy.arguments import checked_options
+from mrtkern.ops.cross_entropy.details import LossDetails, response_tokens
+from mrtkern.ops.cross_entropy.op import cross_entropy
 from mrtkern.ops.cross_entropy.problem import IGNORE
 from mrtkern.ops.linear_cross_entropy.op import linear_cross_entropy
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mrtkern import _dispatch
-from mrtkern.details import LossDetails
+from mrtkern.ops.cross_entropy.details import LossDetails
 from mrtkern.ops.cross_entropy.op import cross_entropy
 from mrtkern.ops.cross_entropy.problem import CASES, Case
 from tests import bounds

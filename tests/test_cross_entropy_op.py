@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from mrtkern import _check, _dispatch
-from mrtkern.details import LossDetails
 from mrtkern.ops.cross_entropy import reference
+from mrtkern.ops.cross_entropy.details import LossDetails
 from mrtkern.ops.cross_entropy.op import cross_entropy
 from mrtkern.ops.cross_entropy.problem import Case, Options, Problem
 from tests import bounds, on_device, oracle

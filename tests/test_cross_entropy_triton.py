@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mrtkern import _check
-from mrtkern.details import LossDetails
+from mrtkern.ops.cross_entropy.details import LossDetails
 from mrtkern.ops.cross_entropy.op import cross_entropy
 from mrtkern.ops.cross_entropy.problem import Case, Problem
 from tests import bounds

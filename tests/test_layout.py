@@ -24,6 +24,7 @@ PYTHON = [
     ROOT / "setup.py",
     *(path for top in ("mrtkern", "tests", "bench") for path in sorted((ROOT / top).rglob("*.py"))),
 ]
+PACKAGE = [path for path in PYTHON if path.is_relative_to(ROOT / "mrtkern")]
 CSRC = [
     path
     for top in ("csrc", "tests")  # of the tests: what runs on the emulated device
@@ -33,12 +34,14 @@ CSRC = [
 BUILD: dict[str, Any] = runpy.run_path(str(ROOT / "setup.py"))
 
 REQUIRED = {"__init__", "problem", "op", "reference"}
-# of one operation each
+# of one operation or two
 PARTS = {
-    "selection", "grouped", "lists", "deduplicate", "chains", "chunks", "head", "library", "log_prob", "passes", "rows",
-    "tiles",
+    "arguments", "selection", "grouped", "lists", "deduplicate", "chains", "chunks", "details", "library", "log_prob",
+    "passes", "rows", "tiles",
 }  # fmt: skip
 ALLOWED = REQUIRED | {*BACKENDS, *PARTS}
+# who may import whom: what stands higher may import what stands lower, and its own kind; below all, what is named _…
+STOREYS = ({"ops"}, {"budget", "distributed", "loss", "select"}, {"digest", "integrations"}, {"cli"})
 VARIABLES = {"MRTKERN_CUDA", "MRTKERN_CUDA_ARCHS", "MRTKERN_ISA"}
 LONGEST_FILE, LONGEST_FUNCTION = 500, 60
 # of torch, what takes its type or its device from the process where nobody says it
@@ -109,6 +112,44 @@ def test_backends_never_import_each_other(op: str) -> None:
                 part for target in imports(path) if target.startswith("mrtkern.ops.") for part in target.split(".")[3:4]
             }
             assert reached.isdisjoint(set(BACKENDS) - {backend}), name(path)
+
+
+def storey(module: str) -> int:
+    """0: the ground, what begins with _ and lattice; whose floor others are. Public names come from all operations."""
+    part = module.split(".")[1]
+    public = set(mrtkern.__all__) - {"__version__"}
+    return 2 if part in public else next((i for i, parts in enumerate(STOREYS, 1) if part in parts), 0)
+
+
+def test_no_import_runs_upwards() -> None:
+    modules = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in PACKAGE}
+    arrows = [
+        f"{module} -> {target}"
+        for path, module in modules.items()
+        if path.parent.name != "mrtkern" or path.name not in ("__init__.py", "__main__.py")
+        for target in imports(path)
+        if target.startswith("mrtkern.") and storey(target) > storey(module)
+    ]
+    assert {storey(module) for module in modules.values()} == set(range(len(STOREYS) + 1))
+    assert arrows == []
+
+
+def test_only_distributed_talks_to_other_processes() -> None:
+    talks = re.compile(r"(torch\.distributed|ray)(\.|$)")
+    talking = {name(path) for path in PACKAGE for target in imports(path) if talks.match(target)}
+    assert {path.split("/")[1] for path in talking} == {"distributed"}
+
+
+def test_distributed_runs_backends_through_dispatch_alone() -> None:
+    private = {*BACKENDS, "tiles", "library"}
+    reached = {
+        target
+        for path in PACKAGE
+        if path.is_relative_to(ROOT / "mrtkern" / "distributed")
+        for target in imports(path)
+        if target.startswith("mrtkern.ops.") and private & set(target.split(".")[3:])
+    }
+    assert reached == set()
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -17,8 +17,8 @@ from mrtkern import (
     vocabulary_parallel_cross_entropy,
     vocabulary_parallel_linear_cross_entropy,
 )
-from mrtkern.details import LossDetails
 from mrtkern.loss import NORMALIZATIONS, response_weights
+from mrtkern.ops.cross_entropy.details import LossDetails
 from mrtkern.ops.linear_cross_entropy import library, reference
 from mrtkern.ops.linear_cross_entropy import problem as sizes
 from mrtkern.ops.linear_cross_entropy.op import linear_cross_entropy

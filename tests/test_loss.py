@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 
 from mrtkern import _check
-from mrtkern.details import LossDetails
 from mrtkern.loss import NORMALIZATIONS, MultiResponseCrossEntropyLoss, _weights, response_weights
+from mrtkern.ops.cross_entropy.details import LossDetails
 from mrtkern.ops.cross_entropy.op import cross_entropy
 from tests import oracle
 from tests.process import LONGEST

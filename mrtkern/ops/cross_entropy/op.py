@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mrtkern import _check, _dispatch
-from mrtkern.details import LossDetails, response_details
+from mrtkern import _check, _dispatch, _operators
+from mrtkern.ops.cross_entropy.arguments import (
+    check_details,
+    check_targets,
+    check_values,
+    checked_options,
+    covered,
+    rows_with_targets,
+)
+from mrtkern.ops.cross_entropy.details import LossDetails, response_details
 from mrtkern.ops.cross_entropy.problem import IGNORE, Options, Problem, Rows
 
 OP = "cross_entropy"
@@ -19,29 +26,15 @@ _ARGUMENTS = (
 )
 _DETAILS = "Tensor nll, Tensor weighted, Tensor entropy, Tensor argmax"
 
-torch.library.define(
-    "mrtkern::cross_entropy",
-    f"(Tensor logits, {_ARGUMENTS}, bool wants_grad) -> (Tensor loss, {_DETAILS}, Tensor gradient)",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-torch.library.define(
-    "mrtkern::cross_entropy_",
-    f"(Tensor(a!) logits, {_ARGUMENTS}) -> (Tensor loss, {_DETAILS})",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
 
-
-def _run(
+def _losses(
     logits: Tensor, targets: Tensor, token_weight: Tensor | None, target_offsets: Tensor | None, options: Options,
     wants_details: bool, check: bool | None, backend: str | None, wants_grad: bool, inplace: bool,
 ) -> tuple[Rows, Tensor]:  # fmt: skip
     """Every check that reads values, the choice of the backend and the call, below torch.compile."""
     arguments = (logits, targets, token_weight, target_offsets, options)
     problem = Problem.of(*arguments, wants_grad, inplace, wants_details)
-    if _check.may_wait(logits.device, check):
-        if target_offsets is not None:
-            _check.offsets_values(OP, target_offsets, targets.shape[0], "target_offsets", "targets")
-        _check.labels(OP, targets, problem.V, options.ignore_index)
+    check_values(OP, targets, target_offsets, problem.V, options.ignore_index, check)
     module = _dispatch.run(OP, backend, problem)
     fresh = wants_grad and not inplace
     is_copied = logits.stride(1) != 1 and problem.V > 1  # kernels read adjacent columns
@@ -53,56 +46,58 @@ def _run(
     return rows._replace(loss=covered(rows.loss, target_offsets, targets.shape[0], check)), gradient
 
 
-def covered(loss: Tensor, target_offsets: Tensor | None, num_targets: int, check: bool | None) -> Tensor:
-    """The loss; NaN when offsets that nobody has checked do not begin and end with the targets."""
-    if target_offsets is None or _check.may_wait(loss.device, check):
-        return loss
-    return torch.where((target_offsets[0] == 0) & (target_offsets[-1] == num_targets), loss, torch.nan)
-
-
-def _forward(
+def _run(
     logits: Tensor, targets: Tensor, token_weight: Tensor | None, target_offsets: Tensor | None, ignore_index: int,
     label_smoothing: float, z_loss: float, softcap: float, wants_details: bool, check: bool | None,
     backend: str | None, wants_grad: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     options = Options(ignore_index, label_smoothing, z_loss, softcap)
     inputs = (logits, targets, token_weight, target_offsets)
-    rows, gradient = _run(*inputs, options, wants_details, check, backend, wants_grad, False)
+    rows, gradient = _losses(*inputs, options, wants_details, check, backend, wants_grad, False)
     return (*rows, gradient)
 
 
-def _forward_inplace(
+def _run_inplace(
     logits: Tensor, targets: Tensor, token_weight: Tensor | None, target_offsets: Tensor | None, ignore_index: int,
     label_smoothing: float, z_loss: float, softcap: float, wants_details: bool, check: bool | None, backend: str | None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     options = Options(ignore_index, label_smoothing, z_loss, softcap)
     inputs = (logits, targets, token_weight, target_offsets)
-    return tuple(_run(*inputs, options, wants_details, check, backend, True, True)[0])
+    return tuple(_losses(*inputs, options, wants_details, check, backend, True, True)[0])
 
 
-torch.library.impl("mrtkern::cross_entropy", ("cpu", "cuda"), _forward)
-torch.library.impl("mrtkern::cross_entropy_", ("cpu", "cuda"), _forward_inplace)
+def _fake(
+    logits: Tensor, targets: Tensor, token_weight: Tensor | None, target_offsets: Tensor | None, ignore_index: int,
+    label_smoothing: float, z_loss: float, softcap: float, wants_details: bool, check: bool | None,
+    backend: str | None, wants_grad: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    return (*_fake_losses(logits, targets, wants_details), logits.new_empty(logits.shape if wants_grad else 0))
 
 
-def _fake(logits: Tensor, targets: Tensor, wants_details: bool) -> tuple[Tensor, ...]:
-    """Results without data: loss and details."""
+def _fake_inplace(
+    logits: Tensor, targets: Tensor, token_weight: Tensor | None, target_offsets: Tensor | None, ignore_index: int,
+    label_smoothing: float, z_loss: float, softcap: float, wants_details: bool, check: bool | None, backend: str | None,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    return _fake_losses(logits, targets, wants_details)
+
+
+def _fake_losses(logits: Tensor, targets: Tensor, wants_details: bool) -> tuple[Tensor, ...]:
+    """Loss and details."""
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     T, num_targets = (logits.shape[0], targets.shape[0]) if wants_details else (0, 0)
     sizes = ((), num_targets, num_targets, T)
     return (*(logits.new_empty(size, dtype=dtype) for size in sizes), targets.new_empty(T))
 
 
-def _fake_forward(logits: Tensor, targets: Tensor, *options: Any) -> tuple[Tensor, ...]:
-    *_, wants_details, _, _, wants_grad = options
-    return (*_fake(logits, targets, wants_details), logits.new_empty(logits.shape if wants_grad else 0))
-
-
-def _fake_forward_inplace(logits: Tensor, targets: Tensor, *options: Any) -> tuple[Tensor, ...]:
-    return _fake(logits, targets, options[-3])
-
-
-torch.library.register_fake("mrtkern::cross_entropy", _fake_forward)
-torch.library.register_fake("mrtkern::cross_entropy_", _fake_forward_inplace)
+_operators.define(
+    "cross_entropy",
+    f"(Tensor logits, {_ARGUMENTS}, bool wants_grad) -> (Tensor loss, {_DETAILS}, Tensor gradient)",
+    _run,
+    _fake,
+)
+_operators.define(
+    "cross_entropy_", f"(Tensor(a!) logits, {_ARGUMENTS}) -> (Tensor loss, {_DETAILS})", _run_inplace, _fake_inplace
+)
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -214,92 +209,14 @@ def _checked(
     logits: Tensor, targets: Tensor, token_weight: Tensor | None, target_offsets: Tensor | None, offsets: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Rows [T, V], one after the other, and what belongs to them; nothing that reads a tensor."""
-    _check.floating(OP, "logits", logits)
-    _check.int64(OP, "targets", targets)
+    given = (logits, targets, token_weight, offsets)
+    logits, targets, token_weight, offsets = rows_with_targets(OP, "logits", *given)
     _check.no_tangent(OP, logits=logits)
     _check.no_trace(OP, logits=logits)
-    if logits.ndim == 3 and targets.ndim == 2:
-        logits, targets, token_weight, offsets = packed(OP, "logits", logits, targets, token_weight, offsets)
     if logits.ndim != 2 or logits.shape[1] == 0:
         _check.fail(OP, "logits", "be [T, V] with V at least 1", _check.shape(logits))
     check_targets(OP, logits.shape[0], logits.device, targets, token_weight, target_offsets)
     return logits, targets, token_weight, offsets
-
-
-def packed(
-    op: str, name: str, x: Tensor, targets: Tensor, token_weight: Tensor | None = None, offsets: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-    """Padded rows [R, L, …] one after the other, and the offsets of the responses."""
-    if offsets is not None:
-        _check.fail(op, "offsets", "be None with padded targets", _check.shape(offsets))
-    if x.shape[:2] != targets.shape:
-        shapes = f"{name} {_check.shape(x)} and targets {_check.shape(targets)}"
-        _check.fail(op, f"{name} and targets", "be [R, L, …] and [R, L]", shapes)
-    if token_weight is not None:
-        _check.floating(op, "token_weight", token_weight)
-        if token_weight.shape != targets.shape:
-            rule = f"have the shape {_check.shape(targets)} of targets"
-            _check.fail(op, "token_weight", rule, _check.shape(token_weight))
-    R, L = targets.shape
-    offsets = torch.arange(0, R * L + 1, L, dtype=torch.int64, device=targets.device) if L else targets.new_zeros(R + 1)
-    token_weight = None if token_weight is None else token_weight.reshape(-1)
-    return x.flatten(0, 1), targets.reshape(-1), token_weight, offsets
-
-
-def check_targets(
-    op: str, T: int, device: torch.device, targets: Tensor, token_weight: Tensor | None, target_offsets: Tensor | None
-) -> None:
-    """One target and one weight per row, or per entry of target_offsets."""
-    _check.int64(op, "targets", targets)
-    if targets.ndim != 1:
-        _check.fail(op, "targets", "be a vector [T]", _check.shape(targets))
-    if target_offsets is None:
-        _check.vector(op, "targets", targets, T, "row")
-    else:
-        _check.int64(op, "target_offsets", target_offsets)
-        _check.vector(op, "target_offsets", target_offsets, T + 1, "row and one more")
-    if token_weight is not None:
-        _check.floating(op, "token_weight", token_weight)
-        _check.vector(op, "token_weight", token_weight, targets.shape[0], "target")
-        _check.no_gradient(op, "token_weight", token_weight)
-    for name, value in (("targets", targets), ("token_weight", token_weight), ("target_offsets", target_offsets)):
-        if value is not None and value.device != device:
-            _check.fail(op, name, f"be on the device of the rows ({device})", value.device)
-
-
-def checked_options(
-    op: str, ignore_index: int, softcap: float | None, label_smoothing: float = 0.0, z_loss: float = 0.0, *,
-    check: bool | None = None, backend: str | None,
-) -> Options:  # fmt: skip
-    """Numbers that make a loss; refuses a `check` and a `backend` that are none, too."""
-    _check.flag(op, "check", check, or_none=True)
-    _dispatch.check(op, backend)
-    ignore_index = _check.integer(op, "ignore_index", ignore_index)
-    for name, value in (("label_smoothing", label_smoothing), ("z_loss", z_loss), ("softcap", softcap)):
-        if value is not None or name != "softcap":
-            _check.number(op, name, value)
-    if not 0 <= label_smoothing <= 1:
-        _check.fail(op, "label_smoothing", "be from 0 to 1", label_smoothing)
-    if not 0 <= z_loss < math.inf:  # not isfinite, which torch.compile(dynamic=True) cannot trace
-        _check.fail(op, "z_loss", "be finite and not negative", z_loss)
-    if softcap is not None and not 0 < softcap < math.inf:
-        _check.fail(op, "softcap", "be None or positive and finite", softcap)
-    return Options(ignore_index, float(label_smoothing), float(z_loss), float(softcap or 0.0))
-
-
-def check_details(
-    op: str, return_details: bool, targets: Tensor, offsets: Tensor | None, prompt: Tensor | None
-) -> None:
-    """Which targets are whose response, and which response is whose prompt, if details are wanted."""
-    _check.flag(op, "return_details", return_details)
-    if not return_details:
-        return
-    if offsets is None:
-        _check.fail(op, "offsets", "be given with return_details, unless targets are padded", None)
-    _check.offsets(op, offsets, targets.device, "targets")
-    if prompt is not None:
-        _check.int64(op, "prompt", prompt)
-        _check.vector(op, "prompt", prompt, offsets.shape[0] - 1, "response")
 
 
 def _overwrites(inplace: bool, given: Tensor, logits: Tensor) -> bool:

@@ -8,57 +8,44 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mrtkern import _check, _dispatch
-from mrtkern.ops.cross_entropy.op import checked_options, packed
+from mrtkern import _check, _dispatch, _operators
+from mrtkern.ops.cross_entropy.arguments import check_values, checked_options
 from mrtkern.ops.cross_entropy.problem import IGNORE
-from mrtkern.ops.linear_cross_entropy import head, passes
-from mrtkern.ops.linear_cross_entropy.problem import Cap, Problem
+from mrtkern.ops.linear_cross_entropy import passes
+from mrtkern.ops.linear_cross_entropy.arguments import check_memory, checked, flags, gradients_needed, product_type
+from mrtkern.ops.linear_cross_entropy.problem import Cap, Problem, sums_in
 from mrtkern.ops.linear_cross_entropy.rows import entries
 
 OP = "linear_log_prob"
 FOLDER = "linear_cross_entropy"  # its backends are that operation's
 
-torch.library.define(
-    "mrtkern::linear_log_prob",
-    "(Tensor hidden, Tensor weight, Tensor? bias, Tensor targets, int ignore_index, float softcap, float temperature, "
-    "ScalarType product, str? backend, bool? check) -> (Tensor logp, Tensor entropy)",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-torch.library.define(
-    "mrtkern::linear_log_prob_backward",
-    "(Tensor? dlogp, Tensor? dentropy, Tensor hidden, Tensor weight, Tensor? bias, Tensor targets, int ignore_index, "
-    "float softcap, float temperature, ScalarType product, str? backend, bool? check, int[] needs) -> "
-    "(Tensor dh, Tensor dW, Tensor db)",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
 
-
-def _forward(
+def _run(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, ignore_index: int, softcap: float,
     temperature: float, product: torch.dtype, backend: str | None, check: bool | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Every check that reads values, the choice of the backend and the pass, below torch.compile."""
     problem = Problem.of(hidden, weight, bias, product, (False, False, False), is_log_prob=True)
     rows = _dispatch.run(FOLDER, backend, problem, OP)
-    head.check_values(OP, targets, None, problem.V, ignore_index, check)
-    head.check_memory(OP, problem, rows, targets)
+    check_values(OP, targets, None, problem.V, ignore_index, check)
+    check_memory(OP, problem, rows, targets)
     counts = targets != ignore_index
     may_wait = _check.may_wait(targets.device, check)
-    given = entries(targets, None, counts.to(head.sums_in(product)), counts, counts, may_wait)
+    given = entries(targets, None, counts.to(sums_in(product)), counts, counts, may_wait)
     with torch.autocast(hidden.device.type, enabled=False):
         return passes.log_probs(rows, problem, hidden, weight, bias, given, Cap(softcap, temperature))
 
 
-def _backward(
+def _run_backward(
     dlogp: Tensor | None, dentropy: Tensor | None, hidden: Tensor, weight: Tensor, bias: Tensor | None,
     targets: Tensor, ignore_index: int, softcap: float, temperature: float, product: torch.dtype, backend: str | None,
     check: bool | None, needs: list[int],
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Gradients in the types of hidden, weight and bias; an empty tensor stands for one that nobody needs."""
-    problem = Problem.of(hidden, weight, bias, product, head.flags(needs), is_log_prob=True)
+    problem = Problem.of(hidden, weight, bias, product, flags(needs), is_log_prob=True)
     rows = _dispatch.run(FOLDER, backend, problem, OP)
-    head.check_memory(OP, problem, rows, targets)
-    wide = head.sums_in(product)
+    check_memory(OP, problem, rows, targets)
+    wide = sums_in(product)
     weights = torch.zeros(targets.shape, dtype=wide, device=targets.device) if dlogp is None else -dlogp.to(wide)
     counts = weights != 0
     if dentropy is not None:
@@ -71,14 +58,14 @@ def _backward(
     with torch.autocast(hidden.device.type, enabled=False):
         made = passes.log_probs_backward(rows, problem, hidden, weight, bias, given, Cap(softcap, temperature), h)
     found = ((made.hidden, hidden), (made.weight, weight), (made.bias, bias))
-    return tuple(hidden.new_empty(0) if d is None or x is None else head.scaled(d, None, x.dtype) for d, x in found)
+    return tuple(hidden.new_empty(0) if d is None or x is None else passes.scaled(d, None, x.dtype) for d, x in found)
 
 
-def _fake_forward(
+def _fake(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, ignore_index: int, softcap: float,
-    temperature: float, product: torch.dtype, *_: object,
+    temperature: float, product: torch.dtype, backend: str | None, check: bool | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    wide = head.sums_in(product)
+    wide = sums_in(product)
     return hidden.new_empty(targets.shape, dtype=wide), hidden.new_empty(targets.shape, dtype=wide)
 
 
@@ -91,7 +78,22 @@ def _fake_backward(
     return tuple(hidden.new_empty(0) if v is None or not need else v.new_empty(v.shape) for v, need in found)
 
 
-head.register(OP, "logp and entropy", _forward, _fake_forward, _backward, _fake_backward)
+_operators.define(
+    "linear_log_prob",
+    "(Tensor hidden, Tensor weight, Tensor? bias, Tensor targets, int ignore_index, float softcap, float temperature, "
+    "ScalarType product, str? backend, bool? check) -> (Tensor logp, Tensor entropy)",
+    _run,
+    _fake,
+)
+_operators.define(
+    "linear_log_prob_backward",
+    "(Tensor? dlogp, Tensor? dentropy, Tensor hidden, Tensor weight, Tensor? bias, Tensor targets, int ignore_index, "
+    "float softcap, float temperature, ScalarType product, str? backend, bool? check, int[] needs) -> "
+    "(Tensor dh, Tensor dW, Tensor db)",
+    _run_backward,
+    _fake_backward,
+)
+_operators.no_second_derivative("linear_log_prob_backward", OP, "logp and entropy")
 
 
 class _LinearLogProb(torch.autograd.Function):
@@ -150,22 +152,18 @@ def linear_log_prob(
     do not match, RuntimeError for a double backward.
     Source: `mrtkern.ops.linear_cross_entropy` has the equations.
     """
-    _check.floating(OP, "hidden", hidden)
-    _check.int64(OP, "targets", targets)
-    shape = targets.shape
-    if hidden.ndim == 3 and targets.ndim == 2:
-        hidden, targets, *_ = packed(OP, "hidden", hidden, targets)
-    head.check(OP, hidden, weight, bias, targets)
+    given = targets
+    hidden, targets, *_ = checked(OP, hidden, weight, bias, targets)
     ignore_index, *_, softcap = checked_options(OP, ignore_index, softcap, check=check, backend=backend)
     _check.number(OP, "temperature", temperature)
     if not 0 < temperature < math.inf:
         _check.fail(OP, "temperature", "be positive and finite", temperature)
-    needs = head.needs(hidden, weight, bias)
-    options = (ignore_index, softcap, float(temperature), head.product_type(hidden, weight), backend, check)
+    needs = gradients_needed(hidden, weight, bias)
+    options = (ignore_index, softcap, float(temperature), product_type(hidden, weight), backend, check)
     logp: Tensor
     entropy: Tensor
     if any(needs):
         logp, entropy = _LinearLogProb.apply(hidden, weight, bias, targets, options, needs)  # type: ignore[no-untyped-call]
     else:
         logp, entropy = torch.ops.mrtkern.linear_log_prob(hidden, weight, bias, targets, *options)
-    return logp.reshape(shape), entropy.reshape(shape)
+    return logp.reshape(given.shape), entropy.reshape(given.shape)

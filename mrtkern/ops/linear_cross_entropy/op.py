@@ -7,43 +7,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mrtkern import _check, _dispatch
-from mrtkern.details import LossDetails, response_details
-from mrtkern.ops.cross_entropy.op import check_details, checked_options, covered, packed
+from mrtkern import _check, _dispatch, _operators
+from mrtkern.ops.cross_entropy.arguments import check_details, check_values, checked_options, covered
+from mrtkern.ops.cross_entropy.details import LossDetails, response_details
 from mrtkern.ops.cross_entropy.problem import IGNORE, Options, Rows
-from mrtkern.ops.linear_cross_entropy import head, passes
-from mrtkern.ops.linear_cross_entropy.problem import Problem
+from mrtkern.ops.linear_cross_entropy import passes
+from mrtkern.ops.linear_cross_entropy.arguments import check_memory, checked, flags, gradients_needed, product_type
+from mrtkern.ops.linear_cross_entropy.problem import Problem, sums_in
 from mrtkern.ops.linear_cross_entropy.rows import entries
 
 OP = "linear_cross_entropy"
 
-torch.library.define(
-    "mrtkern::linear_cross_entropy",
-    "(Tensor hidden, Tensor weight, Tensor? bias, Tensor targets, Tensor? token_weight, Tensor? target_offsets, "
-    "int ignore_index, float label_smoothing, float z_loss, float softcap, ScalarType product, str? backend, "
-    "bool? check, bool wants_details, int[] needs) -> (Tensor loss, Tensor nll, Tensor weighted, Tensor entropy, "
-    "Tensor argmax, Tensor dh, Tensor dW, Tensor db)",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-torch.library.define(
-    "mrtkern::linear_cross_entropy_backward",
-    "(Tensor grad, Tensor dh, Tensor dW, Tensor db, Tensor hidden, Tensor weight, Tensor? bias, int[] needs) -> "
-    "(Tensor dh, Tensor dW, Tensor db)",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
 
-
-def _forward(
+def _run(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, token_weight: Tensor | None,
     target_offsets: Tensor | None, ignore_index: int, label_smoothing: float, z_loss: float, softcap: float,
     product: torch.dtype, backend: str | None, check: bool | None, wants_details: bool, needs: list[int],
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Every check that reads values, the choice of the backend and the pass, below torch.compile."""
-    problem = Problem.of(hidden, weight, bias, product, head.flags(needs))
+    problem = Problem.of(hidden, weight, bias, product, flags(needs))
     rows = _dispatch.run(OP, backend, problem)
-    head.check_values(OP, targets, target_offsets, problem.V, ignore_index, check)
-    head.check_memory(OP, problem, rows, targets)
-    wide = head.sums_in(product)
+    check_values(OP, targets, target_offsets, problem.V, ignore_index, check)
+    check_memory(OP, problem, rows, targets)
+    wide = sums_in(product)
     counts = valid = targets != ignore_index
     if token_weight is None:
         each = torch.full(targets.shape, 1.0, dtype=wide, device=targets.device) / counts.sum().clamp(min=1)
@@ -61,12 +47,12 @@ def _forward(
     return *found, *(found.loss.new_empty(0) if d is None else d for d in gradients)
 
 
-def _fake_forward(
+def _fake(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, token_weight: Tensor | None,
     target_offsets: Tensor | None, ignore_index: int, label_smoothing: float, z_loss: float, softcap: float,
     product: torch.dtype, backend: str | None, check: bool | None, wants_details: bool, needs: list[int],
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    wide = head.sums_in(product)
+    wide = sums_in(product)
     shapes = (hidden.shape, weight.shape, weight.shape[:1])
     made = (hidden.new_empty(shape if need else 0, dtype=wide) for shape, need in zip(shapes, needs, strict=True))
     E, T = (targets.shape[0], hidden.shape[0]) if wants_details else (0, 0)
@@ -74,13 +60,13 @@ def _fake_forward(
     return *found, targets.new_empty(T), *made
 
 
-def _backward(
+def _run_backward(
     grad: Tensor, dh: Tensor, dW: Tensor, db: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None,
     needs: list[int],
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """The gradients times that of the loss, rounded once."""
     given = zip((dh, dW, db), (hidden, weight, bias), strict=True)
-    return tuple(head.scaled(d, grad, d.dtype if value is None else value.dtype) for d, value in given)
+    return tuple(passes.scaled(d, grad, d.dtype if value is None else value.dtype) for d, value in given)
 
 
 def _fake_backward(
@@ -91,7 +77,23 @@ def _fake_backward(
     return tuple(torch.empty_like(d, dtype=d.dtype if value is None else value.dtype) for d, value in given)
 
 
-head.register(OP, "the loss", _forward, _fake_forward, _backward, _fake_backward)
+_operators.define(
+    "linear_cross_entropy",
+    "(Tensor hidden, Tensor weight, Tensor? bias, Tensor targets, Tensor? token_weight, Tensor? target_offsets, "
+    "int ignore_index, float label_smoothing, float z_loss, float softcap, ScalarType product, str? backend, "
+    "bool? check, bool wants_details, int[] needs) -> (Tensor loss, Tensor nll, Tensor weighted, Tensor entropy, "
+    "Tensor argmax, Tensor dh, Tensor dW, Tensor db)",
+    _run,
+    _fake,
+)
+_operators.define(
+    "linear_cross_entropy_backward",
+    "(Tensor grad, Tensor dh, Tensor dW, Tensor db, Tensor hidden, Tensor weight, Tensor? bias, int[] needs) -> "
+    "(Tensor dh, Tensor dW, Tensor db)",
+    _run_backward,
+    _fake_backward,
+)
+_operators.no_second_derivative("linear_cross_entropy_backward", OP, "the loss")
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -124,7 +126,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         else:
             ctx.made = None  # scaled in place, so they can be given away once
             given = zip(made, inputs[:3], strict=True)
-            made = [d if x is None else head.scaled(d, grad, x.dtype, in_place=True) for d, x in given]
+            made = [d if x is None else passes.scaled(d, grad, x.dtype, in_place=True) for d, x in given]
         return *(d if need else None for d, need in zip(made, needs, strict=True)), *nothing
 
 
@@ -172,16 +174,14 @@ def linear_cross_entropy(
     not fit, and for heads that are not one matrix; MemoryError when it cannot fit; RuntimeError for a double backward.
     Source: `mrtkern.ops.linear_cross_entropy` has the equations.
     """
-    _check.floating(OP, "hidden", hidden)
-    _check.int64(OP, "targets", targets)
-    if hidden.ndim == 3 and targets.ndim == 2:
-        hidden, targets, token_weight, offsets = packed(OP, "hidden", hidden, targets, token_weight, offsets)
-    head.check(OP, hidden, weight, bias, targets, token_weight, target_offsets)
+    hidden, targets, token_weight, offsets = checked(
+        OP, hidden, weight, bias, targets, token_weight, target_offsets, offsets
+    )
     options = checked_options(OP, ignore_index, softcap, label_smoothing, z_loss, check=check, backend=backend)
     check_details(OP, return_details, targets, offsets, prompt)
-    needs = head.needs(hidden, weight, bias)
+    needs = gradients_needed(hidden, weight, bias)
     inputs = (hidden, weight, bias, targets, token_weight, target_offsets)
-    arguments = (*options, head.product_type(hidden, weight), backend, check)
+    arguments = (*options, product_type(hidden, weight), backend, check)
     if any(needs):
         found = _LinearCrossEntropy.apply(*inputs, arguments, return_details, needs)  # type: ignore[no-untyped-call]
     else:

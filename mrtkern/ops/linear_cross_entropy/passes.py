@@ -1,4 +1,5 @@
-"""The passes over the chunks: losses with their gradients, log-probabilities, the gradient of those.
+"""The passes over the chunks: losses with their gradients, log-probabilities, the gradient of those,
+and how gradients leave.
 
 `rows` is the module of a backend: its `forward` does one chunk of logits, `products` makes it, `multiplies` and
 `chunk_size` say how.
@@ -13,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mrtkern import _dispatch
 from mrtkern.ops.cross_entropy.problem import Options, Rows
 from mrtkern.ops.linear_cross_entropy import chunks
 from mrtkern.ops.linear_cross_entropy.chunks import Gradients
-from mrtkern.ops.linear_cross_entropy.head import sums_in
-from mrtkern.ops.linear_cross_entropy.problem import NO_TARGET, Cap, Problem
+from mrtkern.ops.linear_cross_entropy.problem import NO_TARGET, Cap, Problem, sums_in
 from mrtkern.ops.linear_cross_entropy.rows import Entries
 
 
@@ -93,3 +94,16 @@ def run(
         rows.products(weight, bias, product), hidden, problem.V, given.rows, step, size=size,
         wide=sums_in(product), needs=problem.needs, keeps=given.keeps,
     )  # fmt: skip
+
+
+def scaled(gradient: Tensor, factor: Tensor | None, dtype: torch.dtype, *, in_place: bool = False) -> Tensor:
+    """A gradient times the upstream gradient (None: 1), rounded once to dtype; `in_place` where it may be given away.
+
+    On the CPU by the compiled kernels, whose bits no mode of the calling thread changes.
+    """
+    tiles = _dispatch.load("linear_cross_entropy", "tiles")
+    if not isinstance(tiles, str) and gradient.device.type == "cpu" and gradient.dtype == torch.float32:
+        scaled: Tensor = tiles.scaled(gradient, factor, dtype, in_place)
+        return scaled
+    product = gradient if factor is None else gradient.mul_(factor) if in_place else gradient * factor
+    return product.to(dtype)

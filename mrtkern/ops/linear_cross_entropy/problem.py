@@ -121,6 +121,11 @@ class Problem:
         return inputs
 
 
+def sums_in(product: torch.dtype) -> torch.dtype:
+    """The type of losses and gradients until they are rounded."""
+    return torch.float64 if product == torch.float64 else torch.float32
+
+
 def chunk_rows(problem: Problem) -> int:
     """Rows of a chunk, from the bytes that a chunk moves.
 

@@ -8,19 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mrtkern import _check, _dispatch, _progress
+from mrtkern import _check, _dispatch, _operators, _progress
 from mrtkern.ops.neighbors.problem import Problem
 
 OP = "deduplicate"
 
-torch.library.define(
-    "mrtkern::components",
-    "(Tensor x, float threshold, str? backend) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
 
-
-def _launch(x: Tensor, threshold: float, backend: str | None) -> Tensor:
+def _run(x: Tensor, threshold: float, backend: str | None) -> Tensor:
     """Every check that reads values, the choice of the backend and the call, below torch.compile."""
     capability = _check.capability(x.device)
     problem = Problem(x.shape[0], None, 0, x.shape[1], x.dtype, x.device.type, kind="components", capability=capability)
@@ -31,12 +25,11 @@ def _launch(x: Tensor, threshold: float, backend: str | None) -> Tensor:
     return labels
 
 
-torch.library.impl("mrtkern::components", ("cpu", "cuda"), _launch)
-
-
-@torch.library.register_fake("mrtkern::components")
 def _fake(x: Tensor, threshold: float, backend: str | None) -> Tensor:
     return x.new_empty(x.shape[0], dtype=torch.int64)
+
+
+_operators.define("components", "(Tensor x, float threshold, str? backend) -> Tensor", _run, _fake)
 
 
 def deduplicate(

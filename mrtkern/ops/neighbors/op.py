@@ -9,21 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mrtkern import _check, _dispatch, _progress
+from mrtkern import _check, _dispatch, _operators, _progress
 from mrtkern.ops.neighbors.lists import Neighbors
 from mrtkern.ops.neighbors.problem import ENTRY_BYTES, METRICS, PRECISIONS, Inputs, Problem
 
 OP = "neighbors"
 
-torch.library.define(
-    "mrtkern::neighbors",
-    "(Tensor x, Tensor? y, SymInt k, str metric, float gamma, str precision, bool exclude_self, Tensor? group_x, "
-    "Tensor? group_y, str? backend) -> (Tensor ids, Tensor scores)",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
 
-
-def _launch(
+def _run(
     x: Tensor, y: Tensor | None, k: int, metric: str, gamma: float, precision: str, exclude_self: bool,
     group_x: Tensor | None, group_y: Tensor | None, backend: str | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
@@ -39,13 +32,21 @@ def _launch(
     return ids, scores
 
 
-torch.library.impl("mrtkern::neighbors", ("cpu", "cuda"), _launch)
-
-
-@torch.library.register_fake("mrtkern::neighbors")
-def _fake(x: Tensor, y: Tensor | None, k: int, *options: object) -> tuple[Tensor, Tensor]:
+def _fake(
+    x: Tensor, y: Tensor | None, k: int, metric: str, gamma: float, precision: str, exclude_self: bool,
+    group_x: Tensor | None, group_y: Tensor | None, backend: str | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     shape = (x.shape[0], k)
     return x.new_empty(shape, dtype=torch.int64), x.new_empty(shape, dtype=torch.float32)
+
+
+_operators.define(
+    "neighbors",
+    "(Tensor x, Tensor? y, SymInt k, str metric, float gamma, str precision, bool exclude_self, Tensor? group_x, "
+    "Tensor? group_y, str? backend) -> (Tensor ids, Tensor scores)",
+    _run,
+    _fake,
+)
 
 
 def _finite_products(x: Tensor, y: Tensor) -> None:

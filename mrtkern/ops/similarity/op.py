@@ -3,30 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mrtkern import _check, _dispatch
+from mrtkern import _check, _dispatch, _operators
 from mrtkern.ops.similarity.problem import METRICS, Problem
 
 OP = "similarity"
 
-torch.library.define(
-    "mrtkern::similarity",
-    "(Tensor x, Tensor? y, Tensor? offsets, str metric, float gamma, str? backend, bool wants_grad) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-torch.library.define(
-    "mrtkern::similarity_backward",
-    "(Tensor grad, Tensor x, Tensor? y, Tensor? offsets, str metric, float gamma, str? backend, bool need_x, "
-    "bool need_y) -> (Tensor dx, Tensor dy)",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
 
-
-def _forward(
+def _run(
     x: Tensor, y: Tensor | None, offsets: Tensor | None, metric: str, gamma: float, backend: str | None,
     wants_grad: bool,
 ) -> Tensor:  # fmt: skip
@@ -46,7 +34,7 @@ def _forward(
     return s
 
 
-def _backward(
+def _run_backward(
     grad: Tensor, x: Tensor, y: Tensor | None, offsets: Tensor | None, metric: str, gamma: float, backend: str | None,
     need_x: bool, need_y: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
@@ -57,11 +45,10 @@ def _backward(
     return x.new_empty(0) if dx is None else dx, x.new_empty(0) if dy is None else dy
 
 
-torch.library.impl("mrtkern::similarity", ("cpu", "cuda"), _forward)
-torch.library.impl("mrtkern::similarity_backward", ("cpu", "cuda"), _backward)
-
-
-def _fake_forward(x: Tensor, y: Tensor | None, offsets: Tensor | None, *options: object) -> Tensor:
+def _fake(
+    x: Tensor, y: Tensor | None, offsets: Tensor | None, metric: str, gamma: float, backend: str | None,
+    wants_grad: bool,
+) -> Tensor:  # fmt: skip
     if offsets is None:
         return x.new_empty((*x.shape[:-1], x.shape[-2] if y is None else y.shape[-2]))
     return x.new_empty(torch.library.get_ctx().new_dynamic_size())  # how many scores there are depends on the offsets
@@ -74,15 +61,20 @@ def _fake_backward(
     return x.new_empty(x.shape if need_x else 0), x.new_empty(y.shape if need_y and y is not None else 0)
 
 
-torch.library.register_fake("mrtkern::similarity", _fake_forward)
-torch.library.register_fake("mrtkern::similarity_backward", _fake_backward)
-
-
-def _no_second_derivative(*_: Any) -> NoReturn:
-    raise RuntimeError(f"{OP}: x and y must be differentiated once at most, got a double backward")
-
-
-torch.library.register_autograd("mrtkern::similarity_backward", _no_second_derivative)
+_operators.define(
+    "similarity",
+    "(Tensor x, Tensor? y, Tensor? offsets, str metric, float gamma, str? backend, bool wants_grad) -> Tensor",
+    _run,
+    _fake,
+)
+_operators.define(
+    "similarity_backward",
+    "(Tensor grad, Tensor x, Tensor? y, Tensor? offsets, str metric, float gamma, str? backend, bool need_x, "
+    "bool need_y) -> (Tensor dx, Tensor dy)",
+    _run_backward,
+    _fake_backward,
+)
+_operators.no_second_derivative("similarity_backward", OP, "x and y")
 
 
 class _Similarity(torch.autograd.Function):

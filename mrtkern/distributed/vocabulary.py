@@ -19,10 +19,11 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 
 from mrtkern import _check, _dispatch, _sums
-from mrtkern.ops.cross_entropy.op import check_targets, checked_options, packed
+from mrtkern.ops.cross_entropy.arguments import check_targets, checked_options, rows_with_targets
 from mrtkern.ops.cross_entropy.problem import IGNORE, Options
-from mrtkern.ops.linear_cross_entropy import head, passes
-from mrtkern.ops.linear_cross_entropy.problem import Cap, Problem
+from mrtkern.ops.linear_cross_entropy import passes
+from mrtkern.ops.linear_cross_entropy.arguments import check_memory, checked, flags, gradients_needed, product_type
+from mrtkern.ops.linear_cross_entropy.problem import Cap, Problem, sums_in
 from mrtkern.ops.linear_cross_entropy.rows import Entries, entries
 
 
@@ -154,7 +155,7 @@ class _Linear(torch.autograd.Function):
             dist.all_reduce(made.hidden, group=shard.group)
         found = ((made.hidden, hidden), (made.weight, weight), (made.bias, bias))
         return (
-            *(None if d is None else head.scaled(d, grad, value.dtype, in_place=True) for d, value in found),
+            *(None if d is None else passes.scaled(d, grad, value.dtype, in_place=True) for d, value in found),
             None,
             None,
             None,
@@ -205,11 +206,8 @@ def vocabulary_parallel_cross_entropy(
     """
     op = "vocabulary_parallel_cross_entropy"
     _check.no_transform(op)
-    _check.floating(op, "logits", logits)
-    _check.int64(op, "targets", targets)
+    logits, targets, token_weight, _ = rows_with_targets(op, "logits", logits, targets, token_weight)
     _check.no_tangent(op, logits=logits)
-    if logits.ndim == 3 and targets.ndim == 2:
-        logits, targets, token_weight, _ = packed(op, "logits", logits, targets, token_weight)
     if logits.ndim != 2:
         _check.fail(op, "logits", "be [T, V_r]", _check.shape(logits))
     check_targets(op, logits.shape[0], logits.device, targets, token_weight, None)
@@ -218,7 +216,7 @@ def vocabulary_parallel_cross_entropy(
     capability = _check.capability(logits.device)
     problem = Problem(T, 0, V, *(logits.dtype,) * 3, logits.device.type, capability=capability)
     rows = _dispatch.run("linear_cross_entropy", backend, problem, op)
-    wide = head.sums_in(logits.dtype)
+    wide = sums_in(logits.dtype)
     shard = _Shard.of(op, group, first_class, V, targets, token_weight, options, wide)
     loss: Tensor = _Logits.apply(logits, shard, rows)  # type: ignore[no-untyped-call]
     return loss
@@ -258,18 +256,14 @@ def vocabulary_parallel_linear_cross_entropy(
     """
     op = "vocabulary_parallel_linear_cross_entropy"
     _check.no_transform(op)
-    _check.floating(op, "hidden", hidden)
-    _check.int64(op, "targets", targets)
-    if hidden.ndim == 3 and targets.ndim == 2:
-        hidden, targets, token_weight, _ = packed(op, "hidden", hidden, targets, token_weight)
-    head.check(op, hidden, weight, bias, targets, token_weight)
+    hidden, targets, token_weight, _ = checked(op, hidden, weight, bias, targets, token_weight)
     options = checked_options(op, ignore_index, softcap, label_smoothing, z_loss, backend=backend)
-    needs = head.needs(hidden, weight, bias)
-    product = head.product_type(hidden, weight)
-    problem = Problem.of(hidden, weight, bias, product, head.flags(needs), is_log_prob=True)
+    needs = gradients_needed(hidden, weight, bias)
+    product = product_type(hidden, weight)
+    problem = Problem.of(hidden, weight, bias, product, flags(needs), is_log_prob=True)
     rows = _dispatch.run("linear_cross_entropy", backend, problem, op)
-    head.check_memory(op, problem, rows, targets)
-    wide = head.sums_in(product)
+    check_memory(op, problem, rows, targets)
+    wide = sums_in(product)
     shard = _Shard.of(op, group, first_class, weight.shape[0], targets, token_weight, options, wide)
     with torch.autocast(hidden.device.type, enabled=False):
         loss: Tensor = _Linear.apply(hidden, weight, bias, shard, rows, problem)  # type: ignore[no-untyped-call]

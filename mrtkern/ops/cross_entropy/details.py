@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mrtkern import _check, _sums
+from mrtkern import _check, _operators, _sums
 from mrtkern._groups import IdGroups
 from mrtkern.ops.cross_entropy.problem import Rows
 
@@ -64,16 +64,7 @@ def response_details(
     )
 
 
-torch.library.define(
-    "mrtkern::response_details",
-    "(Tensor nll, Tensor weighted, Tensor entropy, Tensor argmax, Tensor targets, Tensor? target_offsets, "
-    "int ignore_index, Tensor offsets, Tensor? prompt, str op) -> (Tensor response_nll, Tensor response_tokens, "
-    "Tensor prompt_loss, Tensor within_variance, Tensor between_variance, Tensor accuracy, Tensor entropy)",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-
-
-def _details(
+def _run(
     nll: Tensor, weighted: Tensor, entropy: Tensor, argmax: Tensor, targets: Tensor, target_offsets: Tensor | None,
     ignore_index: int, offsets: Tensor, prompt: Tensor | None, op: str,
 ) -> tuple[Tensor, ...]:  # fmt: skip
@@ -96,17 +87,24 @@ def _details(
     return nlls, tokens, *numbers
 
 
-def _fake_details(nll: Tensor, *arguments: object) -> tuple[Tensor, ...]:
-    *_, offsets, prompt, _ = arguments
-    assert isinstance(offsets, Tensor)
+def _fake(
+    nll: Tensor, weighted: Tensor, entropy: Tensor, argmax: Tensor, targets: Tensor, target_offsets: Tensor | None,
+    ignore_index: int, offsets: Tensor, prompt: Tensor | None, op: str,
+) -> tuple[Tensor, ...]:  # fmt: skip
     R = offsets.shape[0] - 1
     P = R if prompt is None else torch.library.get_ctx().new_dynamic_size()
     numbers = (nll.new_empty(()) for _ in range(4))
     return nll.new_empty(R), offsets.new_empty(R), nll.new_empty(P), *numbers
 
 
-torch.library.impl("mrtkern::response_details", ("cpu", "cuda"), _details)
-torch.library.register_fake("mrtkern::response_details", _fake_details)
+_operators.define(
+    "response_details",
+    "(Tensor nll, Tensor weighted, Tensor entropy, Tensor argmax, Tensor targets, Tensor? target_offsets, "
+    "int ignore_index, Tensor offsets, Tensor? prompt, str op) -> (Tensor response_nll, Tensor response_tokens, "
+    "Tensor prompt_loss, Tensor within_variance, Tensor between_variance, Tensor accuracy, Tensor entropy)",
+    _run,
+    _fake,
+)
 
 
 def _prompts(nlls: Tensor, tokens: Tensor, losses: Tensor, prompt: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

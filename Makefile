@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 
 CSRC   := $(shell find csrc -type f 2>/dev/null)
+SOURCES := $(filter %.cpp %.h %.cu %.cuh,$(CSRC) $(shell find tests -type f))
 RUN    := $(VENV)/bin/python
 JOBS   ?= 2
 LAYERS := isa or interpret or emulator or sanitize or compile
@@ -23,10 +24,10 @@ check: $(VENV)/built $(VENV)/layers
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
 	$(RUN) -m mypy
-	$(VENV)/bin/clang-format --dry-run -Werror $(filter %.cpp %.h %.cu %.cuh,$(CSRC)) $(wildcard tests/*/*.cu tests/*/*.h tests/*/*.cpp tests/*/*/*.h tests/*/*/*.cpp)
+	$(VENV)/bin/clang-format --dry-run -Werror $(SOURCES)
 	$(MAKE) test
 	$(RUN) -m pytest -q -n $(JOBS) --dist loadfile -m "($(LAYERS)) and not full"
-	$(RUN) -m pytest -q -p tests.imitation -m "gpu and not full"
+	$(RUN) -m pytest -q -p tests.tools.imitation -m "gpu and not full"
 	$(MAKE) gpu DRY=1 PYTHON=$(RUN)
 
 full: $(VENV)/built $(VENV)/layers

@@ -2,7 +2,8 @@
 
 `python -m bench --static [op ...]` compiles all SIGNATURES of `mrtkern/ops/<op>/triton` for their targets in two child
 processes (Triton can interpret or compile in a process, not both) and the CUDA kernels (bench/static_cuda.py), prints a
-table, and writes `bench/limits/<op>.json` unless a rule is broken. tests/test_static.py holds later code to these.
+table, and writes `bench/limits/<op>.json` unless a rule is broken. tests/kernels/test_static.py holds later code to
+these.
 
 Rules: no spills; matrix instructions where products are of 16-bit numbers; at least 90 % of the bytes that hot loops
 load come 16 at a time where inputs are aligned; shared memory within the target. Registers and instructions may exceed

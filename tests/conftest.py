@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from tests import drawn
+from tests.tools import drawn
 
 if TYPE_CHECKING:
-    from tests.emulated import Workshop
+    from tests.tools.emulated import Workshop
 
 HAS_GPU = torch.cuda.is_available()
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -72,7 +72,7 @@ def interpreted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     """Tests marked `interpret` run Triton's kernels on CPU tensors, in the strict interpreter."""
     if request.node.get_closest_marker("interpret"):
         from mrtkern import _triton
-        from tests import interpreter
+        from tests.tools import interpreter
 
         interpreter.guard(monkeypatch)
         monkeypatch.setattr(_triton, "DEVICES", ("cuda", "cpu"))
@@ -110,15 +110,15 @@ def threads() -> Iterator[Callable[[int], None]]:
 @pytest.fixture(scope="session")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     """Builds CUDA sources for the CPU, each thing once per run of the tests."""
-    from tests.emulated import Workshop
+    from tests.tools.emulated import Workshop
 
     return Workshop(tmp_path_factory.mktemp("emulated"))
 
 
 @pytest.fixture
 def emulated_cuda(request: pytest.FixtureRequest, workshop: Workshop) -> Iterator[Callable[[str], None]]:
-    """CUDA kernels run on CPU tensors (tests/emulated.py); `emulated_cuda(order)` orders their blocks and threads."""
-    from tests import emulated
+    """CUDA kernels run on CPU tensors (tests/tools/emulated.py); `emulated_cuda(order)` orders blocks and threads."""
+    from tests.tools import emulated
 
     given = request.config.getoption("--emulated-extension")
     with emulated.installed(given or workshop.extension(emulated.PLAIN)) as set_order:

@@ -25,8 +25,9 @@ BENCH = 220.0  # of all operations together
 ENDING = 15.0  # between the last case that is begun and the limit of its step
 MOST_WORKERS = 8  # processes of pytest: they share one GPU
 CHECKERS = ("memcheck", "racecheck", "synccheck")
-STRESS = "tests/test_stress.py"  # a thousand shapes an operation: what time is left
-SANITIZED = "tests/test_facility_location_cuda.py", "every_place_takes_every_option"  # small, and all of the kernel
+STRESS = "tests/kernels/test_stress.py"  # a thousand shapes an operation: what time is left
+# small, and all of the kernel
+SANITIZED = "tests/facility_location/test_facility_location_cuda.py", "every_place_takes_every_option"
 KERNEL = "select_groups"
 DRY = "dry run"
 DRY_TIMES = 4  # as long as on a machine with a GPU: two cores, and others at work on them

@@ -4,7 +4,7 @@
 //
 // Error of exp on [LOWEST, 0], in units of 2^-24, relative: 0.07 the polynomial; 0.35 rounding r; 0.17 + 0.41 rounding
 // r^2 p and q, all three over 2^-1/2; 1 the last addition: below 2.5, and below 4 without fused multiply-add. Beyond
-// LOWEST the result is 0, NaN stays NaN. tests/test_cross_entropy.py measures it over the whole range.
+// LOWEST the result is 0, NaN stays NaN. tests/cross_entropy/test_cross_entropy.py measures it over the whole range.
 #pragma once
 
 #include "tile/vector.h"

@@ -1,0 +1,36 @@
+"""The compiled kernels on every instruction set of this machine: each passes the tests of the widest."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.tools import process
+from tests.tools.repository import ROOT
+
+C = pytest.importorskip("mrtkern._C", reason="installed without compiled kernels")
+
+
+def chosen(isa: str) -> str:
+    os.environ["MRTKERN_ISA"] = isa
+    return C.isa()
+
+
+@pytest.mark.parametrize("isa", C.isas())
+def test_the_cap_chooses_the_instruction_set(isa: str) -> None:
+    assert process.in_child(chosen, isa) == isa
+
+
+@pytest.mark.isa
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("isa", C.isas()[1:])
+def test_kernels_pass_their_tests_on_narrower_instruction_sets(isa: str) -> None:
+    """The choice is made once per process, so each gets a process of its own."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", process.KERNEL_TESTS]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "MRTKERN_ISA": isa}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0 and " passed" in done.stdout, done.stdout[-4000:]

@@ -1,26 +1,34 @@
 # Every target but gpu sets up what it needs: a virtual environment in $(VENV) and the compiled kernels beside the sources.
 
-PYTHON ?= python3
-VENV   ?= .venv
+PYTHON  ?= python3
+VENV    ?= .venv
 
-CSRC   := $(shell find csrc -type f 2>/dev/null)
+CSRC    := $(shell find csrc -type f 2>/dev/null)
 SOURCES := $(filter %.cpp %.h %.cu %.cuh,$(CSRC) $(shell find tests -type f))
-RUN    := $(VENV)/bin/python
-JOBS   ?= 2
-LAYERS := isa or interpret or emulator or sanitize or compile
+RUN     := $(VENV)/bin/python
+JOBS    ?= 2
+LAYERS  := isa or interpret or emulator or sanitize or compile
 
-.PHONY: demo test check full bench gpu
+.PHONY: demo help test format check full bench gpu
 
-demo: $(VENV)/built
+demo: $(VENV)/built ## Keep 4 glosses of each word of a real file: demo/ has the rows, a report and a figure.
 	mkdir -p demo
 	$(VENV)/bin/mrtkern select mrtkern/data/wordnet_senses.parquet -o demo/kept.parquet --group-by word --k 4 \
 		--text gloss --reward tag_count --compare --report demo/report.json --plot demo/kept.png
 
-test: $(VENV)/built
+help: ## Say what each target does.
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+test: $(VENV)/built ## Run the tests that need no other tool and no long time.
 	$(RUN) -m pytest -q -n $(JOBS)
 	$(RUN) -m pytest -q -m "timed and not full"
 
-check: $(VENV)/built $(VENV)/layers
+format: $(VENV)/installed ## Lay out Python and C++ as `make check` wants them.
+	$(RUN) -m ruff check --fix
+	$(RUN) -m ruff format
+	$(VENV)/bin/clang-format -i $(SOURCES)
+
+check: $(VENV)/built $(VENV)/layers ## Run what CI runs: layout, types, every test but the long ones.
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
 	$(RUN) -m mypy
@@ -30,14 +38,14 @@ check: $(VENV)/built $(VENV)/layers
 	$(RUN) -m pytest -q -p tests.tools.imitation -m "gpu and not full"
 	$(MAKE) gpu DRY=1 PYTHON=$(RUN)
 
-full: $(VENV)/built $(VENV)/layers
+full: $(VENV)/built $(VENV)/layers ## Run every test, the long ones too.
 	$(RUN) -m pytest -q -m ""
 
-bench: $(VENV)/built
+bench: $(VENV)/built ## Time every operation beside its peers and write bench/RESULTS.md.
 	$(RUN) -m bench
 
 # On a machine with a GPU: the Python that is there, nothing installed. DRY=1: every step without a GPU.
-gpu:
+gpu: ## On a machine with a GPU: build, test, time and sanitize there; DRY=1 goes through it without one.
 	$(PYTHON) -m bench.gpu $(if $(DRY),--dry) $(if $(OUT),--out "$(OUT)")
 
 # Editable, so that a change in Python needs no second installation; the versions are those of constraints.txt.

@@ -10,7 +10,11 @@ Who calls whom, top to bottom:
     ops/<op>/op.py     public function, checks that need no data (arguments.py where others share them), gradient
     _operators.py      registers what op.py runs with torch.library
     _dispatch.py       chooses the backend (the only place)
-    ops/<op>/          reference.py (the definition) · cpu.py (csrc/ through mrtkern._C)
+        │              an explicit backend= is obeyed or refused; otherwise the first that can, in this order:
+        ├─ cuda        ops/<op>/cuda.py → mrtkern._cuda, csrc/*.cu       a tensor on an NVIDIA GPU
+        ├─ triton      ops/<op>/triton → kernels in Python               a tensor on a GPU
+        ├─ cpu         ops/<op>/cpu.py → mrtkern._C, csrc/*.cpp          a tensor on the CPU
+        └─ reference   ops/<op>/reference.py, plain torch                anything: it is the definition
     _triton.py         tiles, products and launch tables that Triton's backends share; _triton_rows.py rounds their rows
     _progress.py       who wants to know how far a long call is            _groups.py   sums over what shares an id
     _sums.py           sums of many numbers, the same bits for every number of threads

@@ -190,6 +190,7 @@ def test_public_names_are_those_in_all_and_each_has_a_docstring() -> None:
 def test_the_map_of_the_package_names_every_module() -> None:
     unnamed = set(modules(ROOT / "mrtkern")) - {"__init__", "__main__", "_check"}
     assert {module for module in unnamed if module not in (mrtkern.__doc__ or "")} == set()
+    assert re.findall(r"[├└]─ (\w+)", mrtkern.__doc__ or "") == [*BACKENDS]
 
 
 def test_make_check_takes_every_layer_that_make_test_leaves_out(pytestconfig: pytest.Config) -> None:
@@ -197,6 +198,12 @@ def test_make_check_takes_every_layer_that_make_test_leaves_out(pytestconfig: py
     left_out = set(re.findall(r"\w+", options[options.index("-m") + 1])) - {"not", "or"}
     layers = re.search(r"^LAYERS := (.+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     assert layers and left_out == {*layers[1].split(" or "), "full"}
+
+
+def test_make_help_has_a_sentence_for_every_target() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = re.search(r"^\.PHONY: (.+)$", makefile, re.MULTILINE)
+    assert targets and re.findall(r"^([a-z]+):.* ## [A-Z].*\.$", makefile, re.MULTILINE) == targets[1].split()
 
 
 def test_the_version_is_the_same_everywhere() -> None:

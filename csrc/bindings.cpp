@@ -235,10 +235,10 @@ void add_column_sums(const std::pair<Address, int64_t>& z, const std::array<int6
   });
 }
 
-void scale(Address in, Address out, const std::string& dtype, int64_t count, double factor, int threads) {
+void scale(Address in, Address out, const std::string& dtype, int64_t count, Address factor, int threads) {
   const mrt::DType type = dtype_of(dtype);
   released([&] {
-    mrt::scale(at<const float>(in), at<void>(out), type, count, static_cast<float>(factor), threads);
+    mrt::scale(at<const float>(in), at<void>(out), type, count, factor == 0 ? 1.0f : *at<const float>(factor), threads);
     return 0;
   });
 }

@@ -65,11 +65,11 @@ def scaled(gradient: Tensor, factor: Tensor | None, dtype: torch.dtype, in_place
     """gradient float32 times a number (None: 1), rounded once to dtype: float32, bfloat16, float16."""
     if dtype == torch.float32 and factor is None:
         return gradient
-    gradient = gradient.contiguous()
+    gradient, factor = gradient.contiguous(), None if factor is None else factor.to(torch.float32)
     out = gradient if in_place and dtype == torch.float32 else torch.empty_like(gradient, dtype=dtype)
     _C.scale(
         gradient.data_ptr(), out.data_ptr(), DTYPES[dtype], gradient.numel(),
-        factor=1.0 if factor is None else float(factor), threads=torch.get_num_threads(),
+        factor=0 if factor is None else factor.data_ptr(), threads=torch.get_num_threads(),
     )  # fmt: skip
     return out
 

@@ -99,8 +99,8 @@ def where(condition: Tensor, a: Bounded, b: Bounded) -> Bounded:
 
 
 def assert_bounded(got: Tensor, truth: Bounded) -> None:
-    """Within twice the bound, and one rounding of the type of the result."""
-    oracle.assert_within(got, truth.value, 2 * truth.error)
+    """Within twice the bound, and one rounding of the type of the result; in float64 the truth may be as far off."""
+    oracle.assert_within(got, truth.value, truth.error * (4 if got.dtype == torch.float64 else 2))
 
 
 def unit_of(dtype: torch.dtype) -> float:

@@ -15,13 +15,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from mrtkern import _check, _random
+from mrtkern import _check, _dispatch, _random, lattice
+from mrtkern.ops.facility_location.ground import METRICS, Caller, Groups
 from mrtkern.ops.facility_location.op import solve
-from mrtkern.ops.facility_location.problem import FILLS
+from mrtkern.ops.facility_location.rule import FILLS, Rule
 from mrtkern.ops.facility_location.selection import Selection
 
 OP = "select_responses"
@@ -74,52 +76,91 @@ def select_responses(
     _check.offsets_values(OP, offsets, embeddings.shape[0])
     _check.one_of(OP, "method", method, METHODS)
     _check.one_of(OP, "fill", fill, tuple(name for name in FILLS if name != "index"))
+    _check.one_of(OP, "metric", metric, METRICS)
+    _dispatch.check(OP, backend)
     seed = _check.integer(OP, "seed", seed)
     _ranges(alpha, lam)
-    k = _checked_k(k, embeddings)
+    k = _checked_k(k, offsets, embeddings)
     reward = _rewards(reward, method, embeddings)
     B = offsets.shape[0] - 1
     _check_key(group_key, B, embeddings)
-    spans = list(_spans(offsets))
-    total = sum(int(_counts(k, offsets, *span).sum()) for span in spans)
-    joined = _Joined(embeddings.shape[0], B, total, embeddings.device)
-    for first, last in spans:
-        counts = _counts(k, offsets, first, last)
-        numbers = torch.arange(first, last, dtype=torch.int64, device=offsets.device)
-        key = numbers if group_key is None else group_key[first:last]
-        chunk = _Chunk(embeddings, offsets, counts, reward, key, first, last, alpha, lam, fill, seed, metric, backend)
-        if method == "quality_diversity" and first == 0:
+    spans = [_Span.of(k, offsets, first, last) for first, last in _runs(offsets)]
+    if method == "additive":
+        _additive_range(lam, max(span.largest for span in spans))
+    joined = _Joined(embeddings.shape[0], B, sum(span.total for span in spans), embeddings.device)
+    for span in spans:
+        values = None if reward is None else reward[span.first_row : span.last_row].double()
+        ground = span.ground(embeddings, offsets, metric)
+        rule = span.rule(k, offsets, group_key, fill, seed)
+        chunk = _Chunk(ground, rule, values, alpha, lam, backend)
+        if method == "quality_diversity" and span.first == 0:
             chunk.warn_if_reward_suffices()
         joined.append(getattr(chunk, method)())
     return joined.result()
 
 
+class _Span(NamedTuple):
+    """Prompts first … last - 1; every number of them that is read is read at once."""
+
+    first: int
+    last: int
+    first_row: int
+    last_row: int
+    total: int  # responses to keep
+    largest: int  # responses of the largest prompt
+
+    @classmethod
+    def of(cls, k: int | Tensor, offsets: Tensor, first: int, last: int) -> _Span:
+        ends = offsets[first : last + 1]
+        largest = torch.cat([ends.new_zeros(1), ends.diff()]).max()
+        facts = (ends[0], ends[-1], _counts(k, offsets, first, last).sum(), largest)
+        return cls(first, last, *torch.stack(facts).tolist())
+
+    def ground(self, embeddings: Tensor, offsets: Tensor, metric: str) -> Groups:
+        """The rows; ids and errors count from the caller's row 0."""
+        rows = embeddings[self.first_row : self.last_row].detach().resolve_neg()
+        return Groups(
+            x=lattice.to_float32(rows),
+            metric=metric,
+            caller=Caller(OP, "embeddings"),
+            first_row=self.first_row,
+            offsets=offsets[self.first : self.last + 1] - self.first_row,
+            largest=self.largest,
+        )
+
+    def rule(self, k: int | Tensor, offsets: Tensor, group_key: Tensor | None, fill: str, seed: int) -> Rule:
+        """How they are picked, before a method adds values to it."""
+        numbers = torch.arange(self.first, self.last, dtype=torch.int64, device=offsets.device)
+        return Rule(
+            k=_counts(k, offsets, self.first, self.last),
+            total=self.total,
+            group_key=numbers if group_key is None else group_key[self.first : self.last],
+            fill=fill,
+            seed=seed,
+        )
+
+
 class _Chunk:
-    """Prompts first … last - 1, with the six methods; row numbers and errors count from the caller's row 0."""
+    """The prompts of a span, with the six methods."""
 
     def __init__(
-        self, embeddings: Tensor, offsets: Tensor, k: Tensor, reward: Tensor | None, key: Tensor, first: int, last: int,
-        alpha: float, lam: float, fill: str, seed: int, metric: str, backend: str | None,
-    ) -> None:  # fmt: skip
-        self.first_row, end = int(offsets[first]), int(offsets[last])
-        self.x = embeddings[self.first_row : end]
-        self.offsets = offsets[first : last + 1] - self.first_row
-        self.k, self.key = k, key
-        self.q = None if reward is None else reward[self.first_row : end].double()
-        self.alpha, self.lam, self.fill, self.seed, self.metric, self.backend = alpha, lam, fill, seed, metric, backend
-        sizes = self.offsets[1:] - self.offsets[:-1]
-        self.device = embeddings.device
-        prompts = torch.arange(last - first, dtype=torch.int64, device=self.device)
-        self.prompt = torch.repeat_interleave(prompts, sizes, output_size=end - self.first_row)
+        self, ground: Groups, rule: Rule, reward: Tensor | None, alpha: float, lam: float, backend: str | None
+    ) -> None:
+        self.ground, self.rule, self.q = ground, rule, reward
+        self.alpha, self.lam, self.backend = alpha, lam, backend
+        self.first_row, self.k, self.device = ground.first_row, rule.k, rule.k.device
+        self.offsets, self.num_rows = ground.offsets, ground.x.shape[0]
+        prompts = torch.arange(len(rule.k), dtype=torch.int64, device=self.device)
+        self.prompt = torch.repeat_interleave(prompts, self.offsets.diff(), output_size=self.num_rows)
 
     def coverage(self) -> Selection:
         return self._solve()
 
     def random(self) -> Selection:
-        return self._solve(given=self._first(self._hash(_random.KEPT)))
+        return self._solve(picks=self._first(self._hash(_random.KEPT)))
 
     def reward(self) -> Selection:
-        return self._solve(given=self._best_rewards())
+        return self._solve(picks=self._best_rewards())
 
     def quality_diversity(self) -> Selection:
         a = self._scaled().clamp(FLOOR, 1.0).pow(self.alpha)
@@ -133,10 +174,10 @@ class _Chunk:
 
     def stratified(self) -> Selection:
         """Centres by coverage; each owns a stratum, whose member with the smallest hash represents it."""
-        centres = self._solve(fill="random" if self.fill == "none" else self.fill)
+        centres = self._solve(fill="random" if self.rule.fill == "none" else self.rule.fill)
         assert centres.offsets is not None
         local = centres.ids - self.first_row
-        number = local.new_empty(len(self.x))
+        number = local.new_empty(self.num_rows)
         number[local] = torch.arange(len(local), dtype=torch.int64, device=self.device)
         rows = (self.k[self.prompt] > 0).nonzero()[:, 0]
         centre, first = centres.owner[rows] - self.first_row, centres.offsets[self.prompt[rows]]
@@ -145,7 +186,7 @@ class _Chunk:
         order = rows[_segmented(self._hash(_random.STRATUM)[rows], stratum)]
         shares = torch.bincount(stratum, minlength=len(local))
         drawn = order[shares.cumsum(0) - shares] + self.first_row
-        picks = self._solve(given=drawn)
+        picks = self._solve(picks=drawn)
         owner = torch.full_like(centres.owner, -1)
         owner[rows] = drawn[stratum]
         sizes = (self.offsets[1:] - self.offsets[:-1])[self.prompt[local]]
@@ -154,24 +195,13 @@ class _Chunk:
     def warn_if_reward_suffices(self) -> None:
         """Compare reward alone with greedy under the quality_diversity objective, on the first prompts."""
         few = min(len(self.k), SAMPLED_PROMPTS)
-        end = int(self.offsets[few])
+        end, total = torch.stack([self.offsets[few], self.k[:few].sum()]).tolist()
         a = self._scaled().clamp(FLOOR, 1.0).pow(self.alpha).float()[:end]
-        given = self._best_rewards()[: int(self.k[:few].sum())]
-        kept = (
-            self.x[:end],
-            self.k[:few],
-            None,
-            None,
-            None,
-            self.offsets[: few + 1],
-            self.metric,
-            a.clamp(min=FLOOR),
-            a,
-            None,
-            None,
-        )
-        rest = (None, "none", self.key[:few], self.seed, self.backend, self.first_row, f"{OP}: embeddings")
-        greedy, reward = (float(solve(*kept, picks, *rest).value.sum()) for picks in (None, given))
+        ground = replace(self.ground, x=self.ground.x[:end], offsets=self.offsets[: few + 1])
+        kept = {"k": self.k[:few], "total": total, "group_key": self.rule.group_key[:few], "fill": "none"}
+        rule = replace(self.rule, **kept, weight=a.clamp(min=FLOOR), quality=a)
+        rules = (rule, replace(rule, picks=self._best_rewards()[:total]))
+        greedy, reward = (float(solve(ground, each, self.backend).value.sum()) for each in rules)
         if greedy > 0 and reward > SUFFICES * greedy:
             warnings.warn(
                 f"{OP}: the largest rewards alone attain {100 * reward / greedy:.1f} % of the quality_diversity "
@@ -180,17 +210,13 @@ class _Chunk:
                 stacklevel=3,
             )
 
-    def _solve(self, fill: str | None = None, given: Tensor | None = None, **values: Tensor) -> Selection:
-        return solve(
-            self.x, self.k, None, None, None, self.offsets, self.metric, values.get("weight"), values.get("quality"),
-            values.get("bonus"), None, given, None, fill or self.fill, self.key, self.seed, self.backend,
-            self.first_row, f"{OP}: embeddings",
-        )  # fmt: skip
+    def _solve(self, **changes: Any) -> Selection:
+        return solve(self.ground, replace(self.rule, **changes), self.backend)
 
     def _with_overlap(self, picks: Selection) -> Selection:
         """The part of each prompt's picks that are among its k largest rewards."""
         assert picks.offsets is not None
-        is_best = torch.zeros(len(self.x), dtype=torch.float64, device=self.device)
+        is_best = torch.zeros(self.num_rows, dtype=torch.float64, device=self.device)
         is_best[self._best_rewards() - self.first_row] = 1.0
         kept = picks.offsets[1:] - picks.offsets[:-1]
         prompts = torch.arange(len(kept), dtype=torch.int64, device=self.device)
@@ -209,8 +235,8 @@ class _Chunk:
         return torch.where(half_span < 0.5e-8, 1.0, (self.q / 2 - low[self.prompt] / 2) / half_span)
 
     def _hash(self, draw: int) -> Tensor:
-        position = torch.arange(len(self.x), dtype=torch.int64, device=self.device) - self.offsets[self.prompt]
-        return _random.keys(self.seed, draw, self.key[self.prompt], position)
+        position = torch.arange(self.num_rows, dtype=torch.int64, device=self.device) - self.offsets[self.prompt]
+        return _random.keys(self.rule.seed, draw, self.rule.group_key[self.prompt], position)
 
     def _best_rewards(self) -> Tensor:
         assert self.q is not None
@@ -238,10 +264,24 @@ def _ranges(alpha: float, lam: float) -> None:
         _check.fail(OP, "lam", "be from 0 to 1", lam)
 
 
-def _checked_k(k: int | Tensor, embeddings: Tensor) -> int | Tensor:
-    """The number of responses, of all prompts or of each; refuses what counts none."""
+def _additive_range(lam: float, largest: int) -> None:
+    """Refuse a share beside which the similarities vanish: sums of steps would leave float64's integers."""
+    most = 1 - largest * 2.0**-37
+    if most < lam < 1:
+        _check.fail(OP, "lam", f"be 1 or at most {most!r} for prompts of {largest} responses", lam)
+
+
+def _checked_k(k: int | Tensor, offsets: Tensor, embeddings: Tensor) -> int | Tensor:
+    """The number of responses, of all prompts or of each; refuses what counts none or more than there are."""
     if isinstance(k, Tensor):
         _check.same_device(OP, embeddings=embeddings, k=k)
+        _check.int64(OP, "k", k)
+        _check.vector(OP, "k", k, len(offsets) - 1, "prompt")
+        sizes = offsets.diff()
+        bad = (k < 0) | (k > sizes)
+        if bool(bad.any()):
+            b = _check.first(bad)
+            _check.fail(OP, "k", f"be from 0 to the {int(sizes[b])} responses of prompt {b}", int(k[b]))
         return k
     k = _check.integer(OP, "k", k, "be an int of at least 0 or an int64 tensor [B]")
     if k < 0:
@@ -273,20 +313,10 @@ def _rewards(reward: Tensor | None, method: str, embeddings: Tensor) -> Tensor |
 
 def _counts(k: int | Tensor, offsets: Tensor, first: int, last: int) -> Tensor:
     """k of prompts first … last - 1: an int keeps the whole of a smaller prompt, a tensor is exact."""
-    sizes = offsets[first + 1 : last + 1] - offsets[first:last]
-    if isinstance(k, Tensor):
-        _check.int64(OP, "k", k)
-        _check.vector(OP, "k", k, len(offsets) - 1, "prompt")
-        counts = k[first:last]
-        bad = (counts < 0) | (counts > sizes)
-        if bool(bad.any()):
-            b = int(bad.int().argmax())
-            _check.fail(OP, "k", f"be from 0 to the {int(sizes[b])} responses of prompt {first + b}", int(counts[b]))
-        return counts
-    return sizes.clamp(max=k)
+    return k[first:last] if isinstance(k, Tensor) else offsets[first : last + 1].diff().clamp(max=k)
 
 
-def _spans(offsets: Tensor) -> Iterator[tuple[int, int]]:
+def _runs(offsets: Tensor) -> Iterator[tuple[int, int]]:
     """Runs of prompts first … last - 1 of about ROWS_PER_CHUNK rows; one empty run when there is no prompt."""
     B, first = len(offsets) - 1, 0
     while first < B or first == B == 0:

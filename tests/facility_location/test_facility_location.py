@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from mrtkern import _dispatch, lattice
+from mrtkern.ops.facility_location.ground import Groups
 from mrtkern.ops.facility_location.op import facility_location
-from mrtkern.ops.facility_location.problem import CASES, Inputs, Problem
+from mrtkern.ops.facility_location.problem import CASES, Problem
 from mrtkern.ops.facility_location.reference import fixed_point, similarities
-from mrtkern.ops.facility_location.selection import feature_error
+from mrtkern.ops.facility_location.units import feature_error
 from tests.tools import oracle, selections
 
 HAS_C = not isinstance(_dispatch.load("facility_location", "cpu"), str)
@@ -206,7 +207,7 @@ def test_evaluating_picks_gives_the_numbers_of_the_greedy_that_made_them(backend
         x, offsets, _ = selections.inputs(case)
         made = selections.select(case, backend)
         kept = made.offsets.diff()
-        again = facility_location(x, kept, offsets=offsets, given=made.ids, seed=5, backend=backend)
+        again = facility_location(x, kept, offsets=offsets, picks=made.ids, seed=5, backend=backend)
         assert selections.digest(made) == selections.digest(again)
 
 
@@ -354,32 +355,18 @@ def test_k_per_group(backend):
 # torch
 
 
-def _operator_arguments(backend: str) -> tuple:
-    case = selections.SMALL[0]
-    x, offsets, _ = selections.inputs(case)
-    k = torch.full((case.B,), 3)
-    none = [None] * 7
-    return (
-        "grouped",
-        x,
-        offsets,
-        k,
-        True,
-        *none,
-        None,
-        "shifted_cosine",
-        None,
-        "index",
-        0,
-        0,
-        "facility_location: x",
-        backend,
-    )
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_opcheck(backend):
-    torch.library.opcheck(torch.ops.mrtkern.facility_location.default, _operator_arguments(backend))
+@pytest.mark.parametrize("has_values", [False, True])
+def test_opcheck(backend, has_values):
+    """Of what the operator is called with, whose optional arguments all have names."""
+    case = selections.SMALL[0]
+    x, offsets, values = selections.inputs(case)
+    names = ("similarity", "similarity_scale", "targets", "start", "picks", "mask", "group_key", *values)
+    options = dict.fromkeys(names) | (values if has_values else {})
+    options |= {"is_limit": True, "offsets": offsets, "metric": "shifted_cosine", "fill": "index", "seed": 0}
+    counts = torch.full((case.B,), 3)
+    operator = torch.ops.mrtkern.facility_location.default
+    torch.library.opcheck(operator, (x, counts), options | {"backend": backend})
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -407,7 +394,7 @@ def test_nothing_of_the_callers_is_overwritten():
 
 def test_the_choice_for_a_gpu_is_made_without_one():
     case = next(case for case in CASES if "bench" in case.tags)
-    on_gpu = Problem("grouped", case.B * case.N, case.D, case.B, case.dtype, "cuda", case.N)
+    on_gpu = Problem(Groups, case.B * case.N, case.D, case.B, case.dtype, "cuda", case.N)
     expected = "reference" if isinstance(_dispatch.load("facility_location", "cuda"), str) else "cuda"
     assert _dispatch.choose("facility_location", None, on_gpu) == expected
     with pytest.raises(ValueError, match="facility_location: backend 'cpu' cannot run this: "):
@@ -452,9 +439,9 @@ FALLING = torch.tensor([0, 4, 2, 6])
         ({"x": X, "k": 1, "start": torch.tensor([2]), "offsets": ENDS}, "start must come without offsets"),
         ({"similarity": -X, "k": 1}, r"similarity must be finite and not negative .*shift it .*got -1.0 at \[0, 0\]"),
         ({"similarity": X, "k": 1, "similarity_scale": 0.5}, "scale must be at least the largest similarity 1.0"),
-        ({"x": X, "k": 2, "given": torch.tensor([0])}, "given must hold the sum of k = 2 row numbers, got 1"),
-        ({"x": X, "k": 1, "given": torch.tensor([0]).int()}, "given must be int64, got torch.int32"),
-        ({"x": X, "k": 1, "given": torch.arange(2), "offsets": ENDS}, "given must stay inside its group 1, got row 1"),
+        ({"x": X, "k": 2, "picks": torch.tensor([0])}, "picks must hold the sum of k = 2 row numbers, got 1"),
+        ({"x": X, "k": 1, "picks": torch.tensor([0]).int()}, "picks must be int64, got torch.int32"),
+        ({"x": X, "k": 1, "picks": torch.arange(2), "offsets": ENDS}, "picks must stay inside its group 1, got row 1"),
         ({"x": X, "k": 1, "targets": torch.ones(4, 2)}, r"targets must be a matrix with the features of x"),
         ({"x": X, "k": 1, "backend": "gpu"}, "backend must be one of cuda, triton, cpu, reference, got 'gpu'"),
         ({"x": X, "k": 1, "backend": "cuda"}, "backend 'cuda' cannot run this: (mrtkern._cuda is|needs a CUDA)"),
@@ -485,6 +472,5 @@ def test_what_the_reference_cannot_hold_is_refused_before_it_is_allocated():
 
 @needs_c
 def test_limits_of_the_cpu_backend_are_sentences():
-    x, offsets, k, key = torch.empty(5000, 4), torch.tensor([0, 5000]), torch.tensor([1]), torch.tensor([0])
-    inputs = Inputs("grouped", x, offsets, k, *[None] * 7, key, "shifted_cosine", 1.0, "index", 0, 0, "x", 5000, 1)
-    assert "up to 4096 rows, got 5000" in _dispatch.why_not("facility_location", "cpu", Problem.of(inputs))
+    problem = Problem(Groups, 5000, 4, 1, torch.float32, "cpu", 5000)
+    assert "up to 4096 rows, got 5000" in _dispatch.why_not("facility_location", "cpu", problem)

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from mrtkern import _dispatch
+from mrtkern.ops.facility_location.ground import Groups
 from mrtkern.ops.facility_location.op import facility_location
-from mrtkern.ops.facility_location.problem import FILLS, Problem
+from mrtkern.ops.facility_location.problem import Problem
+from mrtkern.ops.facility_location.rule import FILLS
 from mrtkern.ops.facility_location.selection import Selection
 from mrtkern.select import METHODS, select_responses
 from tests.tools import emulated, selections
@@ -110,19 +112,19 @@ def test_every_size_class_equals_the_cpu_and_the_reference(device: str, N: int) 
 def test_every_place_takes_every_option(device: str, N: int, D: int) -> None:
     from mrtkern.ops.facility_location import cuda
 
-    problem = Problem("grouped", 2 * N + 5, D, 3, torch.float32, "cuda", N)
+    problem = Problem(Groups, 2 * N + 5, D, 3, torch.float32, "cuda", N)
     per_team = 2 * (N + 16) * (D + 16) + 2 * (N + 16) ** 2 + 47 * (N + 16) + 8192
     needed, is_outside = cuda.memory(problem, 0), D == 1500 or N == 300
     assert 16 * 3 <= needed <= 16 * 3 + 8 + 3 * per_team * is_outside
     assert (needed > 1000) == is_outside
     sizes = [N, 5, N]
-    x, given = hard_rows(sum(sizes), D), values(sum(sizes))
+    x, weighed = hard_rows(sum(sizes), D), values(sum(sizes))
     for fill in FILLS:
-        assert_equal(device, x, 4, sizes, fill=fill, metric="clamped_cosine", **given)
-        assert_equal(device, x, 6, sizes, fill=fill, quality=given["quality"])
-    kept = assert_equal(device, x, torch.tensor([5, 0, 3]), sizes, **given)
+        assert_equal(device, x, 4, sizes, fill=fill, metric="clamped_cosine", **weighed)
+        assert_equal(device, x, 6, sizes, fill=fill, quality=weighed["quality"])
+    kept = assert_equal(device, x, torch.tensor([5, 0, 3]), sizes, **weighed)
     assert kept.offsets is not None
-    assert_equal(device, x, kept.offsets.diff(), sizes, given=kept.ids.flip(0)[[3, 4, 5, 6, 7, 0, 1, 2]], **given)
+    assert_equal(device, x, kept.offsets.diff(), sizes, picks=kept.ids.flip(0)[[3, 4, 5, 6, 7, 0, 1, 2]], **weighed)
     assert_equal(device, x, min(N, 40), sizes, group_key=torch.tensor([7, -1, 7]))
 
 
@@ -184,7 +186,7 @@ def test_select_responses_keeps_the_same_by_every_method(device: str, method: st
 
 @pytest.mark.emulator
 def test_a_gpu_takes_groups_and_its_limits_are_sentences(emulated_cuda: Callable[[str], None]) -> None:
-    groups = Problem("grouped", 64_000, 384, 4000, torch.bfloat16, "cuda", 16)
+    groups = Problem(Groups, 64_000, 384, 4000, torch.bfloat16, "cuda", 16)
     assert _dispatch.choose("facility_location", None, groups) == "cuda"
     for change, sentence in (
         ({"largest": 5000}, "takes groups of up to 4096 rows, got 5000"),

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from mrtkern import _dispatch
+from mrtkern.ops.facility_location.ground import Groups
 from mrtkern.ops.facility_location.op import facility_location
-from mrtkern.ops.facility_location.problem import CASES, Inputs, Problem
+from mrtkern.ops.facility_location.problem import CASES, Problem
+from mrtkern.ops.facility_location.rule import Rule
 from mrtkern.select import METHODS, select_responses
 from tests.tools import process, selections
 
@@ -48,12 +50,16 @@ def test_workers_are_rebuilt_after_a_fork(threads):
     """The parent's threads do not exist in the child. Kernels only: torch's own do not survive a fork either."""
     x, offsets, _ = selections.inputs(selections.SMALL[0])
     k, key = offsets.diff().clamp(max=3), torch.arange(len(offsets) - 1)
-    sizes = (int(offsets.diff().max()), int(k.sum()))
-    inputs = Inputs("grouped", x, offsets, k, *[None] * 7, key, "shifted_cosine", 1.0, "index", 0, 0, "x", *sizes)
+    ground = Groups(x=x, metric="shifted_cosine", offsets=offsets, largest=int(offsets.diff().max()))
+    rule = Rule(k=k, total=int(k.sum()), group_key=key, fill="index", seed=0)
+
+    def ids() -> list[int]:
+        return CPU.forward(Problem.of(ground, rule), ground, rule).ids.tolist()
+
     threads(4)
-    expected = CPU.forward(inputs).ids.tolist()
-    assert process.holds_in_a_fork(lambda: CPU.forward(inputs).ids.tolist() == expected)
-    assert CPU.forward(inputs).ids.tolist() == expected
+    expected = ids()
+    assert process.holds_in_a_fork(lambda: ids() == expected)
+    assert ids() == expected
 
 
 def test_eight_concurrent_callers_get_their_own_answers(threads):
@@ -131,12 +137,12 @@ def a_large_group() -> Callable[[], Any]:
 @process.needs_peak
 def test_memory_of_a_large_group_is_what_the_docstring_says():
     """The stated bytes, and a MiB for results and pages; and not less than half of them, or the formula is idle."""
-    stated = CPU.memory(Problem("grouped", 4096, 1024, 1, torch.float32, "cpu", 4096), 1)
+    stated = CPU.memory(Problem(Groups, 4096, 1024, 1, torch.float32, "cpu", 4096), 1)
     assert stated / 2 <= process.peak(a_large_group) <= stated + 2**20
 
 
 def test_what_cannot_fit_is_refused_up_front():
     case = next(case for case in CASES if "bench" in case.tags)
-    huge = Problem("grouped", 4096, 10**10, 1, case.dtype, "cpu", 4096)
+    huge = Problem(Groups, 4096, 10**10, 1, case.dtype, "cpu", 4096)
     assert CPU.memory(huge, 1) > 10**13
     assert "bytes of memory for its threads, this machine has" in _dispatch.why_not("facility_location", "cpu", huge)

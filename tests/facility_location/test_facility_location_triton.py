@@ -8,7 +8,8 @@ from torch import Tensor
 
 from mrtkern import lattice
 from mrtkern.ops.facility_location import reference
-from mrtkern.ops.facility_location.problem import METRICS, Problem
+from mrtkern.ops.facility_location.ground import METRICS, Features
+from mrtkern.ops.facility_location.problem import Problem
 from tests.tools import lists
 
 rows_of = pytest.importorskip("mrtkern._triton_rows", reason="triton is not installed")
@@ -97,5 +98,5 @@ def test_narrow_features_are_their_float32_values(dtype: torch.dtype, device: st
 def test_whole_selections_are_refused_with_a_sentence() -> None:
     """The same one on every device: nobody is sent to a GPU that refuses too."""
     for device in ("cpu", "cuda"):
-        problem = Problem("global", 8, 4, 1, torch.float32, device, 8)
+        problem = Problem(Features, 8, 4, 1, torch.float32, device, 8)
         assert kernel.why_not(problem) == "computes the gains of all candidates, but no whole selection"

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from mrtkern import _dispatch, select
-from mrtkern.ops.facility_location.selection import Selection, feature_error
+from mrtkern.ops.facility_location.selection import Selection
+from mrtkern.ops.facility_location.units import feature_error
 from mrtkern.select import METHODS, select_responses
 from tests.tools import oracle, selections
 
@@ -312,6 +313,9 @@ NAN_IN_ROW_2 = torch.tensor([1, 2, math.nan, 4, 5, 6])
         ({"k": torch.tensor([1, 3])}, "k must be from 0 to the 2 responses of prompt 1, got 3"),
         ({"alpha": -1.0}, "alpha must be finite and not negative, got -1.0"),
         ({"lam": 1.5}, "lam must be from 0 to 1, got 1.5"),
+        ({"method": "additive", "lam": 1 - 2**-40, "reward": X[:, 0]}, "lam must be 1 or at most .* of 4 responses"),
+        ({"metric": "cosine"}, "select_responses: metric must be one of shifted_cosine, clamped_cosine, got 'cosine'"),
+        ({"backend": "gpu"}, "select_responses: backend must be one of cuda, triton, cpu, reference, got 'gpu'"),
         ({"alpha": "1"}, "alpha must be a number, got str"),
         ({"lam": None}, "lam must be a number, got NoneType"),
         ({"method": "reward", "reward": X[:, 0] + 1j}, "reward must be real, got torch.complex64"),

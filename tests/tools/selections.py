@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mrtkern.ops.facility_location.ground import METRICS
 from mrtkern.ops.facility_location.op import facility_location
-from mrtkern.ops.facility_location.problem import CASES, FILLS, METRICS, Case
+from mrtkern.ops.facility_location.problem import CASES, Case
+from mrtkern.ops.facility_location.rule import FILLS
 from mrtkern.ops.facility_location.selection import Selection
 
 SMALL = [case for case in CASES if "test" in case.tags]

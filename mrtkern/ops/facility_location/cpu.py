@@ -12,9 +12,10 @@ import os
 import torch
 
 import mrtkern._C as _C
-from mrtkern import _check
 from mrtkern.ops.facility_location import grouped
-from mrtkern.ops.facility_location.problem import Inputs, Problem
+from mrtkern.ops.facility_location.ground import Features, Groups
+from mrtkern.ops.facility_location.problem import Problem
+from mrtkern.ops.facility_location.rule import Rule
 from mrtkern.ops.facility_location.selection import Picks
 
 LIMITS = grouped.LIMITS.format(_C.LARGEST_GROUP)
@@ -37,9 +38,9 @@ def memory(problem: Problem, threads: int) -> int:
     return threads * (2 * rows * D + 2 * rows * rows + 96 * D + 90 * rows)
 
 
-def forward(inputs: Inputs) -> Picks:
-    call = grouped.Call(inputs)
+def forward(problem: Problem, ground: Features | Groups, rule: Rule) -> Picks:
+    call = grouped.Call(ground, rule)
     bad = _C.facility_location_grouped(call.arguments, call.out, torch.get_num_threads())
     if bad >= 0:
-        _check.finite_rows(inputs.subject, inputs.x[bad : bad + 1], inputs.first_row + bad)
+        ground.refuse_not_finite(bad, bad + 1)
     return call.picks(int(call.results.kept.sum()))

@@ -14,7 +14,9 @@ import torch
 import mrtkern._cuda as _cuda
 from mrtkern import _check
 from mrtkern.ops.facility_location import grouped
-from mrtkern.ops.facility_location.problem import Inputs, Problem
+from mrtkern.ops.facility_location.ground import Features, Groups
+from mrtkern.ops.facility_location.problem import Problem
+from mrtkern.ops.facility_location.rule import Rule
 from mrtkern.ops.facility_location.selection import Picks
 
 DEVICES = ("cuda",)  # device types that the kernels run on
@@ -36,22 +38,21 @@ def memory(problem: Problem, device: int) -> int:
     return 16 * problem.B + 8 + _cuda.facility_location_workspace(problem.B, problem.largest or 0, problem.D, device)
 
 
-def forward(inputs: Inputs) -> Picks:
-    x, k = inputs.x, inputs.k
-    problem = Problem.of(inputs)
+def forward(problem: Problem, ground: Features | Groups, rule: Rule) -> Picks:
+    x, k = ground.x, rule.k
     device, stream = (x.device.index, torch.cuda.current_stream(x.device).cuda_stream) if x.is_cuda else HOST
-    _check.fits(inputs.subject, memory(problem, device), x.device)
-    call = grouped.Call(inputs)
+    _check.fits(ground.caller.subject, memory(problem, device), x.device)
+    call = grouped.Call(ground, rule)
     slots = k.cumsum(0) - k  # [B] where each group's picks begin
     bad_row = k.new_full((1,), -1)  # as an unsigned number the largest
     workspace = torch.empty(
-        _cuda.facility_location_workspace(problem.B, inputs.largest, problem.D, device),
+        _cuda.facility_location_workspace(problem.B, ground.largest, problem.D, device),
         dtype=torch.uint8,
         device=x.device,
     )
     scratch = [slots.data_ptr(), bad_row.data_ptr(), workspace.data_ptr()]
-    _cuda.facility_location_grouped(call.arguments, call.out, inputs.largest, scratch, (device, stream))
+    _cuda.facility_location_grouped(call.arguments, call.out, ground.largest, scratch, (device, stream))
     bad, kept = torch.stack([bad_row[0], call.results.kept.sum()]).tolist()
     if bad >= 0:
-        _check.finite_rows(inputs.subject, x[bad : bad + 1], inputs.first_row + bad)
+        ground.refuse_not_finite(bad, bad + 1)
     return call.picks(kept)

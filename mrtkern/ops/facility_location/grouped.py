@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from mrtkern import lattice
-from mrtkern.ops.facility_location.problem import Inputs, Problem
+from mrtkern.ops.facility_location.ground import Features, Groups, Matrix
+from mrtkern.ops.facility_location.problem import Problem
+from mrtkern.ops.facility_location.rule import Rule
 from mrtkern.ops.facility_location.selection import Picks
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
@@ -17,7 +19,7 @@ LIMITS = "groups of up to {:,} rows of features, without similarity matrix, targ
 
 def why_not(problem: Problem, largest_group: int) -> str | None:
     """The limits that the kernels have on every device."""
-    if problem.kind == "similarity":
+    if problem.form is Matrix:
         return "needs features: a given similarity matrix runs in the reference"
     if problem.options:
         return f"takes no {', '.join(problem.options)}"
@@ -45,27 +47,28 @@ class Results(NamedTuple):
 class Call:
     """Addresses for one call; holds the tensors that they belong to."""
 
-    def __init__(self, inputs: Inputs) -> None:
-        self.inputs = inputs
-        x, k, total = inputs.x, inputs.k, inputs.total
+    def __init__(self, ground: Features | Groups, rule: Rule) -> None:
+        self.ground, self.rule = ground, rule
+        x, k, total = ground.x, rule.k, rule.total
         self.given = [
             None if value is None else value.contiguous()
-            for value in (
-                inputs.offsets, k, inputs.weight, inputs.quality, inputs.bonus, inputs.given, inputs.group_key,
-            )
-        ]  # fmt: skip
+            for value in (ground.offsets, k, rule.weight, rule.quality, rule.bonus, rule.picks, rule.group_key)
+        ]
         ids, gains, share = k.new_empty(total), k.new_empty(total), x.new_empty(total, dtype=torch.float32)
         kept, value, bound, random, effective = (k.new_empty(len(k)) for _ in range(5))
         owner = k.new_empty(x.shape[0])
-        self.results = Results(ids, gains, share, kept, value, bound, random, effective, owner)
+        self.results = Results(
+            ids=ids, gains=gains, share=share, kept=kept, value=value, bound=bound, random=random, effective=effective,
+            owner=owner,
+        )  # fmt: skip
 
     @property
     def arguments(self) -> tuple[Any, ...]:
-        inputs, x = self.inputs, self.inputs.x
+        ground, rule, x = self.ground, self.rule, self.ground.x
         rows = (x.data_ptr(), DTYPES[x.dtype], x.stride(0), x.stride(1), x.shape[1])
         given = [0 if value is None else value.data_ptr() for value in self.given]
         radius = lattice.radius(x.shape[1])
-        return rows, given, len(inputs.k), inputs.metric, radius, inputs.fill, inputs.seed, inputs.first_row
+        return rows, given, len(rule.k), ground.metric, radius, rule.fill, rule.seed, ground.first_row
 
     @property
     def out(self) -> list[int]:
@@ -73,11 +76,14 @@ class Call:
 
     def picks(self, kept: int) -> Picks:
         """The answer; `kept`: how many ids there are, fewer than the sum of k only where nothing fills up."""
-        r, k, total = self.results, self.inputs.k, self.inputs.total
+        r, k, total = self.results, self.rule.k, self.rule.total
         ids, gains, share = r.ids, r.gains, r.share
         if kept < total:
             firsts = torch.repeat_interleave(k.cumsum(0) - k + r.kept, k, output_size=total)
             is_used = torch.arange(total, dtype=torch.int64, device=k.device) < firsts
             ids, gains, share = ids[is_used], gains[is_used], share[is_used]
         ends = torch.cat([r.kept.new_zeros(1), r.kept.cumsum(0)])
-        return Picks(ids, gains, ends, r.value, r.bound, r.random, r.effective, r.owner, share)
+        return Picks(
+            ids=ids, gains=gains, offsets=ends, value=r.value, bound=r.bound, random=r.random, effective_k=r.effective,
+            owner=r.owner, share=share,
+        )  # fmt: skip

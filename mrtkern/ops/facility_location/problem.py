@@ -3,56 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mrtkern import _check
-
-METRICS = ("shifted_cosine", "clamped_cosine")
-FILLS = ("index", "coverage", "random", "none")
-
-
-class Inputs(NamedTuple):
-    """What every backend receives. Without offsets of the caller's, a global problem is one group."""
-
-    kind: str  # "grouped" (x with offsets), "global" (x) or "similarity" (x is a matrix [M, N])
-    x: Tensor  # [T, D] float32, bfloat16 or float16
-    offsets: Tensor  # [B + 1] int64, candidates of each problem
-    k: Tensor  # [B] int64, picks of each problem, at most its open candidates
-    targets: Tensor | None  # [M, D] rows to cover instead of x
-    weight: Tensor | None  # float32, one per row to cover
-    quality: Tensor | None  # float32, one per candidate
-    bonus: Tensor | None  # float32, one per candidate
-    start: Tensor | None  # int64, kept already
-    given: Tensor | None  # int64, packed: the picks to evaluate, in order, instead of greedy's own
-    mask: Tensor | None  # bool, one per candidate: may be picked
-    group_key: Tensor  # [B] int64, names each problem to the random numbers
-    metric: str
-    scale: float  # what counts as 1 in a similarity matrix
-    fill: str
-    seed: int
-    first_row: int  # what the caller calls row 0 of x: ids, owners and errors count from it
-    subject: str  # what the caller calls x
-    largest: int  # candidates of the largest problem
-    total: int  # picks of all problems
+from mrtkern.ops.facility_location.ground import Features, Ground, Groups, Matrix
+from mrtkern.ops.facility_location.rule import Rule
 
 
 @dataclass(frozen=True)
 class Problem:
     """Sizes, types and options of one call."""
 
-    kind: str
-    T: int  # rows of x, or rows to cover of a similarity matrix
-    D: int  # features, or candidates of a similarity matrix
-    B: int  # groups
+    form: type[Ground]  # Features, Groups or Matrix
+    T: int  # candidates of all problems
+    D: int  # features; 0 of a matrix
+    B: int  # problems
     dtype: torch.dtype
     device: str
-    largest: int | None = None  # rows of the largest group; None: not looked at
+    largest: int | None = None  # candidates of the largest problem; None: not looked at
     options: tuple[str, ...] = ()  # which of targets, start and mask were given
-
-    covered: int | None = None  # rows of targets, where given
+    covered: int | None = None  # rows to cover; None: the candidates themselves
     capability: tuple[int, int] | None = None  # of the CUDA device; None: unknown
 
     @property
@@ -61,14 +33,24 @@ class Problem:
         return (self.largest or 0) if self.covered is None else self.covered
 
     @classmethod
-    def of(cls, inputs: Inputs) -> Problem:
-        x, B = inputs.x, inputs.k.shape[0]
-        options = tuple(name for name in ("targets", "start", "mask") if getattr(inputs, name) is not None)
-        covered = None if inputs.targets is None else inputs.targets.shape[0]
+    def of(cls, ground: Ground, rule: Rule) -> Problem:
+        is_matrix = isinstance(ground, Matrix)
+        rows = ground.s if isinstance(ground, Matrix) else ground.x
+        targets = ground.targets if isinstance(ground, Features) else None
+        others = ground.s if isinstance(ground, Matrix) else targets  # one of them for each row that only is covered
+        given = {"targets": targets, "start": rule.start, "mask": rule.mask}
         return cls(
-            inputs.kind, x.shape[0], x.shape[1], B, x.dtype, x.device.type, inputs.largest, options, covered,
-            _check.capability(x.device),
-        )  # fmt: skip
+            form=type(ground),
+            T=ground.largest if is_matrix else rows.shape[0],
+            D=0 if is_matrix else rows.shape[1],
+            B=rule.k.shape[0],
+            dtype=rows.dtype,
+            device=rows.device.type,
+            largest=ground.largest,
+            options=tuple(name for name, value in given.items() if value is not None),
+            covered=None if others is None else others.shape[0],
+            capability=_check.capability(rows.device),
+        )
 
     @property
     def bytes(self) -> int:
@@ -96,7 +78,7 @@ class Case:
 
     @property
     def problem(self) -> Problem:
-        return Problem("grouped", self.B * self.N, self.D, self.B, self.dtype, "cpu", self.N)
+        return Problem(Groups, self.B * self.N, self.D, self.B, self.dtype, "cpu", self.N)
 
     def make_inputs(self, seed: int = 0) -> tuple[Tensor, Tensor]:
         """x [T, D]: per group a few modes plus noise, as responses to one prompt have; offsets [B + 1]."""

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from mrtkern import _check, _random, lattice
-from mrtkern.ops.facility_location.problem import Inputs, Problem
+from mrtkern.ops.facility_location.ground import Features, Ground, Groups, Matrix
+from mrtkern.ops.facility_location.problem import Problem
+from mrtkern.ops.facility_location.rule import Rule
 from mrtkern.ops.facility_location.selection import RANDOM_DRAWS, Picks
 
 
@@ -57,8 +59,9 @@ def select(
     plain: Tensor,
     bonus: Tensor,
     k: int,
+    *,
     start: list[int],
-    given: list[int] | None,
+    picks: list[int] | None,
     mask: Tensor,
     fill: str,
     key: Tensor,
@@ -75,15 +78,15 @@ def select(
         if step in (0, k) or step & (step - 1) == 0 or int(top[0]) == 0:
             now = value + int(top.sum())
             bound = now if bound is None else min(bound, now)
-        if step == k or (int(top[0]) == 0 and given is None):
+        if step == k or (int(top[0]) == 0 and picks is None):
             break
-        j = int(gain.argmax()) if given is None else given[step]  # the first of equal gains
+        j = int(gain.argmax()) if picks is None else picks[step]  # the first of equal gains
         greedy.take(j)
         ids.append(j)
         gains.append(int(gain[j]))
         value += gains[-1]
         effective += gains[-1] > 0
-    if given is None:
+    if picks is None:
         ids += filled(greedy, plain, ids, k - effective, fill, key[0])
     gains += [0] * (len(ids) - len(gains))
     random = sum(cover(t, bonus, draw) for draw in draws(key[1], mask, start, k)) if k else base * RANDOM_DRAWS
@@ -130,53 +133,54 @@ def owners(plain: Tensor, ids: list[int], covers_itself: bool) -> Tensor:
 
 def memory(problem: Problem) -> int:
     """Bytes beyond inputs and results: a few matrices of 64-bit numbers of the largest problem."""
-    M, N = (problem.T, problem.D) if problem.kind == "similarity" else (problem.M, problem.largest or 0)
-    return 64 * M * N
+    return 64 * problem.M * (problem.largest or 0)
 
 
-def forward(inputs: Inputs) -> Picks:
-    _check.fits("facility_location: x", memory(Problem.of(inputs)), inputs.x.device)
-    if inputs.kind != "similarity":
-        _check.finite_rows(inputs.subject, inputs.x, inputs.first_row)
-    if inputs.targets is not None:
-        _check.finite_rows("facility_location: targets", inputs.targets)
-    with inputs.x.device:  # where new tensors are made
-        return _packed([_one(inputs, b) for b in range(len(inputs.k))])
+def forward(problem: Problem, ground: Ground, rule: Rule) -> Picks:
+    _check.fits(ground.caller.subject, memory(problem), rule.k.device)
+    if not isinstance(ground, Matrix):
+        ground.refuse_not_finite()
+    if isinstance(ground, Features) and ground.targets is not None:
+        _check.finite_rows(f"{ground.caller.op}: targets", ground.targets)
+    with rule.k.device:  # where new tensors are made
+        return _packed([_one(problem, ground, rule, b) for b in range(problem.B)])
 
 
-def _one(inputs: Inputs, b: int) -> dict[str, Any]:
-    """Problem b, with row numbers of the whole input."""
-    first, last = inputs.offsets[b : b + 2].tolist()
-    is_matrix = inputs.kind == "similarity"
-    x = inputs.x if is_matrix else inputs.x[first:last]
-    s, scale = (x.double() / inputs.scale, 1.0) if is_matrix else similarities(x, inputs.targets, inputs.metric)
+def _pairs(ground: Ground, first: int, last: int) -> tuple[Tensor, float]:
+    """Similarities [M, N] with candidates first … last - 1, and their scale."""
+    if isinstance(ground, Matrix):
+        return ground.s.double() / ground.scale, 1.0
+    targets = ground.targets if isinstance(ground, Features) else None
+    return similarities(ground.x[first:last], targets, ground.metric)
+
+
+def _one(problem: Problem, ground: Ground, rule: Rule, b: int) -> dict[str, Any]:
+    """Problem b, with ids of the whole input."""
+    first, last = ground.offsets[b : b + 2].tolist()
+    s, scale = _pairs(ground, first, last)
     M, N = s.shape
-    rows = slice(first, last) if inputs.kind == "grouped" else slice(0, M)
+    rows = slice(first, last) if isinstance(ground, Groups) else slice(0, M)
     ones, none = s.new_ones(max(M, N), dtype=torch.float32), s.new_zeros(N, dtype=torch.float32)
-    weight = ones[:M] if inputs.weight is None else inputs.weight[rows]
-    quality = ones[:N] if inputs.quality is None else inputs.quality[first:last]
-    bonus = none if inputs.bonus is None else inputs.bonus[first:last]
+    weight = ones[:M] if rule.weight is None else rule.weight[rows]
+    quality = ones[:N] if rule.quality is None else rule.quality[first:last]
+    bonus = none if rule.bonus is None else rule.bonus[first:last]
     maximum = (float(weight.double().max() * quality.double().max()) if M and N else 0.0) or 1.0
     t = fixed_point(s, scale, weight, quality, maximum)
     plain = fixed_point(s, scale, ones[:M], ones[:N], 1.0)
-    extra = torch.round(bonus.double() * lattice.STEPS / (maximum * inputs.scale)).long()
-    key = torch.stack(
-        [
-            _random.keys(inputs.seed, draw, inputs.group_key[b], torch.arange(N, dtype=torch.int64, device="cpu"))
-            for draw in (_random.KEPT, _random.CHANCE)
-        ]
-    )
-    start = [] if inputs.start is None else inputs.start.tolist()
-    mask = torch.ones(N, dtype=torch.bool, device="cpu") if inputs.mask is None else inputs.mask[first:last]
-    before = int(inputs.k[:b].sum())
-    k = int(inputs.k[b])
-    given = None if inputs.given is None else (inputs.given[before : before + k] - inputs.first_row - first).tolist()
-    answer = select(t, plain, extra, k, start, given, mask, inputs.fill, key)
-    owner = owners(plain, answer["ids"], covers_itself=not is_matrix and inputs.targets is None)
+    extra = torch.round(bonus.double() * lattice.STEPS / (maximum * ground.scale)).long()
+    positions = torch.arange(N, dtype=torch.int64, device="cpu")
+    draws_of = (_random.KEPT, _random.CHANCE)
+    key = torch.stack([_random.keys(rule.seed, draw, rule.group_key[b], positions) for draw in draws_of])
+    start = [] if rule.start is None else rule.start.tolist()
+    mask = torch.ones(N, dtype=torch.bool, device="cpu") if rule.mask is None else rule.mask[first:last]
+    before, k = int(rule.k[:b].sum()), int(rule.k[b])
+    first_id = first + ground.first_row
+    picks = None if rule.picks is None else (rule.picks[before : before + k] - first_id).tolist()
+    answer = select(t, plain, extra, k, start=start, picks=picks, mask=mask, fill=rule.fill, key=key)
+    owner = owners(plain, answer["ids"], covers_itself=problem.covered is None)
     answer["share"] = [int((owner == j).sum()) / M if M else 0.0 for j in answer["ids"]]
-    first += inputs.first_row
-    answer["owner"] = torch.where(owner >= 0, owner + first, -1).tolist()
-    answer["ids"] = [first + j for j in answer["ids"]]
+    answer["owner"] = torch.where(owner >= 0, owner + first_id, -1).tolist()
+    answer["ids"] = [first_id + j for j in answer["ids"]]
     return answer
 
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-from mrtkern import lattice
 
 RANDOM_DRAWS = 8  # uniform draws whose mean value is the zero of `skill`
 
@@ -65,60 +62,25 @@ class Selection:
         return f"Selection({', '.join((f'{len(self.ids)} ids{groups}', *parts))})"
 
 
-class Units(NamedTuple):
-    """The value of one fixed-point step, float64 [B] or 0-d, and how far rounding can have moved each optimum, [B]."""
-
-    step: Tensor
-    slack: Tensor
-
-
-def feature_error(D: int, metric: str) -> float:
-    """Largest error of one pair's similarity that comes from rounding the features."""
-    return lattice.cosine_error(D) / (2.0 if metric == "shifted_cosine" else 1.0)
-
-
-def units(sizes: Tensor, kept: Tensor, maximum: Tensor, pair_error: float, has_bonus: bool) -> Units:
-    """Step and slack from rows per problem, picks per problem, the largest w * a, and the features' error per pair."""
-    step = maximum / lattice.STEPS
-    half = 0.5 + 2.0**-6  # half a step, and the roundings of the float32 product before it
-    slack = sizes * (maximum * pair_error + half * step)
-    return Units(step, slack + kept * half * step if has_bonus else slack)
-
-
-def finish(picks: Picks, u: Units, is_grouped: bool) -> Selection:
+def finish(picks: Picks, step: Tensor, slack: Tensor, is_grouped: bool) -> Selection:
     """From fixed-point steps to the user's units."""
     kept = picks.offsets[1:] - picks.offsets[:-1]
-    value = picks.value * u.step
-    upper_bound = picks.bound * u.step + u.slack
-    random = picks.random * (u.step / RANDOM_DRAWS)
+    value = picks.value * step
+    upper_bound = picks.bound * step + slack
+    random = picks.random * (step / RANDOM_DRAWS)
     has_choice = picks.random < RANDOM_DRAWS * picks.bound  # or nothing can be better than chance, and skill is 1
     room = torch.where(has_choice, upper_bound - random, 1.0)
     skill = torch.where(has_choice, (value - random) / room, 1.0)
-    step = torch.repeat_interleave(u.step, kept, output_size=picks.ids.shape[0]) if u.step.ndim else u.step
-    gains = picks.gains * step
-    if is_grouped:
-        return Selection(
-            picks.ids, gains, picks.offsets, value, upper_bound, skill, picks.owner, picks.share, picks.effective_k
-        )
-    fields = (value[0], upper_bound[0], skill[0], picks.owner, picks.share, picks.effective_k[0])
-    return Selection(picks.ids, gains, None, *fields)
-
-
-def largest(values: Tensor | None, offsets: Tensor) -> Tensor:
-    """Largest entry of each group, float64 [B]; 1 without values and for empty groups."""
-    B = offsets.shape[0] - 1
-    ones = torch.ones(B, dtype=torch.float64, device=offsets.device)
-    if values is None:
-        return ones
-    sizes = offsets[1:] - offsets[:-1]
-    group = torch.repeat_interleave(sizes, output_size=values.shape[0])
-    found = torch.full_like(ones, -math.inf).scatter_reduce(0, group, values.double(), "amax")
-    return torch.where(sizes > 0, found, ones)
-
-
-def maximum(weight: Tensor | None, quality: Tensor | None, rows: Tensor, candidates: Tensor) -> Tensor:
-    """max(w) * max(a) of each problem, float64 [B]; 1 where that is 0. One number (0-d) where nothing is weighed."""
-    if weight is None and quality is None:
-        return torch.ones((), dtype=torch.float64, device=rows.device)
-    product = largest(weight, rows) * largest(quality, candidates)
-    return torch.where(product > 0, product, 1.0)
+    each = torch.repeat_interleave(step, kept, output_size=picks.ids.shape[0]) if step.ndim else step
+    gains = picks.gains * each
+    return Selection(
+        ids=picks.ids,
+        gains=gains,
+        offsets=picks.offsets if is_grouped else None,
+        value=value if is_grouped else value[0],
+        upper_bound=upper_bound if is_grouped else upper_bound[0],
+        skill=skill if is_grouped else skill[0],
+        owner=picks.owner,
+        share=picks.share,
+        effective_k=picks.effective_k if is_grouped else picks.effective_k[0],
+    )

@@ -1,0 +1,271 @@
+"""The checks of `facility_location`, once each: `named` those that look at types and shapes, `read` those that look at
+values. Callers inside the library make a ground and a rule themselves and enter below."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mrtkern import _check, _dispatch, lattice
+from mrtkern.ops.facility_location import units
+from mrtkern.ops.facility_location.ground import METRICS, Features, Ground, Groups, Matrix
+from mrtkern.ops.facility_location.rule import FILLS, Rule
+from mrtkern.ops.facility_location.units import Units
+
+OP = "facility_location"
+
+
+def named(
+    x: Tensor | None, k: int | Tensor | None, *, similarity: Tensor | None, similarity_scale: float | None,
+    targets: Tensor | None, offsets: Tensor | None, metric: str, weight: Tensor | None, quality: Tensor | None,
+    bonus: Tensor | None, start: Tensor | None, picks: Tensor | None, mask: Tensor | None, fill: str,
+    group_key: Tensor | None, seed: int, backend: str | None,
+) -> dict[str, Any]:  # fmt: skip
+    """The operator's arguments. Reads no values, so that torch.compile passes."""
+    rows = _rows(x, similarity, targets, offsets)
+    _check.one_of(OP, "metric", metric, METRICS)
+    _check.one_of(OP, "fill", fill, FILLS)
+    _dispatch.check(OP, backend)
+    seed = _check.integer(OP, "seed", seed)
+    if similarity_scale is not None:
+        _check.number(OP, "similarity_scale", similarity_scale)
+    for name, ids in (("start", start), ("picks", picks)):
+        if ids is not None:
+            _check.int64(OP, name, ids)
+    if start is not None and (offsets is not None or picks is not None):
+        raise ValueError(f"{OP}: start must come without offsets and picks, got both")
+    N = rows.shape[0] if similarity is None else rows.shape[1]
+    M = (rows if targets is None else targets).shape[0]
+    B = 1 if offsets is None else offsets.shape[0] - 1
+    weight = _entries("weight", weight, M, "row to cover", torch.float32)
+    quality = _entries("quality", quality, N, "candidate", torch.float32)
+    bonus = _entries("bonus", bonus, N, "candidate", torch.float32)
+    mask = _entries("mask", mask, N, "candidate", torch.bool)
+    group_key = _entries("group_key", group_key, B, "group", torch.int64)
+    is_limit = offsets is not None and not isinstance(k, Tensor)
+    k = _counts(k, B, rows.device)
+    tensors = {
+        "targets": targets, "k": k, "weight": weight, "quality": quality, "bonus": bonus, "start": start,
+        "picks": picks, "mask": mask, "group_key": group_key,
+    }  # fmt: skip
+    _check.same_device(OP, **{"x" if similarity is None else "similarity": rows}, **tensors)
+    rows = rows.detach().resolve_neg()  # kernels read the memory: a lazy minus sign must be in it
+    tensors["targets"] = None if targets is None else lattice.to_float32(targets.detach().resolve_neg())
+    tensors["x"], tensors["similarity"] = (lattice.to_float32(rows), None) if similarity is None else (None, rows)
+    return tensors | {
+        "is_limit": is_limit, "similarity_scale": similarity_scale, "offsets": offsets, "metric": metric, "fill": fill,
+        "seed": seed, "backend": backend,
+    }  # fmt: skip
+
+
+def _rows(x: Any, similarity: Any, targets: Any, offsets: Any) -> Tensor:
+    """The matrix of features or similarities; refuses contradictory arguments."""
+    if (x is None) == (similarity is None):
+        raise ValueError(
+            f"{OP}: exactly one of x and similarity must be given, got {'neither' if x is None else 'both'}"
+        )
+    name, rows = ("similarity", similarity) if x is None else ("x", x)
+    _check.floating(OP, name, rows)
+    if rows.ndim != 2:
+        _check.fail(OP, name, "be a matrix", _check.shape(rows))
+    if offsets is not None and (x is None or targets is not None):
+        raise ValueError(
+            f"{OP}: offsets must come with x and without targets, got {'targets' if x is not None else 'similarity'}"
+        )
+    if targets is not None:
+        _check.floating(OP, "targets", targets)
+        if x is None or targets.ndim != 2 or targets.shape[1] != rows.shape[1]:
+            got = f"{_check.shape(targets)} for {name} {_check.shape(rows)}"
+            _check.fail(OP, "targets", "be a matrix with the features of x", got)
+    if offsets is not None:
+        _check.offsets(OP, offsets, rows.device)
+    return rows  # type: ignore[no-any-return]
+
+
+def _entries(name: str, value: Tensor | None, size: int, like: str, dtype: torch.dtype) -> Tensor | None:
+    """One real entry per row, of `dtype` where that is no floating one, or None."""
+    if value is None:
+        return None
+    _check.vector(OP, name, value, size, like)
+    if value.is_complex():
+        _check.fail(OP, name, "be real", value.dtype)
+    if dtype in (torch.int64, torch.bool) and value.dtype != dtype:
+        _check.fail(OP, name, f"be {str(dtype).removeprefix('torch.')}", value.dtype)
+    return value.detach().resolve_neg()
+
+
+def _counts(k: int | Tensor | None, B: int, device: torch.device) -> Tensor:
+    """k of each problem, [B]."""
+    if isinstance(k, Tensor):
+        _check.int64(OP, "k", k)
+        _check.vector(OP, "k", k, B, "group")
+        return k
+    k = _check.integer(OP, "k", k, "be an int or an int64 tensor")
+    if k < 0:
+        _check.fail(OP, "k", "be at least 0", k)
+    return torch.full((B,), k, dtype=torch.int64, device=device)
+
+
+def read(
+    x: Tensor | None, k: Tensor, *, is_limit: bool, similarity: Tensor | None, similarity_scale: float | None,
+    targets: Tensor | None, offsets: Tensor | None, metric: str, weight: Tensor | None, quality: Tensor | None,
+    bonus: Tensor | None, start: Tensor | None, picks: Tensor | None, mask: Tensor | None, fill: str,
+    group_key: Tensor | None, seed: int,
+) -> tuple[Ground, Rule, Units]:  # fmt: skip
+    """Every check that reads values, and what the backends are given.
+
+    On a GPU a value that is read is waited for: all of them are read together, where nothing depends on another, so
+    that a plain selection waits once before the kernel and once, for what it found, after it.
+    """
+    facts = _check.Facts()
+    candidates = x.shape[0] if x is not None else similarity.shape[1]  # type: ignore[union-attr]
+    ends = k.new_tensor([0, candidates]) if offsets is None else offsets
+    if offsets is not None:
+        _check.offsets_values(OP, offsets, candidates, facts=facts)
+    weight = _not_negative("weight", weight, facts)
+    quality = _not_negative("quality", quality, facts)
+    bonus = _not_negative("bonus", bonus, facts)
+    scale = 1.0 if similarity is None else _matrix_scale(similarity, similarity_scale)
+    if start is not None:
+        _start_values(start, candidates)
+    if start is not None or mask is not None:
+        facts.read()
+    sizes = ends[1:] - ends[:-1]
+    room, asked = _room(ends, start, mask), torch.minimum(k, sizes)
+    k = torch.minimum(k, room) if is_limit else _fitting(k, room, offsets is not None, facts)
+    largest, total = facts.read(torch.cat([k.new_zeros(1), sizes]).max(), k.sum())
+    ground: Ground
+    if similarity is not None:
+        ground = Matrix(s=similarity, scale=scale)
+    else:
+        assert x is not None
+        ground = (
+            Features(x=x, metric=metric, targets=targets)
+            if offsets is None
+            else Groups(x=x, metric=metric, offsets=offsets, largest=largest)
+        )
+    group_key = torch.arange(k.shape[0], dtype=torch.int64, device=k.device) if group_key is None else group_key
+    rule = Rule(
+        k=k, total=total, group_key=group_key, fill=fill, seed=seed, start=start, picks=picks, mask=mask,
+        weight=weight, quality=quality, bonus=bonus,
+    )  # fmt: skip
+    facts = _check.Facts()
+    if picks is not None:
+        _picks_values(picks, ends, k, total, mask, facts)
+    found = units.of(ground, rule, asked)
+    _ranges(rule, ends, found.pair, facts)
+    facts.read()
+    return ground, rule, found
+
+
+def _not_negative(name: str, given: Tensor | None, facts: _check.Facts) -> Tensor | None:
+    """One entry per row in float32, which the kernels read."""
+    if given is None:
+        return None
+    value = given.float()
+    bad = ~(torch.isfinite(value) & (value >= 0))
+
+    def sentence() -> None:
+        row = _check.first(bad)
+        got = float(given[row])
+        rule = "be finite in float32" if 0 < got < math.inf else "be finite and not negative"
+        _check.fail(OP, name, rule, f"{got} at row {row}")
+
+    facts.refuse(bad, sentence)
+    return value
+
+
+def _matrix_scale(s: Tensor, scale: float | None) -> float:
+    """The largest entry of a similarity matrix, or the scale that was given; refuses what is not a similarity."""
+    bad = ~(torch.isfinite(s) & (s >= 0))
+    if bool(bad.any()):
+        m, n = divmod(int(bad.flatten().int().argmax()), s.shape[1])
+        mends = "shift it to (1 + s) / 2 or clamp it at 0"
+        _check.fail(OP, "similarity", f"be finite and not negative ({mends})", f"{float(s[m, n])} at [{m}, {n}]")
+    largest = float(s.max()) if s.numel() else 1.0
+    if scale is not None and not (scale > 0 and largest <= scale):
+        _check.fail(OP, "similarity_scale", f"be at least the largest similarity {largest}", scale)
+    return scale or largest or 1.0
+
+
+def _start_values(start: Tensor, candidates: int) -> None:
+    outside = start[(start < 0) | (start >= candidates)]
+    if outside.numel():
+        _check.fail(OP, "start", f"hold row numbers from 0 to {candidates - 1}", int(outside[0]))
+    if start.unique().numel() != start.numel():
+        _check.fail(
+            OP, "start", "name each row once", f"{start.numel()} entries with {start.unique().numel()} different ones"
+        )
+
+
+def _room(offsets: Tensor, start: Tensor | None, mask: Tensor | None) -> Tensor:
+    """How many rows each problem can still pick, [B]."""
+    if start is None and mask is None:
+        return offsets[1:] - offsets[:-1]
+    is_open = offsets.new_ones(int(offsets[-1])) if mask is None else mask.long()
+    if start is not None:
+        is_open[start] = 0
+    total = torch.cat([is_open.new_zeros(1), is_open.cumsum(0)])
+    return total[offsets[1:]] - total[offsets[:-1]]
+
+
+def _fitting(k: Tensor, room: Tensor, has_groups: bool, facts: _check.Facts) -> Tensor:
+    bad = (k < 0) | (k > room)
+
+    def sentence() -> None:
+        b = _check.first(bad)
+        where = f" in group {b}" if has_groups else ""
+        _check.fail(OP, "k", f"be from 0 to the number of candidates {int(room[b])}{where}", int(k[b]))
+
+    facts.refuse(bad, sentence)
+    return k
+
+
+def _picks_values(
+    picks: Tensor, offsets: Tensor, k: Tensor, total: int, mask: Tensor | None, facts: _check.Facts
+) -> None:
+    """Picks to evaluate must lie in their groups, each once; `total`: the sum of k."""
+    if picks.shape[0] != total:
+        _check.fail(OP, "picks", f"hold the sum of k = {total} row numbers", picks.shape[0])
+    group = torch.repeat_interleave(k, output_size=total)
+    outside = (picks < offsets[group]) | (picks >= offsets[group + 1])
+    ascending = picks.sort().values
+
+    def sentence() -> None:
+        i = _check.first(outside)
+        _check.fail(OP, "picks", f"stay inside its group {int(group[i])}", f"row {int(picks[i])}")
+
+    facts.refuse(outside, sentence)
+    different = "{} entries with {} different ones"
+    facts.refuse(
+        ascending[1:] == ascending[:-1],
+        lambda: _check.fail(OP, "picks", "name each row once", different.format(picks.numel(), picks.unique().numel())),
+    )
+    if mask is not None:
+        facts.read()
+        facts.refuse(
+            ~mask[picks], lambda: _check.fail(OP, "picks", "respect mask", f"row {int(picks[~mask[picks]][0])}")
+        )
+
+
+def _ranges(rule: Rule, offsets: Tensor, pair: Tensor, facts: _check.Facts) -> None:
+    """Refuse what float32 coefficients and 64-bit sums of steps cannot hold; `pair`: the largest one of a problem."""
+    if rule.quality is not None:
+        largest = units.largest(rule.quality, offsets)
+        is_extreme = (largest > 0) & ((largest < 2.0**-100) | (largest > 2.0**100))
+        bounds = "have its largest value in a group from 2**-100 to 2**100"
+        facts.refuse(is_extreme, lambda: _check.fail(OP, "quality", bounds, float(largest[_check.first(is_extreme)])))
+    if rule.bonus is not None:
+        total = torch.cat([pair.new_zeros(1), rule.bonus.double().cumsum(0)])
+        sums = total[offsets[1:]] - total[offsets[:-1]]
+        is_large = sums > pair * 2.0**38  # steps stay below 2**53 then, exact in float64
+
+        def sentence() -> None:
+            b = _check.first(is_large)
+            most = f"sum to at most 2**38 times the largest pair {float(pair.expand_as(sums)[b]):.3g} in a group"
+            _check.fail(OP, "bonus", most, float(sums[b]))
+
+        facts.refuse(is_large, sentence)

@@ -1,0 +1,60 @@
+"""From fixed-point steps to the user's units: what a step is worth, and how far rounding can have moved the optimum."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mrtkern import lattice
+from mrtkern.ops.facility_location.ground import Ground, Matrix
+from mrtkern.ops.facility_location.rule import Rule
+
+
+class Units(NamedTuple):
+    """float64 [B]; the first two 0-d where nothing is weighed."""
+
+    pair: Tensor  # the largest value that a pair can have
+    step: Tensor  # the value of one fixed-point step
+    slack: Tensor  # how far rounding can have moved the optimum
+
+
+def feature_error(D: int, metric: str) -> float:
+    """Largest error of one pair's similarity that comes from rounding the features."""
+    return lattice.cosine_error(D) / (2.0 if metric == "shifted_cosine" else 1.0)
+
+
+def of(ground: Ground, rule: Rule, asked: Tensor | None = None) -> Units:
+    """The units of each problem. asked [B] int64: picks that were asked for, where the problem has too few."""
+    maximum = _maximum(ground, rule)
+    pair = maximum * ground.scale
+    step = pair / lattice.STEPS
+    half = 0.5 + 2.0**-6  # half a step, and the roundings of the float32 product before it
+    error = 0.0 if isinstance(ground, Matrix) else feature_error(ground.x.shape[1], ground.metric)
+    slack = ground.covered.diff() * (pair * error + half * step)
+    if rule.bonus is not None:
+        picked = (rule.k if asked is None else asked) + (0 if rule.start is None else rule.start.shape[0])
+        slack = slack + picked * half * step
+    return Units(pair, step, slack)
+
+
+def largest(values: Tensor | None, offsets: Tensor) -> Tensor:
+    """Largest entry of each group, float64 [B]; 1 without values and for empty groups."""
+    B = offsets.shape[0] - 1
+    ones = torch.ones(B, dtype=torch.float64, device=offsets.device)
+    if values is None:
+        return ones
+    sizes = offsets[1:] - offsets[:-1]
+    group = torch.repeat_interleave(sizes, output_size=values.shape[0])
+    found = torch.full_like(ones, -math.inf).scatter_reduce(0, group, values.double(), "amax")
+    return torch.where(sizes > 0, found, ones)
+
+
+def _maximum(ground: Ground, rule: Rule) -> Tensor:
+    """max(w) * max(a) of each problem, float64 [B]; 1 where that is 0. One number (0-d) where nothing is weighed."""
+    if rule.weight is None and rule.quality is None:
+        return torch.ones((), dtype=torch.float64, device=rule.k.device)
+    product = largest(rule.weight, ground.covered) * largest(rule.quality, ground.offsets)
+    return torch.where(product > 0, product, 1.0)

@@ -15,7 +15,7 @@ Who calls whom, top to bottom:
         ├─ triton      ops/<op>/triton → kernels in Python               a tensor on a GPU
         ├─ cpu         ops/<op>/cpu.py → mrtkern._C, csrc/*.cpp          a tensor on the CPU
         └─ reference   ops/<op>/reference.py, plain torch                anything: it is the definition
-    _triton.py         tiles, products and launch tables that Triton's backends share; _triton_rows.py rounds their rows
+    _triton/           targets, launch tables, tiles of products and rounded rows that Triton's backends share
     _progress.py       who wants to know how far a long call is            _groups.py   sums over what shares an id
     _sums.py           sums of many numbers, the same bits for every number of threads
     lattice.py         the int16 quantiser, _random.py the counting hash: definitions that every backend repeats

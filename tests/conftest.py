@@ -71,11 +71,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def interpreted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests marked `interpret` run Triton's kernels on CPU tensors, in the strict interpreter."""
     if request.node.get_closest_marker("interpret"):
-        from mrtkern import _triton
+        from mrtkern._triton import targets
         from tests.tools import interpreter
 
         interpreter.guard(monkeypatch)
-        monkeypatch.setattr(_triton, "DEVICES", ("cuda", "cpu"))
+        monkeypatch.setattr(targets, "DEVICES", ("cuda", "cpu"))
 
 
 @pytest.fixture(autouse=True)

@@ -172,7 +172,7 @@ def test_products_of_lattice_rows_are_exact(D: int, device: str) -> None:
 
 @every_device
 def test_rounded_rows_are_those_of_the_lattice(device: str) -> None:
-    rounding = pytest.importorskip("mrtkern._triton_rows")
+    rounding = pytest.importorskip("mrtkern._triton.rows")
     for rows in (lists.mixed(), lists.mixed().bfloat16(), lists.normal(9, 70).half(), lists.normal(3, 0)):
         x = rows.to(device)
         square = rounding.squares(x)

@@ -17,6 +17,7 @@ from tests.tools import bounds, on_device, oracle
 pytest.importorskip("triton", reason="triton is not installed")
 
 from mrtkern import _triton
+from mrtkern._triton import tiles
 from mrtkern.ops.similarity import triton as backend
 
 TEST_CASES = [case for case in CASES if "test" in case.tags and case.problem.dtype != torch.float64]
@@ -242,7 +243,8 @@ def test_memory_stays_within_its_formula(problem: Problem, wants_grad: bool, met
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90", "gfx942"])  # pointers, descriptors, no tf32
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_kind_of_target_passes(dtype: torch.dtype, arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_triton, "arch", lambda device: arch)
+    for module in (_triton, tiles):
+        monkeypatch.setattr(module, "arch", lambda device: arch)
     assert_bounded(Problem("dense", 1, 140, 70, 40, dtype).make_inputs(), "cpu")
 
 

@@ -239,11 +239,11 @@ def launched(launch: Callable[..., Any]) -> Callable[..., Any]:
 
 def with_large_blocks(patch: pytest.MonkeyPatch) -> None:
     """The blocks of the interpreter, which takes as long for a small one as for a large one."""
-    from mrtkern import _triton_rows
+    from mrtkern._triton import rows as lattice_rows
     from mrtkern.ops.neighbors.triton import chains, launch
 
-    block = _triton_rows._block
-    patch.setattr(_triton_rows, "_block", lambda device, rows: block(HERE, rows))
+    block = lattice_rows._block
+    patch.setattr(lattice_rows, "_block", lambda device, rows: block(HERE, rows))
     for module in (launch, chains):
         patch.setattr(module, "ON_DEVICE", launch.INTERPRETED)
 

@@ -60,7 +60,7 @@ def sum_gains(
 def gains(x: Tensor, y: Tensor, best: Tensor, unit: Tensor, base: int, quality: Tensor | None = None) -> Tensor:
     """Gains of all candidates y over what best covers of x, in steps, int64 [N].
 
-    x [M, columns], y [N, columns] float16: rows of `_triton_rows.on_lattice`. best [M] int16, in steps; unit [M],
+    x [M, columns], y [N, columns] float16: from `_triton.rows.on_lattice`. best [M] int16, in steps; unit [M],
     quality [N] float32 (None: 1), base: as `mrtkern.ops.facility_location` defines them.
     """
     M, N = x.shape[0], y.shape[0]

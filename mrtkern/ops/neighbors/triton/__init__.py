@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mrtkern import _check, _progress, _triton, lattice
-from mrtkern._triton_rows import columns
+from mrtkern._triton.rows import columns
 from mrtkern.ops.neighbors.problem import Inputs, Problem
 from mrtkern.ops.neighbors.triton import chains
 from mrtkern.ops.neighbors.triton.chains import components as components

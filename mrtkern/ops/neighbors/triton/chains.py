@@ -17,7 +17,7 @@ import triton
 from torch import Tensor
 
 from mrtkern import _check, _progress, _triton
-from mrtkern._triton_rows import columns
+from mrtkern._triton.rows import columns
 from mrtkern.ops.neighbors.chains import joined
 from mrtkern.ops.neighbors.problem import Inputs, Problem
 from mrtkern.ops.neighbors.triton import links, search

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 
 from mrtkern._triton import described_product, grouped, product
-from mrtkern._triton_rows import LANES, halves, load_as
+from mrtkern._triton.rows import LANES, halves, load_as
 
 NEVER = tl.constexpr(-(2.0**30))  # the product of a pair that is excluded, below every threshold
 LARGEST = tl.constexpr(2.0**24 + 1)  # above every product

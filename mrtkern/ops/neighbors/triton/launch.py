@@ -11,7 +11,8 @@ import torch
 import triton
 from torch import Tensor
 
-from mrtkern import _triton, _triton_rows
+from mrtkern import _triton
+from mrtkern._triton import rows as lattice_rows
 from mrtkern.ops.neighbors.problem import Inputs
 from mrtkern.ops.neighbors.triton import kernels
 from mrtkern.ops.neighbors.triton.search import SUMS, Side, Sizes, margins
@@ -106,7 +107,7 @@ class Launch:
         kernels.members[(triton.cdiv(width, block_c), triton.cdiv(rows, block_m))](
             self.x.q, self.y.q, groups, num_groups, products, *self.labels, first, rows, self.N, self.x.q.shape[1],
             sizes.groups, **self.exclusion, GROUP=sizes.GROUP, BLOCK_N=self.tile.BLOCK_N, BLOCK_M=block_m,
-            BLOCK_C=block_c, BLOCK_D=_triton_rows.STEP, num_warps=self.warps(128), enable_fp_fusion=False,
+            BLOCK_C=block_c, BLOCK_D=lattice_rows.STEP, num_warps=self.warps(128), enable_fp_fusion=False,
         )  # fmt: skip
         return products
 

@@ -12,7 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mrtkern import _triton_rows, lattice
+from mrtkern import lattice
+from mrtkern._triton import rows as lattice_rows
 from mrtkern.ops.neighbors.problem import Inputs, Problem
 
 TILE = 256  # rows and columns of the largest tile of products: what is under way is a multiple of it
@@ -78,19 +79,19 @@ class Side(NamedTuple):
     @classmethod
     def of(cls, x: Tensor, square: Tensor, length: Tensor, precision: str) -> Side:
         if precision == "int16":
-            scored = _triton_rows.on_fine_lattice(x, length)
+            scored = lattice_rows.on_fine_lattice(x, length)
         else:
-            scored = _triton_rows.of_length_one(x, length) if precision == "float32" else x
-        return cls(scored, square, length, *_triton_rows.on_lattice(x, length))
+            scored = lattice_rows.of_length_one(x, length) if precision == "float32" else x
+        return cls(scored, square, length, *lattice_rows.on_lattice(x, length))
 
 
 def sides(inputs: Inputs) -> tuple[Side, Side]:
     """x and y. For dot, rows of y share the largest length, and those of x without y too where products decide."""
     x = _features(inputs.x, inputs.precision)
     y = x if inputs.y is None else _features(inputs.y, inputs.precision)
-    square_x = square_y = _triton_rows.squares(x)
+    square_x = square_y = lattice_rows.squares(x)
     if y is not x:
-        square_y = _triton_rows.squares(y)
+        square_y = lattice_rows.squares(y)
     length_x, length_y = lattice.square_root(square_x), lattice.square_root(square_y)
     is_one = y is x
     if inputs.metric == "dot":

@@ -7,8 +7,9 @@ from typing import Any
 
 import triton.language as tl
 
-from mrtkern import _triton, _triton_rows
+from mrtkern import _triton
 from mrtkern._triton import Launch, Signature
+from mrtkern._triton import rows as lattice_rows
 from mrtkern.ops.neighbors.triton import kernels, links
 from mrtkern.ops.neighbors.triton.launch import BAND, ON_DEVICE, WRITING
 
@@ -63,7 +64,7 @@ def _cosines(name: str, dtype: str, is_aligned: bool) -> Signature:
     aligned = (*pointers, "D", "stride_m") if is_aligned else ()
     return Signature(
         f"cosines {name}", links.cosines, pointers | numbers, constants, aligned,
-        FUSED, _triton_rows.threads(64), has_wide_loads=is_aligned,
+        FUSED, lattice_rows.threads(64), has_wide_loads=is_aligned,
     )  # fmt: skip
 
 
@@ -89,7 +90,7 @@ def _scores(
     aligned = (*pointers, "D", "x_stride_m", "y_stride_n") if is_aligned else ()
     return Signature(
         f"scores {name}", kernels.scores, pointers | numbers, constants, aligned,
-        FUSED, _triton_rows.threads(64 if is_listed else 32), has_wide_loads=is_aligned, targets=targets,
+        FUSED, lattice_rows.threads(64 if is_listed else 32), has_wide_loads=is_aligned, targets=targets,
     )  # fmt: skip
 
 
@@ -100,7 +101,7 @@ def _survivors(name: str, width: int, is_held: bool, is_aligned: bool) -> Signat
     aligned = (*pointers, "width", "capacity") if is_aligned else ()
     return Signature(
         f"survivors {name}", kernels.survivors, pointers | numbers, constants, aligned,
-        EXACT, _triton_rows.threads(512), has_wide_loads=is_aligned,
+        EXACT, lattice_rows.threads(512), has_wide_loads=is_aligned,
     )  # fmt: skip
 
 
@@ -109,11 +110,11 @@ def _members(name: str, exclusion: dict[str, bool]) -> Signature:
     numbers = dict.fromkeys(("first", "rows", "N", "columns", "capacity"), "i32")
     block_m, block_c = ON_DEVICE.members
     constants = {
-        "GROUP": 8, "BLOCK_N": 128, "BLOCK_M": block_m, "BLOCK_C": block_c, "BLOCK_D": _triton_rows.STEP, **exclusion,
+        "GROUP": 8, "BLOCK_N": 128, "BLOCK_M": block_m, "BLOCK_C": block_c, "BLOCK_D": lattice_rows.STEP, **exclusion,
     }  # fmt: skip
     aligned = (*pointers, "columns", "capacity")
     return Signature(
-        f"members {name}", kernels.members, pointers | numbers, constants, aligned, EXACT, _triton_rows.threads(128),
+        f"members {name}", kernels.members, pointers | numbers, constants, aligned, EXACT, lattice_rows.threads(128),
         has_wide_loads=True,
     )  # fmt: skip
 
@@ -122,12 +123,12 @@ def _ranks() -> Signature:
     pointers = {"KEYS": "*fp64", "IDS": "*i32", "COUNT": "*i32", "BEST": "*fp64", "BEST_IDS": "*i64"}
     constants = dict(zip(("BLOCK_M", "BLOCK_C", "BLOCK_J"), ON_DEVICE.ranks, strict=True))
     numbers = dict.fromkeys(("rows", "width", "k"), "i32")
-    aligned, threads = (*pointers, "width"), _triton_rows.threads(128)
+    aligned, threads = (*pointers, "width"), lattice_rows.threads(128)
     return Signature("ranks", kernels.ranks, pointers | numbers, constants, aligned, EXACT, threads)
 
 
 SIGNATURES = (
-    *_triton_rows.SIGNATURES,
+    *lattice_rows.SIGNATURES,
     *(_maxima("of itself", targets, SELF) for targets in _triton.CONSUMERS),
     *(_maxima("labelled", targets, LABELLED) for targets in _triton.CONSUMERS),
     _survivors("held", 8192, True, True),

@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 
-from mrtkern import _triton, _triton_rows
+from mrtkern import _triton
 from mrtkern._triton import Launch, Signature
+from mrtkern._triton import rows as lattice_rows
 from mrtkern.ops.similarity.triton import kernels
 
 FUSED = {"enable_fp_fusion": True}
 ROWS = {"BLOCK_T": 8, "BLOCK_D": 128}
-row_launch = _triton_rows.threads(128)  # 8 numbers of a block of rows to a thread: 16 bytes of 16-bit types
+row_launch = lattice_rows.threads(128)  # 8 numbers of a block of rows to a thread: 16 bytes of 16-bit types
 GROUPS = {  # (rows of a group at most, bytes of a feature) -> launch of one program
     (16, 2): {"BLOCK_D": 64, "num_warps": 1, "num_stages": 3, **FUSED},
     (32, 2): {"BLOCK_D": 64, "num_warps": 2, "num_stages": 3, **FUSED},

@@ -21,7 +21,9 @@ import triton.language as tl
 from torch import Tensor
 
 from mrtkern import lattice
-from mrtkern._triton import Launch, Signature, arch, num_warps
+from mrtkern._triton.launches import Launch
+from mrtkern._triton.signature import Signature
+from mrtkern._triton.targets import arch, num_warps
 
 LANES = tl.constexpr(lattice.LANES)
 TO_INTEGER = tl.constexpr(1.5 * 2**52)  # added and subtracted again: a float64 below 2**51 rounded half to even

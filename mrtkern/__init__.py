@@ -19,7 +19,7 @@ Who calls whom, top to bottom:
     _progress.py       who wants to know how far a long call is            _groups.py   sums over what shares an id
     _sums.py           sums of many numbers, the same bits for every number of threads
     lattice.py         the int16 quantiser, _random.py the counting hash: definitions that every backend repeats
-    csrc/              bindings.cpp → <op>/cpu.cpp → <op>_kernels() → isa/ (three instruction sets) → tile/, <op>/
+    csrc/              bindings.cpp → <op>/cpu.cpp → <op>_kernels() → isa/ (four instruction sets) → tile/, <op>/
 """
 
 from mrtkern.budget import allocate_k, optimal_k, variance_components

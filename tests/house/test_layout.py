@@ -196,7 +196,7 @@ def test_the_map_of_the_package_names_every_module() -> None:
 def test_make_check_takes_every_layer_that_make_test_leaves_out(pytestconfig: pytest.Config) -> None:
     options = pytestconfig.getini("addopts")
     left_out = set(re.findall(r"\w+", options[options.index("-m") + 1])) - {"not", "or"}
-    layers = re.search(r"^LAYERS := (.+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    layers = re.search(r"^LAYERS\s*:= (.+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     assert layers and left_out == {*layers[1].split(" or "), "full"}
 
 

@@ -42,15 +42,42 @@ def variance_components(values: Tensor, offsets: Tensor) -> VarianceComponents:
         within = MSW                                 between = max((MSB - MSW) / k0, 0)
         k0 = (T - sum n_b^2 / T) / (B - 1)           m_b, G: mean of group b, of all rows
 
-    values [T], or [T, D] (squares add up over D), any floating type; offsets [B + 1] int64: group b owns rows
-    offsets[b]:offsets[b + 1]. Empty groups do not count.
+    Arguments
+    ---------
+    values : [T] or [T, D], any floating type
+        Squares add up over D.
+    offsets : int64 [B + 1]
+        Group b owns rows offsets[b]:offsets[b + 1]. Empty groups do not count.
 
-    Returns VarianceComponents. between_raw and within are unbiased when group sizes do not depend on the values.
-    No gradient. Deterministic: the same bits for every number of threads; sums in float64. Memory beyond inputs:
-    256 MiB, or 40 bytes per row and 48 per group if that is more.
-    Raises ValueError for NaN or infinity (naming the row), fewer than two groups with rows, no group with two rows, a
-    variance that float64 cannot hold.
-    Source: arXiv 2606.00544; the unequal-groups estimator: Searle, Casella, McCulloch, Variance Components, 1992, 3.6.
+    Returns
+    -------
+    VarianceComponents
+        between_raw and within are unbiased when group sizes do not depend on the values. No gradient.
+
+    Raises
+    ------
+    ValueError
+        For NaN or infinity (naming the row), fewer than two groups with rows, no group with two rows, a variance that
+        float64 cannot hold.
+
+    Memory
+    ------
+    Beyond inputs: 256 MiB, or 40 bytes per row and 48 per group if that is more.
+
+    Determinism
+    -----------
+    The same bits for every number of threads; sums in float64.
+
+    Example
+    -------
+    >>> import torch, mrtkern as mk
+    >>> found = mk.variance_components(torch.tensor([1.0, 3.0, 5.0, 7.0]), torch.tensor([0, 2, 4]))
+    >>> found.within, found.between
+    (2.0, 7.0)
+
+    Source
+    ------
+    arXiv 2606.00544; the unequal-groups estimator: Searle, Casella, McCulloch, Variance Components, 1992, 3.6.
     """
     op = "variance_components"
     _check.floating(op, "values", values)
@@ -173,15 +200,47 @@ def optimal_k(
         Var(K) = between / n + within / (n K),   n (prompt_cost + K response_cost) = budget
         K* = sqrt(within prompt_cost / (between response_cost)),   k = the better of floor and ceil, in 1 … max_k
 
-    between, within: variances, as from `variance_components`, not negative. prompt_cost >= 0, response_cost > 0: of a
-    prompt and of one response to it, in the unit of budget (tokens, seconds). max_k: responses available; needed when
-    between is 0. budget None: variance(K) is that of a budget of 1. num_prompts: n is fixed, then k is simply what the
-    budget buys, continuous = (budget / n - prompt_cost) / response_cost, rounded down.
+    Arguments
+    ---------
+    between, within : float, not negative
+        Variances, as from `variance_components`.
+    prompt_cost, response_cost : float
+        Of a prompt (>= 0) and of one response to it (> 0), in the unit of budget (tokens, seconds).
+    num_prompts : int, optional
+        n is fixed; then k is simply what the budget buys, continuous = (budget / n - prompt_cost) / response_cost,
+        rounded down.
+    budget : float, optional
+        None: variance(K) is that of a budget of 1.
+    max_k : int, optional
+        Responses available; needed when between is 0.
 
-    Returns KChoice; equal variances go to the smaller k.
-    No gradient, deterministic, no memory to speak of.
-    Raises ValueError for a negative or non-finite number, num_prompts without budget, a budget that is too small.
-    Source: arXiv 2606.00544.
+    Returns
+    -------
+    KChoice
+        Equal variances go to the smaller k. No gradient.
+
+    Raises
+    ------
+    ValueError
+        For a negative or non-finite number, num_prompts without budget, a budget that is too small.
+
+    Memory
+    ------
+    None to speak of.
+
+    Determinism
+    -----------
+    The same numbers on every run.
+
+    Example
+    -------
+    >>> import mrtkern as mk
+    >>> mk.optimal_k(between=1.0, within=4.0, prompt_cost=4.0, response_cost=1.0).k
+    4
+
+    Source
+    ------
+    arXiv 2606.00544.
     """
     op = "optimal_k"
     between, within, prompt_cost = _numbers(op, between=between, within=within, prompt_cost=prompt_cost)
@@ -275,15 +334,49 @@ def allocate_k(score: Tensor, total: int, *, min_k: int | Tensor = 1, max_k: int
 
         K = min_k everywhere;  then, total - sum(min_k) times:  K[argmax(score / (K (K + 1)), where K < max_k)] += 1
 
-    score [B], not negative: the variance within each prompt. total: responses in all. min_k >= 1 and max_k (None: no
-    limit): an int for all prompts or int64 [B].
+    The greedy is optimal: each further response lowers score / K by less.
 
-    Returns K int64 [B], sum exactly total. The greedy is optimal: each further response lowers score / K by less.
-    No gradient. Deterministic: equal gains go to the lower index. Memory: about 100 bytes per prompt.
+    Arguments
+    ---------
+    score : [B], not negative
+        The variance within each prompt.
+    total : int
+        Responses in all.
+    min_k, max_k : int for all prompts, or int64 [B]
+        The fewest and the most responses of a prompt; min_k >= 1, max_k None: no limit.
+
+    Returns
+    -------
+    K : int64 [B]
+        Responses of each prompt, sum exactly total. No gradient.
+
+    Raises
+    ------
+    ValueError
+        For a score that is negative, NaN or infinite (naming the row), a total beyond the limits, and B times total
+        from 2**63 on.
+
+    Memory
+    ------
+    About 100 bytes per prompt.
+
+    Devices
+    -------
     torch.compile breaks its graph here (fullgraph is refused), because values of score are read.
-    Raises ValueError for a score that is negative, NaN or infinite (naming the row), a total beyond the limits, and B
-    times total from 2**63 on.
-    Source: arXiv 2606.00544, its budget applied prompt by prompt; the threshold is bisected over float64 bit patterns.
+
+    Determinism
+    -----------
+    Equal gains go to the lower index.
+
+    Example
+    -------
+    >>> import torch, mrtkern as mk
+    >>> mk.allocate_k(torch.tensor([1.0, 4.0, 16.0]), 14)
+    tensor([2, 4, 8])
+
+    Source
+    ------
+    arXiv 2606.00544, its budget applied prompt by prompt; the threshold is bisected over float64 bit patterns.
     """
     op = "allocate_k"
     _check.floating(op, "score", score)

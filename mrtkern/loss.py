@@ -132,19 +132,63 @@ def response_weights(
         response      v_r / (R T_r)               prompt_token   v_r / (P sum of v_r T_r over the prompt)
                                                   prompt_sum     v_r / (P constant)
 
-    targets [T] int64 with offsets [R + 1] int64 (response r owns targets offsets[r]:offsets[r + 1]), or padded [R, L].
     T_r counts the targets of response r that are not ignore_index; responses without any, and prompts without such a
-    response, do not count in R, K and P. prompt [R] int64: any numbers in any order; None: each response its own.
-    response_weight v [R], used as given; None: 1, and 1 / K of its prompt under "prompt" and "prompt_sum".
-    When a step is split over ranks or accumulated batches, the counts of the whole step: num_prompts, num_responses,
-    num_tokens are P, R and the sum of T_r (numbers or 0-d tensors; over the ranks where those average gradients). For
-    responses [R] here: responses_per_prompt is K of its prompt, tokens_per_response T_r, tokens_per_prompt sum v_r T_r.
+    response, do not count in R, K and P.
 
-    Returns float32, the shape of targets; 0 where ignored. No gradient. Deterministic; sums in float64. On a GPU
-    nothing is read back: bad offsets and counts make weights NaN. Memory: about 40 bytes per token and 150 a response.
-    Raises ValueError for shapes, types and names that do not fit, offsets that do not cover the targets, counts that
-    are not finite and positive where a response counts, and weights that float32 cannot hold.
-    Source: `mrtkern.ops.cross_entropy`, which also says what lengths do to each of them.
+    Arguments
+    ---------
+    targets : int64 [T] with offsets, or padded [R, L]
+    normalize : str
+        One of the five above.
+    offsets : int64 [R + 1], optional
+        Response r owns targets offsets[r]:offsets[r + 1].
+    prompt : int64 [R], optional
+        Any numbers in any order; None: each response its own.
+    response_weight : [R], optional
+        v, used as given; None: 1, and 1 / K of its prompt under "prompt" and "prompt_sum".
+    ignore_index : int
+        The target that counts for nothing.
+    constant : float
+        Of "prompt_sum".
+    num_prompts, num_responses, num_tokens : number or 0-d tensor, optional
+        When a step is split over ranks or accumulated batches, P, R and the sum of T_r of the whole step (over the
+        ranks where those average gradients).
+    responses_per_prompt, tokens_per_response, tokens_per_prompt : [R], optional
+        The same for the responses here: K of its prompt, T_r, sum v_r T_r.
+
+    Returns
+    -------
+    weight : float32, the shape of targets
+        0 where ignored. No gradient.
+
+    Raises
+    ------
+    ValueError
+        For shapes, types and names that do not fit, offsets that do not cover the targets, counts that are not finite
+        and positive where a response counts, and weights that float32 cannot hold.
+
+    Memory
+    ------
+    About 40 bytes per token and 150 a response.
+
+    Devices
+    -------
+    On a GPU nothing is read back: bad offsets and counts make weights NaN.
+
+    Determinism
+    -----------
+    The same bits on every run; sums in float64.
+
+    Example
+    -------
+    >>> import torch, mrtkern as mk
+    >>> targets, offsets = torch.tensor([5, 6, 7, 8, 9, 9]), torch.tensor([0, 1, 2, 6])
+    >>> mk.response_weights(targets, "prompt", offsets=offsets, prompt=torch.tensor([0, 0, 1]))
+    tensor([0.2500, 0.2500, 0.1250, 0.1250, 0.1250, 0.1250])
+
+    Source
+    ------
+    `mrtkern.ops.cross_entropy`, which also says what lengths do to each of them.
     """
     _check.int64(OP, "targets", targets)
     _check.one_of(OP, "normalize", normalize, NORMALIZATIONS)

@@ -51,22 +51,68 @@ def select_responses(
 ) -> Selection:
     """Keep k responses of every prompt, by one of the methods that the head of this module lists.
 
-    embeddings [T, D] float32, float64, bfloat16, float16, packed; offsets [B + 1] int64: prompt b owns rows
-    offsets[b]:offsets[b + 1]. k: an int (prompts with fewer responses keep them all) or int64 [B].
-    reward [T], any finite scale (mapped to 0 … 1 inside each prompt): needed by quality_diversity (exponent alpha),
-    additive (share lam of the reward, 0 … 1) and reward. metric, backend: as in facility_location.
-    fill: what follows once no response improves the objective: "coverage", "random" or "none" (fewer ids);
-    quality_diversity often runs dry after two picks, see effective_k.
-    group_key [B] int64 (None: 0 … B - 1 of this call) and seed name the prompts to the random numbers: with a key of
-    your own the picks depend on neither batching nor sharding.
+    Arguments
+    ---------
+    embeddings : [T, D], float32, float64, bfloat16 or float16
+        Packed.
+    offsets : int64 [B + 1]
+        Prompt b owns rows offsets[b]:offsets[b + 1].
+    k : int, or int64 [B]
+        With an int prompts with fewer responses keep them all.
+    method : str
+        "random", "stratified", "coverage", "quality_diversity", "additive" or "reward".
+    reward : [T], any finite scale, optional
+        Mapped to 0 … 1 inside each prompt; needed by quality_diversity, additive and reward.
+    alpha : float
+        The exponent of the reward in quality_diversity.
+    lam : float, 0 … 1
+        The share of the reward in additive.
+    fill : str
+        What follows once no response improves the objective: "coverage", "random" or "none" (fewer ids);
+        quality_diversity often runs dry after two picks, see effective_k.
+    group_key : int64 [B], optional
+        With seed it names the prompts to the random numbers (None: 0 … B - 1 of this call): with a key of your own the
+        picks depend on neither batching nor sharding.
+    seed : int
+    metric, backend
+        As in `facility_location`.
 
-    Returns a Selection. value, upper_bound and skill: of the coverage objective for random, stratified, coverage and
-    reward, of their own for quality_diversity and additive. With share as weights stratified is unbiased; weigh random
-    equally. reward_overlap [B]: part of the picks among the k largest rewards.
-    No gradient. Deterministic: the same bits for every thread count and backend. Memory: as facility_location, and
-    32 MiB. torch.compile breaks its graph here (fullgraph is refused), because values of offsets are read.
-    Raises ValueError naming the row for NaN or infinite embeddings and rewards. Warns when reward alone attains
-    98 % of the quality_diversity objective. Source: arXiv 2606.00544; stratified: stratified sampling (Cochran, 1977).
+    Returns
+    -------
+    Selection
+        value, upper_bound and skill: of the coverage objective for random, stratified, coverage and reward, of their
+        own for quality_diversity and additive. With share as weights stratified is unbiased; weigh random equally.
+        reward_overlap [B]: part of the picks among the k largest rewards. No gradient.
+
+    Raises
+    ------
+    ValueError
+        Naming the row, for NaN or infinite embeddings and rewards.
+
+    A warning says when reward alone attains 98 % of the quality_diversity objective.
+
+    Memory
+    ------
+    As `facility_location`, and 32 MiB.
+
+    Devices
+    -------
+    torch.compile breaks its graph here (fullgraph is refused), because values of offsets are read.
+
+    Determinism
+    -----------
+    The same bits for every thread count and backend.
+
+    Example
+    -------
+    >>> import torch, mrtkern as mk
+    >>> embeddings = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [1.0, 1.0], [-1.0, 1.0]])
+    >>> mk.select_responses(embeddings, torch.tensor([0, 3, 5]), 2, method="coverage").ids
+    tensor([1, 2, 3, 4])
+
+    Source
+    ------
+    arXiv 2606.00544; stratified: stratified sampling (Cochran, 1977).
     """
     _check.floating(OP, "embeddings", embeddings)
     if embeddings.ndim != 2:

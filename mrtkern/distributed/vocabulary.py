@@ -191,18 +191,66 @@ def vocabulary_parallel_cross_entropy(
 
         cross_entropy(torch.cat([logits of rank 0, logits of rank 1, …], 1), targets, …)
 
-    logits [T, V_r] or [R, L, V_r]: the classes first_class … first_class + V_r - 1 of every row, any split that covers
-    each once and leaves no rank without.
-    targets [T] or [R, L] int64 in the whole vocabulary, token_weight like targets, ignore_index, label_smoothing,
-    z_loss, softcap: the same on every rank and as in `cross_entropy`; without token_weight the mean over valid tokens.
-    group: an existing process group; every rank of it must make the call. backend: None chooses; a name is obeyed or
-    refused.
+    Arguments
+    ---------
+    logits : [T, V_r] or [R, L, V_r]
+        The classes first_class … first_class + V_r - 1 of every row, any split that covers each once and leaves no rank
+        without.
+    targets : int64 [T] or [R, L]
+        In the whole vocabulary.
+    first_class : int
+        The class of the first column here.
+    group : ProcessGroup
+        It exists already; every rank of it must make the call.
+    token_weight : like targets, optional
+        None: the mean over valid tokens.
+    ignore_index, label_smoothing, z_loss, softcap
+        As in `cross_entropy`; like targets and token_weight the same on every rank.
+    backend : str, optional
+        None chooses; a name is obeyed or refused.
 
-    Returns the loss, a scalar, the same on every rank. Gradient: logits, the own columns, nothing sent.
-    Deterministic: the same bits on every run. Memory: a copy of the logits in backward, their gradient.
-    Raises IndexError, on every rank, for a target that not exactly one rank has; ValueError, on the rank that has it,
-    for shapes, types and options that do not fit and a negative first_class. torch.compile breaks its graph here.
-    Source: Shoeybi et al., Megatron-LM, arXiv 1909.08053; the loss's equations: `mrtkern.ops.cross_entropy`.
+    Returns
+    -------
+    loss : a scalar
+        The same on every rank.
+
+    Gradient
+    --------
+    logits, the own columns, nothing sent.
+
+    Raises
+    ------
+    IndexError
+        On every rank, for a target that not exactly one rank has.
+    ValueError
+        On the rank that has it, for shapes, types and options that do not fit and a negative first_class.
+
+    Memory
+    ------
+    A copy of the logits in backward, their gradient.
+
+    Devices
+    -------
+    torch.compile breaks its graph here.
+
+    Determinism
+    -----------
+    The same bits on every run.
+
+    Example
+    -------
+    >>> import torch, mrtkern as mk
+    >>> import torch.distributed as dist
+    >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    >>> logits, targets = torch.zeros(2, 4), torch.tensor([1, 3])
+    >>> loss = mk.vocabulary_parallel_cross_entropy(logits, targets, first_class=0, group=dist.group.WORLD)
+    >>> round(loss.item(), 4)
+    1.3863
+    >>> dist.destroy_process_group()
+
+    Source
+    ------
+    Shoeybi et al., Megatron-LM, arXiv 1909.08053; the loss's equations: `mrtkern.ops.cross_entropy`.
     """
     op = "vocabulary_parallel_cross_entropy"
     _check.no_transform(op)
@@ -242,17 +290,62 @@ def vocabulary_parallel_linear_cross_entropy(
 
         linear_cross_entropy(hidden, torch.cat([weight of rank 0, weight of rank 1, …]), targets, …)
 
-    hidden [T, D] or [R, L, D], the same on every rank; weight [V_r, D] and bias [V_r]: the classes first_class …
-    first_class + V_r - 1, any split that covers each once and leaves no rank without (of a DTensor with Shard(0) on n
-    ranks: weight.to_local(), rank * ceil(V / n)). The rest as in `vocabulary_parallel_cross_entropy`.
+    Arguments
+    ---------
+    hidden : [T, D] or [R, L, D]
+        The same on every rank.
+    weight : [V_r, D]
+    bias : [V_r], optional
+        The classes first_class … first_class + V_r - 1, any split that covers each once and leaves no rank without (of
+        a DTensor with Shard(0) on n ranks: weight.to_local(), rank * ceil(V / n)).
+    targets, first_class, group, token_weight, ignore_index, label_smoothing, z_loss, softcap, backend
+        As in `vocabulary_parallel_cross_entropy`.
 
-    Returns the loss, a scalar, the same on every rank. Gradient: weight and bias, the own rows; hidden, summed over the
-    ranks by one all-reduce, which every rank must ask for. Logits are computed again in backward: 8 T V D operations.
-    Deterministic: the same bits on every run. Memory: as `linear_log_prob`, and per row and rank 17 bytes, with label
-    smoothing 25.
-    Raises IndexError, on every rank, for a target that not exactly one rank has; ValueError, on the rank that has it,
-    for shapes, types and options that do not fit and a negative first_class. torch.compile breaks its graph here.
-    Source: Shoeybi et al., Megatron-LM, arXiv 1909.08053; the head's equations: `mrtkern.ops.linear_cross_entropy`.
+    Returns
+    -------
+    loss : a scalar
+        The same on every rank.
+
+    Gradient
+    --------
+    weight and bias, the own rows; hidden, summed over the ranks by one all-reduce, which every rank must ask for.
+    Logits are computed again in backward: 8 T V D operations.
+
+    Raises
+    ------
+    IndexError
+        On every rank, for a target that not exactly one rank has.
+    ValueError
+        On the rank that has it, for shapes, types and options that do not fit and a negative first_class.
+
+    Memory
+    ------
+    As `linear_log_prob`, and per row and rank 17 bytes, with label smoothing 25.
+
+    Devices
+    -------
+    torch.compile breaks its graph here.
+
+    Determinism
+    -----------
+    The same bits on every run.
+
+    Example
+    -------
+    >>> import torch, mrtkern as mk
+    >>> import torch.distributed as dist
+    >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    >>> hidden, weight, targets = torch.zeros(2, 3), torch.ones(4, 3), torch.tensor([1, 3])
+    >>> loss = mk.vocabulary_parallel_linear_cross_entropy(
+    ...     hidden, weight, targets, first_class=0, group=dist.group.WORLD
+    ... )
+    >>> round(loss.item(), 4)
+    1.3863
+    >>> dist.destroy_process_group()
+
+    Source
+    ------
+    Shoeybi et al., Megatron-LM, arXiv 1909.08053; the head's equations: `mrtkern.ops.linear_cross_entropy`.
     """
     op = "vocabulary_parallel_linear_cross_entropy"
     _check.no_transform(op)

@@ -165,26 +165,82 @@ def cross_entropy(
         losses = F.cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing)
         loss = (token_weight * (losses + z_loss * logits.logsumexp(-1) ** 2)).sum()   # softcap: of tanh-capped logits
 
-    logits [T, V] (or [R, L, V]): float32, bfloat16, float16, float64. targets [T] (or [R, L]) int64: 0 … V - 1 or
-    ignore_index. token_weight: like targets, any sign, as from `response_weights`; None: 1 / number of valid targets.
-    z_loss >= 0: coefficient of lse^2. softcap: c of c tanh(z / c). target_offsets [T + 1] int64: row t has the targets
-    target_offsets[t]:target_offsets[t + 1]; targets and token_weight then have one entry per target. inplace: the
-    gradient replaces the logits (not where a program is traced, as by torch.compile). return_details with offsets
-    [R + 1] int64 (response r owns targets offsets[r]:offsets[r + 1]; padded targets need none) and prompt [R] int64.
-    check: whether targets on a GPU are checked, None: not; on the CPU they always are. backend: None chooses; a name is
-    obeyed or refused.
+    Arguments
+    ---------
+    logits : [T, V] or [R, L, V], float32, bfloat16, float16 or float64
+    targets : int64 [T] or [R, L]
+        0 … V - 1 or ignore_index.
+    token_weight : like targets, optional
+        Any sign, as from `response_weights`; None: 1 / number of valid targets.
+    ignore_index : int
+        The target that counts for nothing.
+    label_smoothing : float
+        The share of each target that all classes have in equal parts.
+    z_loss : float, >= 0
+        Coefficient of lse^2.
+    softcap : float, optional
+        c of c tanh(z / c).
+    target_offsets : int64 [T + 1], optional
+        Row t has the targets target_offsets[t]:target_offsets[t + 1]; targets and token_weight then have one entry per
+        target.
+    inplace : bool
+        The gradient replaces the logits (not where a program is traced, as by torch.compile).
+    return_details : bool
+        Needs offsets int64 [R + 1] (response r owns targets offsets[r]:offsets[r + 1]; padded targets need none), takes
+        prompt int64 [R].
+    check : bool, optional
+        Whether targets on a GPU are checked, None: not; on the CPU they always are.
+    backend : str, optional
+        None chooses; a name is obeyed or refused.
 
-    Returns the loss, 0-d float32 (float64 for float64 logits); with return_details LossDetails. Nothing valid: 0.
-    Gradient: logits, once, rounded once to their type, then multiplied by the gradient of the loss (what float16 cannot
-    hold before a loss scale is lost: put the scale into token_weight). Rows whose weights are all 0 are not read and
-    have 0. A second backward is right, or refused when the loss was scaled or the first gradient changed since.
-    Deterministic: the same bits on every run and, on the CPU, for every number of threads.
-    Memory beyond the gradient (none with inplace or without requires_grad): cpu 4 V + 4096 bytes per thread and 8 per
-    row; triton 8 per target and 4 per row; reference 28 bytes per logit (float64: 56); a copy of logits whose columns
-    are not adjacent. GPU: waits for it only with check=True (`mrtkern.ops.cross_entropy`, Devices).
-    Raises IndexError for a target out of range (naming its position); ValueError for shapes, types and options that do
-    not fit; MemoryError when it cannot fit; RuntimeError for create_graph=True.
-    Source: `mrtkern.ops.cross_entropy` has the equations.
+    Returns
+    -------
+    loss : 0-d, float32 (float64 for float64 logits)
+        With return_details LossDetails. Nothing valid: 0.
+
+    Gradient
+    --------
+    logits, once, rounded once to their type, then multiplied by the gradient of the loss (what float16 cannot hold
+    before a loss scale is lost: put the scale into token_weight). Rows whose weights are all 0 are not read and have 0.
+    A second backward is right, or refused when the loss was scaled or the first gradient changed since.
+
+    Raises
+    ------
+    IndexError
+        For a target out of range (naming its position).
+    ValueError
+        For shapes, types and options that do not fit.
+    MemoryError
+        When it cannot fit.
+    RuntimeError
+        For create_graph=True.
+
+    Memory
+    ------
+    Beyond the gradient (none with inplace or without requires_grad): cpu 4 V + 4096 bytes per thread and 8 per row;
+    triton 8 per target and 4 per row; reference 28 bytes per logit (float64: 56); a copy of logits whose columns are
+    not adjacent.
+
+    Devices
+    -------
+    A GPU is waited for only with check=True (`mrtkern.ops.cross_entropy`, Devices).
+
+    Determinism
+    -----------
+    The same bits on every run and, on the CPU, for every number of threads.
+
+    Example
+    -------
+    >>> import torch, mrtkern as mk
+    >>> logits = torch.zeros(2, 4, requires_grad=True)
+    >>> loss = mk.cross_entropy(logits, torch.tensor([1, -100]))
+    >>> loss.backward()
+    >>> round(loss.item(), 4), logits.grad.tolist()
+    (1.3863, [[0.25, -0.75, 0.25, 0.25], [0.0, 0.0, 0.0, 0.0]])
+
+    Source
+    ------
+    `mrtkern.ops.cross_entropy` has the equations.
     """
     given = logits
     logits, targets, token_weight, offsets = _checked(logits, targets, token_weight, target_offsets, offsets)

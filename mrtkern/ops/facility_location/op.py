@@ -84,34 +84,96 @@ def facility_location(
 ) -> Selection:
     """Keep k rows that cover all rows best, by exact greedy on integers.
 
-    F(S) = sum_{j in S} bonus_j + sum_i weight_i max_{j in S} quality_j s_ij; one row at a time, always the largest
-    gain, equal gains to the lower row number. `mrtkern.ops.facility_location` has the arithmetic.
+        F(S) = sum_{j in S} bonus_j + sum_i weight_i max_{j in S} quality_j s_ij
 
-    x [N, D] float32, float64, bfloat16, float16: rows are covered and are the candidates; only their directions count.
-    k: rows to keep. With offsets an int (up to k per group) or int64 [B] (a k above its group is refused).
-    similarity [M, N], not negative, instead of x: columns are candidates; similarity_scale counts as 1 (None: its
-    maximum).
-    targets [M, D]: other rows to cover than x. offsets [B + 1] int64: group b owns rows offsets[b]:offsets[b + 1].
-    metric: "shifted_cosine" (1 + cos) / 2 or "clamped_cosine" max(cos, 0). mask [N] bool: who may be picked.
-    weight [M] of rows to cover; quality [N] multiplies a candidate's similarities; bonus [N] is added when it is
-    picked, in the units of F. All finite and not negative, rounded to float32.
-    start int64: rows kept already; they come first and do not count in k.
-    picks int64 [sum of k]: evaluate these instead.
-    fill: what follows once no candidate gains: "index" the lowest row numbers, "coverage" greedy on the unweighted
-    objective, then at random, "random" by the hash of (seed, group_key, position), "none" fewer ids.
-    group_key [B] int64 (None: 0 … B - 1) names each group to the random numbers, so that batching does not matter.
+    One row at a time, always the largest gain, equal gains to the lower row number.
 
-    Returns a Selection. No gradient. Deterministic: the same bits for every backend, thread count and instruction set.
-    Error: |value - F| <= rows * max(weight) * max(quality) * (0.52 / 32767 + e), e half of `lattice.cosine_error(D)` or
-    the whole of it when clamped, and half a step per bonus; upper_bound includes it. Memory: cpu, per thread,
-    2 N D + 2 N**2 + 96 D + 90 N bytes, N and D rounded up by at most 32; cuda, 16 bytes per group, and where the
-    largest exceeds shared memory, per multiprocessor 2 N D + 2 N**2 + 47 N + 8192 bytes, N and D rounded up by at most
-    16; reference 64 bytes per pair, N**2 or M N pairs of the largest group.
+    Arguments
+    ---------
+    x : [N, D], float32, float64, bfloat16 or float16
+        Rows are covered and are the candidates; only their directions count.
+    k : int, or int64 [B]
+        Rows to keep. With offsets an int (up to k per group) or int64 [B] (a k above its group is refused).
+    similarity : [M, N], not negative, optional
+        Instead of x: columns are candidates.
+    similarity_scale : float, optional
+        The similarity that counts as 1 (None: the maximum).
+    targets : [M, D], optional
+        Other rows to cover than x.
+    offsets : int64 [B + 1], optional
+        Group b owns rows offsets[b]:offsets[b + 1].
+    metric : str
+        "shifted_cosine" (1 + cos) / 2 or "clamped_cosine" max(cos, 0).
+    weight : [M], optional
+        Of rows to cover.
+    quality : [N], optional
+        Multiplies a candidate's similarities.
+    bonus : [N], optional
+        Added when a candidate is picked, in the units of F. Weight, quality and bonus are finite and not negative, and
+        are rounded to float32.
+    start : int64, optional
+        Rows kept already; they come first and do not count in k.
+    picks : int64 [sum of k], optional
+        Evaluate these instead.
+    mask : bool [N], optional
+        Who may be picked.
+    fill : str
+        What follows once no candidate gains: "index" the lowest row numbers, "coverage" greedy on the unweighted
+        objective, then at random, "random" by the hash of (seed, group_key, position), "none" fewer ids.
+    group_key : int64 [B], optional
+        Names each group to the random numbers, so that batching does not matter (None: 0 … B - 1).
+    seed : int
+    backend : str, optional
+        None chooses; a name is obeyed or refused.
+
+    Returns
+    -------
+    Selection
+        No gradient.
+
+    Precision
+    ---------
+    |value - F| <= rows * max(weight) * max(quality) * (0.52 / 32767 + e), e half of `lattice.cosine_error(D)` or the
+    whole of it when clamped, and half a step per bonus; upper_bound includes it.
+
+    Raises
+    ------
+    ValueError
+        For contradictory arguments, NaN or infinite features (naming the row), offsets that do not cover x.
+    TypeError
+        For what is no tensor and a k that is neither int nor tensor.
+    MemoryError
+        With the bytes needed when it cannot fit.
+
+    Memory
+    ------
+    cpu
+        Per thread, 2 N D + 2 N**2 + 96 D + 90 N bytes, N and D rounded up by at most 32.
+    cuda
+        16 bytes per group, and where the largest exceeds shared memory, per multiprocessor 2 N D + 2 N**2 + 47 N + 8192
+        bytes, N and D rounded up by at most 16.
+    reference
+        64 bytes per pair, N**2 or M N pairs of the largest group.
+
     Beyond 4,096 rows one ground set runs through the reference, as it does with similarity, targets, start or mask; so
     does the whole call when one of its groups has more. 8,000 rows take 4.1 GB.
-    Raises ValueError for contradictory arguments, NaN or infinite features (naming the row), offsets that do not cover
-    x; TypeError for what is no tensor and a k that is neither int nor tensor; MemoryError with the bytes needed when it
-    cannot fit. Source: arXiv 2606.00544, section 4; upper_bound: Leskovec et al., KDD 2007.
+
+    Determinism
+    -----------
+    The same bits for every backend, thread count and instruction set.
+
+    Example
+    -------
+    >>> import torch, mrtkern as mk
+    >>> x = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [-1.0, 0.0]])
+    >>> kept = mk.facility_location(x, 2)
+    >>> kept.ids, kept.owner
+    (tensor([1, 3]), tensor([1, 1, 1, 3]))
+
+    Source
+    ------
+    arXiv 2606.00544, section 4; upper_bound: Leskovec et al., KDD 2007. `mrtkern.ops.facility_location` has the
+    arithmetic.
     """
     found = arguments.named(
         x, k, similarity=similarity, similarity_scale=similarity_scale, targets=targets, offsets=offsets, metric=metric,

@@ -132,25 +132,71 @@ def linear_log_prob(
         logp = logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
         entropy = torch.distributions.Categorical(logits=logits).entropy()
 
-    hidden [T, D] (or [R, L, D]), weight [V, D]: float32, float64, bfloat16, float16, also mixed. targets [T] (or
-    [R, L]) int64: 0 … V - 1, or ignore_index, for which both results are 0. bias [V]. temperature > 0. check: whether
-    targets on a GPU are checked, None: not; on the CPU they always are. backend: None chooses; a name is obeyed or
-    refused.
+    Arguments
+    ---------
+    hidden : [T, D] or [R, L, D]
+    weight : [V, D]
+    bias : [V], optional
+        These three are float32, float64, bfloat16, float16, also mixed.
+    targets : int64 [T] or [R, L]
+        0 … V - 1, or ignore_index, for which both results are 0.
+    softcap : float, optional
+        c of c tanh(z / c).
+    temperature : float, > 0
+    check : bool, optional
+        Whether targets on a GPU are checked, None: not; on the CPU they always are.
+    backend : str, optional
+        None chooses; a name is obeyed or refused.
 
-    Returns logp and entropy, like targets, float32 (float64 for float64), in nats.
-    Gradient: hidden, weight, bias, where asked, for any upstream gradient of either result, once. Rows whose upstream
-    gradients are 0 are dropped before the product. Logits are computed again in backward: 8 T V D operations in all.
-    On a GPU dropping takes check=True, which waits for the device; otherwise such rows are multiplied as zeros, nothing
-    waits, and a target out of range makes its logp NaN.
-    Precision: as `linear_cross_entropy`; logits are float32 on the CPU, also of bfloat16 factors and under autocast.
-    Deterministic: the same bits on every run. On the CPU (backend "cpu") also for every number of threads, and the
-    results of a row and its gradient of hidden are the same bits in every batch: whatever the other rows, their number,
-    their order and the padding. So the log-probabilities of two passes may be compared. Not promised on a device.
-    Memory beyond inputs and gradients: cpu at most 192 MiB of logits (or 16 rows), 8 MiB of packed factors, 12 bytes
-    per feature of a chunk, in backward 4 T D bytes, and 4 V D when weight is not float32; reference 36 T V.
-    Raises IndexError for a target outside the vocabulary (naming its position), ValueError for shapes and types that
-    do not match, RuntimeError for a double backward.
-    Source: `mrtkern.ops.linear_cross_entropy` has the equations.
+    Returns
+    -------
+    logp, entropy : like targets, float32 (float64 for float64)
+        In nats.
+
+    Gradient
+    --------
+    hidden, weight, bias, where asked, for any upstream gradient of either result, once. Rows whose upstream gradients
+    are 0 are dropped before the product. Logits are computed again in backward: 8 T V D operations in all.
+
+    Precision
+    ---------
+    As `linear_cross_entropy`; logits are float32 on the CPU, also of bfloat16 factors and under autocast.
+
+    Raises
+    ------
+    IndexError
+        For a target outside the vocabulary (naming its position).
+    ValueError
+        For shapes and types that do not match.
+    RuntimeError
+        For a double backward.
+
+    Memory
+    ------
+    Beyond inputs and gradients: cpu at most 192 MiB of logits (or 16 rows), 8 MiB of packed factors, 12 bytes per
+    feature of a chunk, in backward 4 T D bytes, and 4 V D when weight is not float32; reference 36 T V.
+
+    Devices
+    -------
+    On a GPU dropping rows takes check=True, which waits for the device; otherwise such rows are multiplied as zeros,
+    nothing waits, and a target out of range makes its logp NaN.
+
+    Determinism
+    -----------
+    The same bits on every run. On the CPU (backend "cpu") also for every number of threads, and the results of a row
+    and its gradient of hidden are the same bits in every batch: whatever the other rows, their number, their order and
+    the padding. So the log-probabilities of two passes may be compared. Not promised on a device.
+
+    Example
+    -------
+    >>> import torch, mrtkern as mk
+    >>> logp, entropy = mk.linear_log_prob(torch.zeros(2, 3), torch.ones(4, 3), torch.tensor([1, -100]))
+    >>> logp.round(decimals=4), entropy.round(decimals=4)
+    (tensor([-1.3863,  0.0000]), tensor([1.3863, 0.0000]))
+
+    Source
+    ------
+    `mrtkern.ops.linear_cross_entropy` has the equations.
     """
     given = targets
     hidden, targets, *_ = checked(OP, hidden, weight, bias, targets)

@@ -152,27 +152,77 @@ def linear_cross_entropy(
 
         loss = cross_entropy(hidden @ weight.T + bias, targets, token_weight=token_weight, …)
 
-    hidden [T, D] (or [R, L, D] with targets [R, L]), weight [V, D], bias [V]: float32, float64, bfloat16, float16, also
-    mixed; under autocast products may have its type. weight may be tied to an embedding. All else as in
-    `cross_entropy`: targets [T] int64, token_weight like targets (None: 1 / number of valid targets), ignore_index,
-    label_smoothing, z_loss, softcap, target_offsets [T + 1]; return_details with offsets [R + 1] and prompt [R];
-    check: whether targets on a GPU are checked, None: not; on the CPU they always are. backend: None chooses; a name is
-    obeyed or refused.
+    Arguments
+    ---------
+    hidden : [T, D], or [R, L, D] with targets [R, L]
+    weight : [V, D]
+        May be tied to an embedding.
+    bias : [V], optional
+        These three are float32, float64, bfloat16, float16, also mixed; under autocast products may have its type.
+    targets : int64 [T] or [R, L]
+    token_weight : like targets, optional
+        None: 1 / number of valid targets.
+    ignore_index, label_smoothing, z_loss, softcap, target_offsets [T + 1]
+        As in `cross_entropy`.
+    return_details : bool
+        With offsets [R + 1] and prompt [R], as in `cross_entropy`.
+    check : bool, optional
+        Whether targets on a GPU are checked, None: not; on the CPU they always are.
+    backend : str, optional
+        None chooses; a name is obeyed or refused.
 
-    Returns the loss, 0-d float32 (float64 for float64); with return_details LossDetails. Nothing valid: 0.
-    Gradient: hidden, weight, bias, where asked, once. They are made with the loss, in the summing type, multiplied by
-    the gradient of the loss and rounded once to their types. A second backward is right: it makes them again.
+    Returns
+    -------
+    loss : 0-d, float32 (float64 for float64)
+        With return_details LossDetails. Nothing valid: 0.
+
+    Gradient
+    --------
+    hidden, weight, bias, where asked, once. They are made with the loss, in the summing type, multiplied by the
+    gradient of the loss and rounded once to their types. A second backward is right: it makes them again.
+
     Cost: 6 T V D operations with gradients of hidden and weight. Rows without a valid target are dropped before the
     product, and without return_details those whose weights are all 0: their gradient is 0 (GPU: with check=True).
-    Precision: logits and sums are float32 on the CPU. Of bfloat16 inputs, and under autocast to bfloat16, the factors
-    of products are bfloat16: hidden, weight, and for the gradients dL/dlogits rounded to it; never the logits.
-    Deterministic: the same bits on every run. On the CPU (backend "cpu") also for every number of threads, and what
-    belongs to a row, its details and its gradient of hidden, whatever the other rows are, their number and their order.
-    Memory beyond inputs and gradients: cpu at most 192 MiB of logits (or 16 rows), 8 MiB of packed factors, 12 bytes
-    per feature of a chunk, 4 T D bytes, and 4 V D bytes when weight is not float32; reference 36 T V.
-    Raises IndexError for a target out of range (naming its position); ValueError for shapes, types and options that do
-    not fit, and for heads that are not one matrix; MemoryError when it cannot fit; RuntimeError for a double backward.
-    Source: `mrtkern.ops.linear_cross_entropy` has the equations.
+
+    Precision
+    ---------
+    Logits and sums are float32 on the CPU. Of bfloat16 inputs, and under autocast to bfloat16, the factors of products
+    are bfloat16: hidden, weight, and for the gradients dL/dlogits rounded to it; never the logits.
+
+    Raises
+    ------
+    IndexError
+        For a target out of range (naming its position).
+    ValueError
+        For shapes, types and options that do not fit, and for heads that are not one matrix.
+    MemoryError
+        When it cannot fit.
+    RuntimeError
+        For a double backward.
+
+    Memory
+    ------
+    Beyond inputs and gradients: cpu at most 192 MiB of logits (or 16 rows), 8 MiB of packed factors, 12 bytes per
+    feature of a chunk, 4 T D bytes, and 4 V D bytes when weight is not float32; reference 36 T V.
+
+    Determinism
+    -----------
+    The same bits on every run. On the CPU (backend "cpu") also for every number of threads, and what belongs to a row,
+    its details and its gradient of hidden, whatever the other rows are, their number and their order.
+
+    Example
+    -------
+    >>> import torch, mrtkern as mk
+    >>> head = torch.nn.Linear(3, 4, bias=False)
+    >>> hidden, targets = torch.zeros(2, 3), torch.tensor([1, -100])
+    >>> loss = mk.linear_cross_entropy(hidden, head.weight, targets)
+    >>> loss.backward()
+    >>> round(loss.item(), 4), head.weight.grad.shape
+    (1.3863, torch.Size([4, 3]))
+
+    Source
+    ------
+    `mrtkern.ops.linear_cross_entropy` has the equations.
     """
     hidden, targets, token_weight, offsets = checked(
         OP, hidden, weight, bias, targets, token_weight, target_offsets, offsets

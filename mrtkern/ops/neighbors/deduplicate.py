@@ -47,18 +47,50 @@ def deduplicate(
     Rows i and j belong to one chain when rows between them, in any order, lead from i to j by cosines of at least the
     threshold; so two rows of a chain may themselves be further apart.
 
-    x [N, D]: float32, float64, bfloat16, float16; only directions count, a zero row has cosine 0 with all.
-    threshold from -1 to 1; at 1 copies are linked, also those times a power of two.
-    progress, backend: as in `neighbors`.
+    Arguments
+    ---------
+    x : [N, D], float32, float64, bfloat16 or float16
+        Only directions count, a zero row has cosine 0 with all.
+    threshold : float, -1 … 1
+        At 1 copies are linked, also those times a power of two.
+    progress, backend
+        As in `neighbors`.
 
-    Returns ids int64, ascending. torch.compile: fullgraph with torch 2.13 as it comes, although their number
-    depends on the data (an older one may ask for torch._dynamo.config.capture_dynamic_output_shape_ops = True). No
-    gradient.
-    Deterministic: the same ids on every run, backend and number of threads. Streams over tiles: no pair is stored.
+    Returns
+    -------
+    ids : int64, ascending
+        No gradient.
+
+    Raises
+    ------
+    ValueError
+        For NaN or infinity (naming the row).
+
+    Memory
+    ------
+    Streams over tiles: no pair is stored. Reference 80 bytes per feature of 544 rows and 16 per row; cpu and triton as
+    `memory` of `mrtkern.ops.neighbors.cpu` and `.triton` says.
+
+    Devices
+    -------
     On a GPU the call waits for the device: how many pairs may be linked is read, some thousand rows at a time.
-    Memory: reference 80 bytes per feature of 544 rows and 16 per row; cpu and triton as `memory` of
-    `mrtkern.ops.neighbors.cpu` and `.triton` says.
-    Raises ValueError for NaN or infinity (naming the row). Source: `mrtkern.ops.neighbors` has the arithmetic.
+    torch.compile: fullgraph with torch 2.13 as it comes, although the number of ids depends on the data (an older one
+    may ask for torch._dynamo.config.capture_dynamic_output_shape_ops = True).
+
+    Determinism
+    -----------
+    The same ids on every run, backend and number of threads.
+
+    Example
+    -------
+    >>> import torch, mrtkern as mk
+    >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0], [0.1, 1.0]])
+    >>> mk.deduplicate(x, 0.99)
+    tensor([0, 1])
+
+    Source
+    ------
+    `mrtkern.ops.neighbors` has the arithmetic.
     """
     _check.floating(OP, "x", x)
     if x.ndim != 2:

@@ -77,26 +77,69 @@ def neighbors(
         x, y = x / |x|, y / |y|
         scores, ids = (x @ y.mT).topk(k)                  # metric "cosine", in float64, ties to the lower row number
 
-    x [M, D]: float32, float64, bfloat16, float16; y [N, D] of that type; None: x with itself.
-    k: neighbours per row; where fewer are left, lists end with id -1 and score -inf.
-    metric: "cosine", "dot", "shifted_cosine" (1 + cos) / 2, "clamped_cosine" max(cos, 0), "rbf" exp(-gamma |x - y|^2).
-    gamma > 0: for "rbf", in 1 / (unit of x)^2.
-    exclude_self: whether a row is kept out of its own list; None: yes without y. With y rows have no self.
-    exclude_group int64 [M], with y a pair ([M], [N]): rows with equal labels are no neighbours.
-    precision: "exact", the k largest float64 scores of the given numbers; "int16", the k largest products on the
-    lattice, the same bits on every machine, a cosine off by at most sqrt(D) / 32700 (rms 1e-5); "float32", that
-    backend's own float32 sums.
-    progress: True draws a bar on stderr, on a terminal, after two seconds; a callable gets fractions from 0 to 1.
-    Not under torch.compile. backend: None chooses; a name is obeyed or refused.
+    Arguments
+    ---------
+    x : [M, D], float32, float64, bfloat16 or float16
+    k : int
+        Neighbours per row; where fewer are left, lists end with id -1 and score -inf.
+    y : [N, D] of the type of x, optional
+        None: x with itself.
+    metric : str
+        "cosine", "dot", "shifted_cosine" (1 + cos) / 2, "clamped_cosine" max(cos, 0), "rbf" exp(-gamma |x - y|^2).
+    gamma : float, > 0
+        For "rbf", in 1 / (unit of x)^2.
+    exclude_self : bool, optional
+        Whether a row is kept out of its own list; None: yes without y. With y rows have no self.
+    exclude_group : int64 [M], with y a pair ([M], [N]), optional
+        Rows with equal labels are no neighbours.
+    precision : str
+        "exact", the k largest float64 scores of the given numbers; "int16", the k largest products on the lattice, the
+        same bits on every machine, a cosine off by at most sqrt(D) / 32700 (rms 1e-5); "float32", that backend's own
+        float32 sums.
+    progress : bool or callable
+        True draws a bar on stderr, on a terminal, after two seconds; a callable gets fractions from 0 to 1. Not under
+        torch.compile.
+    backend : str, optional
+        None chooses; a name is obeyed or refused.
 
-    Returns Neighbors: ids [M, k] int64 and scores [M, k] float32, larger first, equal ones by the lower id; `.csr()`
-    makes a sparse matrix of them. A zero row has cosine 0 with all. No gradient. Deterministic: the same bits on every
-    run and for every number of threads; "exact" and "int16" also on every backend.
+    Returns
+    -------
+    Neighbors
+        ids [M, k] int64 and scores [M, k] float32, larger first, equal ones by the lower id; `.csr()` makes a sparse
+        matrix of them. A zero row has cosine 0 with all. No gradient.
+
+    Raises
+    ------
+    ValueError
+        For NaN or infinity (naming the row) and for shapes and types that do not match.
+    MemoryError
+        When it cannot fit.
+
+    Memory
+    ------
+    Beyond inputs and lists: reference 80 bytes per feature of 544 rows, 256 (512 + k) 32 and 16 per row; cpu and triton
+    as `memory` of `mrtkern.ops.neighbors.cpu` and `.triton` says.
+
+    Devices
+    -------
     On a GPU the call waits for the device: values are checked, and rows with many near-duplicates are decided last.
-    Memory beyond inputs and lists: reference 80 bytes per feature of 544 rows, 256 (512 + k) 32 and 16 per row; cpu
-    and triton as `memory` of `mrtkern.ops.neighbors.cpu` and `.triton` says.
-    Raises ValueError for NaN or infinity (naming the row) and for shapes and types that do not match; MemoryError when
-    it cannot fit. Source: `mrtkern.ops.neighbors` has the arithmetic.
+
+    Determinism
+    -----------
+    The same bits on every run and for every number of threads; "exact" and "int16" also on every backend.
+
+    Example
+    -------
+    >>> import torch, mrtkern as mk
+    >>> x = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]])
+    >>> mk.neighbors(x, 1).ids
+    tensor([[1],
+            [0],
+            [1]])
+
+    Source
+    ------
+    `mrtkern.ops.neighbors` has the arithmetic.
     """
     _check_rows(x, y, metric, gamma)
     k = _check.integer(OP, "k", k)

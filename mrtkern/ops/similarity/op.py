@@ -109,30 +109,80 @@ def similarity(
         x, y = x / |x|, y / |y|
         s = x @ y.mT                                      # metric "cosine"
 
-    x [M, D] or [B, M, D], or packed [T, D] with offsets: float32, float64, bfloat16, float16. y [N, D] or [B, N, D] of
-    that type; None: x with itself. offsets [B + 1] int64: group b owns rows offsets[b]:offsets[b + 1]; only without y.
-    metric: "cosine", "dot", "shifted_cosine" (1 + cos) / 2, "clamped_cosine" max(cos, 0), "rbf" exp(-gamma |x - y|^2).
-    gamma > 0: for "rbf", in 1 / (unit of x)^2. backend: None chooses; a name is obeyed or refused.
+    Arguments
+    ---------
+    x : [M, D] or [B, M, D], or packed [T, D] with offsets; float32, float64, bfloat16 or float16
+    y : [N, D] or [B, N, D] of the type of x, optional
+        None: x with itself.
+    metric : str
+        "cosine", "dot", "shifted_cosine" (1 + cos) / 2, "clamped_cosine" max(cos, 0), "rbf" exp(-gamma |x - y|^2).
+    offsets : int64 [B + 1], optional
+        Group b owns rows offsets[b]:offsets[b + 1]; only without y.
+    gamma : float, > 0
+        For "rbf", in 1 / (unit of x)^2.
+    backend : str, optional
+        None chooses; a name is obeyed or refused.
 
-    Returns s of the type of x: [M, N], [B, M, N], or packed, the n_b^2 scores of each group row by row, one group after
-    the other. Lengths are float64 (float32 in small groups whose squares fit its range), sums float32 (float64 for
-    float64), rounded once. A zero row has cosine 0 with all.
-    Gradient: x and y, once; 0 for a zero row. torch.compile: fullgraph with torch 2.13 as it comes; with offsets,
-    on which the size of the result depends, an older one may ask for
-    torch._dynamo.config.capture_dynamic_output_shape_ops = True.
-    Deterministic: the same bits on every run; on the compiled kernels for every number of threads, too.
-    Memory beyond inputs and result: reference 20 bytes per feature and 20 per score (with gradient 44 and 36); cpu,
-    with E = D + 16 and R = 2 n + 32 for n rows of the largest group (with y 3 max(M, N) + 64), 4 E R bytes once, as
-    much and 800 E + 140,000 more per thread, and with gradient a copy of it where it is not contiguous;
-    triton, with E the next multiple of 16 from D, a copy of E features and 12 bytes per row, 64 bytes per group (with
-    gradient 4 E bytes per row more, a copy of that of the result, for clamped_cosine and rbf 4 bytes per score).
+    Returns
+    -------
+    s : [M, N], [B, M, N], or packed, of the type of x
+        Packed are the n_b^2 scores of each group row by row, one group after the other. A zero row has cosine 0 with
+        all.
+
+    Gradient
+    --------
+    x and y, once; 0 for a zero row.
+
+    Precision
+    ---------
+    Lengths are float64 (float32 in small groups whose squares fit its range), sums float32 (float64 for float64),
+    rounded once.
+
+    Raises
+    ------
+    ValueError
+        For NaN or infinity (naming the row, counted through the batch), offsets that do not cover x, and shapes and
+        types that do not match.
+    MemoryError
+        When it cannot fit.
+    RuntimeError
+        For a double backward and for forward-mode differentiation.
+
+    Memory
+    ------
+    Beyond inputs and result:
+
+    reference
+        20 bytes per feature and 20 per score (with gradient 44 and 36).
+    cpu
+        With E = D + 16 and R = 2 n + 32 for n rows of the largest group (with y 3 max(M, N) + 64), 4 E R bytes once, as
+        much and 800 E + 140,000 more per thread, and with gradient a copy of it where it is not contiguous.
+    triton
+        With E the next multiple of 16 from D, a copy of E features and 12 bytes per row, 64 bytes per group (with
+        gradient 4 E bytes per row more, a copy of that of the result, for clamped_cosine and rbf 4 bytes per score).
+
+    Devices
+    -------
     On a GPU the Triton kernels make what meets a row that is not finite NaN instead of raising, its scores and the
     gradients of all rows that met it; the host waits for the device only where offsets are given, whose sizes the
-    result depends on.
-    Raises ValueError for NaN or infinity (naming the row, counted through the batch), offsets that do not cover x, and
-    shapes and types that do not match; MemoryError when it cannot fit; RuntimeError for a double backward and for
-    forward-mode differentiation.
-    Source: `mrtkern.ops.similarity` has the equations.
+    result depends on. torch.compile: fullgraph with torch 2.13 as it comes; with offsets, on which the size of the
+    result depends, an older one may ask for torch._dynamo.config.capture_dynamic_output_shape_ops = True.
+
+    Determinism
+    -----------
+    The same bits on every run; on the compiled kernels for every number of threads, too.
+
+    Example
+    -------
+    >>> import torch, mrtkern as mk
+    >>> mk.similarity(torch.tensor([[3.0, 0.0], [0.0, 2.0], [-1.0, 0.0]]), metric="shifted_cosine")
+    tensor([[1.0000, 0.5000, 0.0000],
+            [0.5000, 1.0000, 0.5000],
+            [0.0000, 0.5000, 1.0000]])
+
+    Source
+    ------
+    `mrtkern.ops.similarity` has the equations.
     """
     _check_arguments(x, y, offsets, metric, gamma)
     _dispatch.check(OP, backend)

@@ -9,7 +9,7 @@ RUN     := $(VENV)/bin/python
 JOBS    ?= 2
 LAYERS  := isa or interpret or emulator or sanitize or compile
 
-.PHONY: demo help test format check full bench gpu
+.PHONY: demo help test format check imitate full bench gpu
 
 demo: $(VENV)/built ## Keep 4 glosses of each word of a real file: demo/ has the rows, a report and a figure.
 	mkdir -p demo
@@ -35,8 +35,10 @@ check: $(VENV)/built $(VENV)/layers ## Run what CI runs: layout, types, every te
 	$(VENV)/bin/clang-format --dry-run -Werror $(SOURCES)
 	$(MAKE) test
 	$(RUN) -m pytest -q -n $(JOBS) --dist loadfile -m "($(LAYERS)) and not full"
-	$(RUN) -m pytest -q -p tests.tools.imitation -m "gpu and not full"
 	$(MAKE) gpu DRY=1 PYTHON=$(RUN)
+
+imitate: $(VENV)/built $(VENV)/layers ## Run the tests marked gpu on an imitated device.
+	$(RUN) -m pytest -q -p tests.tools.imitation -m "gpu and not full"
 
 full: $(VENV)/built $(VENV)/layers ## Run every test, the long ones too.
 	$(RUN) -m pytest -q -m ""

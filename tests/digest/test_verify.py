@@ -117,6 +117,7 @@ def test_interpreted_triton_selects_what_cpu_selects(kind: str, block: int) -> N
 
 
 @pytest.mark.gpu
+@pytest.mark.hardware
 @pytest.mark.parametrize("backend", ["cuda", "triton"])
 def test_a_gpu_has_the_digest_of_the_package(backend: str) -> None:
     where = Where(backend, "cuda")

@@ -262,9 +262,11 @@ def imitated(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     """Every test runs as on a device."""
     from triton.runtime.interpreter import GridExecutor
 
+    from mrtkern import _check
     from tests.tools import interpreter
 
     interpreter.guard(monkeypatch)
+    monkeypatch.setattr(_check, "is_traced", lambda value: False)  # the mode imitates a device and records nothing
     with_large_blocks(monkeypatch)
     monkeypatch.setattr(GridExecutor, "__call__", launched(GridExecutor.__call__))
     if "facility_location" in request.node.nodeid:

@@ -114,7 +114,7 @@ def apart(op: Any, inputs: Any, stack: ExitStack, wanted: Sequence[Apart]) -> tu
         child.ask("answer", one.runs, file=str(folder / "answer"))
         answers[one.name] = torch.load(folder / "answer")
         clock = partial(child.ask, "time", one.runs)
-        found.append(Competitor(one.name, clock, note=one.note, clock=clock, has_memory=one.has_memory))
+        found.append(Competitor(one.name, clock, one.scale, one.note, clock, one.has_memory))
     return found, answers
 
 

@@ -25,13 +25,12 @@ from bench import machine
 from bench.harness import Competitor, WrongAnswer
 from bench.report import Target
 from bench.roofline import peak
-from bench.worker import Apart
+from bench.worker import NO_AMX, Apart, said
 from mrtkern import _dispatch
 
 OP = "head_products"
 PARTS = ("logits", "hidden_gradient", "weight_gradient", "log_prob")
 TORCH, MASKED, FLOAT32 = "torch", "torch, no AMX", "torch, float32"
-NO_AMX = {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}
 ROWS = 256  # of the exact result at a time
 UNIT = 2.0**-24  # a rounding of float32
 # A float32 sum of K random terms errs by about 0.7 roundings of |a| |b|; of 10^8 sums the worst by 5.7 times as much.
@@ -186,7 +185,7 @@ def apart(inputs: Inputs) -> list[Apart]:
     """torch's bfloat16 as it is on processors without AMX; on such a processor the same once more."""
     if inputs["x"].dtype == torch.float32:
         return []
-    note = "the same in a process with " + " ".join(f"{name}={value}" for name, value in NO_AMX.items())
+    note = f"the same in a process with {said(NO_AMX)}"
     return [Apart(MASKED, TORCH, environment=NO_AMX, note=note)]
 
 

@@ -27,6 +27,12 @@ from bench.harness import stopwatch
 
 ROOT = Path(__file__).resolve().parent.parent
 KIB = 1024
+NO_AMX = {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}  # of a child whose torch multiplies bfloat16 without AMX
+
+
+def said(environment: Mapping[str, str]) -> str:
+    """As a shell writes it."""
+    return " ".join(f"{name}={value}" for name, value in environment.items())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +44,7 @@ class Apart:
     tree: Path = ROOT  # whose mrtkern it imports
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
     note: str = ""
+    scale: float = 1.0  # as of a Competitor
     has_memory: bool = False  # whether the same program can be measured under `name`
 
 

@@ -72,7 +72,14 @@ def part_of(case: Any) -> str:
 
 
 TARGETS = _targets()
-REASONS: dict[tuple[str, str], str] = {}  # (name of the case, text of the target) -> why it is missed
+UNFINISHED = (  # on the machine of the last run
+    "unfinished sums of a chunk go to memory and come back, the same way whatever the threads and the strides; ours "
+    "reaches 62 to 65 % of multiplying alone, torch 77 %"
+)
+REASONS = {  # (name of the case, text of the target) -> why it is missed
+    (name, f">= {INTEL} x torch on Intel, {AMD} on AMD"): UNFINISHED
+    for name in ("logits 2,048 x 1,024 x 4,096 float32", "weight_gradient 512 x 32,000 x 1,024 float32")
+}
 MOST_ROUNDS = {case.name: LONG_ROUNDS for case in cases() if case.problem.flops >= 2 * LONG}
 
 

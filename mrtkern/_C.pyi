@@ -1,39 +1,126 @@
 from collections.abc import Callable
 from typing import Any
 
+LARGEST_BLOCK: int
 LARGEST_GROUP: int
 MATMUL_WORKSPACE: int
 
-_Rows = tuple[int, str, int, int, int, int]  # address, type, strides of batch, row and column, rows of a matrix
+class Features:
+    def __init__(self, *, data: int, dtype: str, row_stride: int, column_stride: int, columns: int) -> None: ...
+
+class Matrices:
+    def __init__(self, *, first: Features, batch_stride: int, rows_per_group: int) -> None: ...
+
+class SimilarityProblem:
+    def __init__(self, *, B: int, offsets: int, x: Matrices, y: Matrices | None, metric: str, gamma: float) -> None: ...
+
+class Exclusion:
+    def __init__(self, *, exclude_self: bool, group_x: int, group_y: int) -> None: ...
+
+class NeighborsProblem:
+    def __init__(
+        self,
+        *,
+        x: Features,
+        y: Features | None,
+        M: int,
+        N: int,
+        k: int,
+        metric: str,
+        precision: str,
+        radius: float,
+        exclusion: Exclusion,
+    ) -> None: ...
+
+class SelectionGroups:
+    def __init__(
+        self, *, num_groups: int, offsets: int, k: int, group_key: int, picks: int, first_row: int
+    ) -> None: ...
+
+class SelectionWeights:
+    def __init__(self, *, weight: int, quality: int, bonus: int) -> None: ...
+
+class SelectionProblem:
+    def __init__(
+        self,
+        *,
+        x: Features,
+        groups: SelectionGroups,
+        weights: SelectionWeights,
+        metric: str,
+        radius: float,
+        fill: str,
+        seed: int,
+    ) -> None: ...
+
+class SelectionResult:
+    def __init__(
+        self,
+        *,
+        ids: int,
+        gains: int,
+        share: int,
+        kept: int,
+        value: int,
+        bound: int,
+        random: int,
+        effective: int,
+        owner: int,
+    ) -> None: ...
+
+class StreamProblem:
+    def __init__(
+        self,
+        *,
+        candidates: Features,
+        covered: Features,
+        N: int,
+        M: int,
+        metric: str,
+        radius: float,
+        weight: int,
+        quality: int,
+        maximum: float,
+    ) -> None: ...
+
+class Logits:
+    def __init__(
+        self, *, logits: int, gradient: int, dtype: str, T: int, V: int, logits_stride: int, gradient_stride: int
+    ) -> None: ...
+
+class Targets:
+    def __init__(
+        self,
+        *,
+        targets: int,
+        target_offsets: int = 0,
+        ignore_index: int,
+        weight: int = 0,
+        uniform_weight: float = 0.0,
+        entropy_weight: int = 0,
+        given_lse: int = 0,
+    ) -> None: ...
+
+class LossOptions:
+    def __init__(
+        self,
+        *,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        softcap: float = 0.0,
+        scale: float = 1.0,
+        classes: int = 0,
+    ) -> None: ...
+
+class RowResults:
+    def __init__(self, *, nll: int = 0, weighted: int = 0, entropy: int = 0, argmax: int = 0, lse: int = 0) -> None: ...
 
 def isa() -> str: ...
 def isas() -> list[str]: ...
 def hardware_threads() -> int: ...
 def built_with() -> str: ...
-def similarity(
-    x: _Rows,
-    y: _Rows | None,
-    offsets: int,
-    B: int,
-    D: int,
-    metric: str,
-    gamma: float,
-    s: int,
-    threads: int,
-) -> tuple[int, int]: ...
-def similarity_gradient(
-    x: _Rows,
-    y: _Rows | None,
-    offsets: int,
-    B: int,
-    D: int,
-    metric: str,
-    gamma: float,
-    grad: int,
-    dx: int,
-    dy: int,
-    threads: int,
-) -> None: ...
+def similarity(problem: SimilarityProblem, s: int, threads: int) -> tuple[int, int]: ...
+def similarity_gradient(problem: SimilarityProblem, grad: int, dx: int, dy: int, threads: int) -> None: ...
 def matmul(
     a: tuple[int, str, int, int],
     b: tuple[int, str, int, int],
@@ -49,71 +136,23 @@ def add_column_sums(z: tuple[int, int], sizes: tuple[int, int], total: int, thre
 def scale(gradient: int, out: int, dtype: str, count: int, factor: int, threads: int) -> None: ...
 def multiply_only(dtype: str, flops: int, threads: int) -> None: ...
 def stream_pairs(
-    x: tuple[int, int, int, int],
-    y: tuple[int, int, int, int],
-    dtype: str,
-    D: int,
-    metric: str,
-    radius: float,
-    weight: int,
-    quality: int,
-    maximum: float,
-    best: int,
-    want: str,
-    t: int,
-    out: int,
-    threads: int,
+    problem: StreamProblem, best: int, want: str, t: int, out: int, threads: int
 ) -> tuple[int, int, list[int], list[int], list[int]]: ...
 def neighbors(
-    x: tuple[int, int, int, int],
-    y: tuple[int, int, int, int] | None,
-    dtype: str,
-    D: int,
-    k: int,
-    metric: str,
-    precision: str,
-    radius: float,
-    exclude_self: bool,
-    group_x: int,
-    group_y: int,
-    ids: int,
-    scores: int,
-    progress: Callable[[float], Any] | None,
-    threads: int,
+    problem: NeighborsProblem, ids: int, scores: int, progress: Callable[[float], Any] | None, threads: int
 ) -> tuple[int, int]: ...
 def components(
-    x: tuple[int, int, int, int],
-    dtype: str,
-    D: int,
+    x: Features,
+    N: int,
     threshold: float,
     radius: float,
     labels: int,
     progress: Callable[[float], Any] | None,
     threads: int,
 ) -> int: ...
-def facility_location_grouped(arguments: tuple[Any, ...], out: list[int], threads: int) -> int: ...
+def facility_location_grouped(problem: SelectionProblem, result: SelectionResult, threads: int) -> int: ...
 def cross_entropy_rows(
-    logits: int,
-    gradient: int,
-    dtype: str,
-    T: int,
-    V: int,
-    logits_stride: int,
-    gradient_stride: int,
-    targets: int,
-    target_offsets: int,
-    ignore_index: int,
-    weight: int,
-    uniform_weight: float,
-    entropy_weight: int,
-    label_smoothing: float,
-    z_loss: float,
-    softcap: float,
-    scale: float,
-    classes: int,
-    out: list[int],
-    given_lse: int,
-    threads: int,
+    logits: Logits, targets: Targets, options: LossOptions, results: RowResults, threads: int
 ) -> float: ...
 def digest_sizes(kind: int, block: int, count: int, offsets: int, k: int) -> None: ...
 def digest_rows(kind: int, block: int, count: int, offsets: int, x: int, weights: list[int]) -> None: ...

@@ -30,14 +30,29 @@ def make(N: int, M: int, D: int) -> dict[str, Any]:
 
 def stream(want: str, metric: str, threads: int, x: Tensor, y: Tensor, **given: Tensor) -> tuple[Tensor, ...]:
     """What the kernels make of all pairs."""
-    rows = [(v.data_ptr(), v.stride(0), v.stride(1), v.shape[0]) for v in (x, y)]
+    candidates, covered = (
+        C.Features(
+            data=v.data_ptr(), dtype="float32", row_stride=v.stride(0), column_stride=v.stride(1), columns=v.shape[1]
+        )
+        for v in (x, y)
+    )
     t = torch.zeros(x.shape[0], -(-y.shape[0] // 16) * 16, dtype=torch.uint16)
     out = torch.zeros(x.shape[0], dtype=torch.uint16 if want == "largest" else torch.int64)
     maximum = float(given["weight"].double().max() * given["quality"].double().max())
+    problem = C.StreamProblem(
+        candidates=candidates,
+        covered=covered,
+        N=x.shape[0],
+        M=y.shape[0],
+        metric=metric,
+        radius=lattice.radius(x.shape[1]),
+        weight=given["weight"].data_ptr(),
+        quality=given["quality"].data_ptr(),
+        maximum=maximum,
+    )
     *bad, offsets, ids, values = C.stream_pairs(
-        *rows, "float32", x.shape[1], metric, lattice.radius(x.shape[1]), given["weight"].data_ptr(),
-        given["quality"].data_ptr(), maximum, given["best"].data_ptr(), want, t.data_ptr(), out.data_ptr(), threads,
-    )  # fmt: skip
+        problem, best=given["best"].data_ptr(), want=want, t=t.data_ptr(), out=out.data_ptr(), threads=threads
+    )
     assert bad == [-1, -1]
     return t, out, torch.tensor(offsets), torch.tensor(ids, dtype=torch.int64), torch.tensor(values, dtype=torch.int64)
 

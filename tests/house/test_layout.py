@@ -45,6 +45,7 @@ ALLOWED = REQUIRED | {*BACKENDS, *PARTS}
 STOREYS = ({"ops"}, {"budget", "distributed", "loss", "select"}, {"digest", "integrations"}, {"cli"})
 VARIABLES = {"MRTKERN_CUDA", "MRTKERN_CUDA_ARCHS", "MRTKERN_ISA"}
 LONGEST_FILE, LONGEST_FUNCTION = 500, 60
+MOST_VALUES, MOST_PARAMETERS = 8, 10
 # of torch, what takes its type or its device from the process where nobody says it
 ALLOCATIONS = re.compile(
     r"torch\.(\w*Tensor|empty|empty_strided|zeros|ones|full|arange|range|linspace|logspace|eye|tensor|as_tensor"
@@ -223,11 +224,37 @@ def test_the_stub_of_an_extension_names_what_it_offers(module: str) -> None:
     extension = pytest.importorskip(f"mrtkern.{module}", reason="installed without these kernels")
     stub = set()
     for node in tree(ROOT / "mrtkern" / f"{module}.pyi").body:
-        if isinstance(node, ast.FunctionDef):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             stub.add(node.name)
         elif isinstance(node, ast.AnnAssign):
             stub.add(ast.unparse(node.target))
     assert stub == {key for key in vars(extension) if key[0] != "_"}
+
+
+def test_values_cross_the_borders_under_their_names() -> None:
+    """At most 8 values by position into an extension, at most 10 parameters of what takes them."""
+    by_position = [
+        f"{name(path)}:{call.lineno}"
+        for path in PYTHON
+        for call in ast.walk(tree(path))
+        if isinstance(call, ast.Call) and re.match(r"(_C|C|_cuda|extension)\.\w+$", ast.unparse(call.func))
+        if len(call.args) > MOST_VALUES or any(isinstance(value, ast.Starred) for value in call.args)
+    ]
+    stubs = [
+        f"{module}.{node.name}"
+        for module in ("_C", "_cuda")
+        for node in ast.walk(tree(ROOT / "mrtkern" / f"{module}.pyi"))
+        if isinstance(node, ast.FunctionDef) and len(node.args.args) > MOST_PARAMETERS
+    ]
+    bound = [
+        f"{name(path)}: {found[1]}"
+        for path in CSRC
+        if path.is_relative_to(ROOT / "csrc") and "bindings" in name(path)
+        for text in (re.sub(r"<[^<>]*>", "", path.read_text(encoding="utf-8")),)  # commas of types do not count
+        for found in re.finditer(r"(\w+|\[\])\(([^(){};]*)\) \{", text)
+        if found[2].count(",") + 1 > MOST_PARAMETERS
+    ]
+    assert by_position == stubs == bound == []
 
 
 # C++
@@ -237,13 +264,13 @@ def test_csrc_knows_no_torch_and_only_the_bindings_know_pybind11() -> None:
     for path in CSRC:
         headers = re.findall(r'#\s*include\s*[<"]([^">]+)', path.read_text(encoding="utf-8"))
         assert not [header for header in headers if re.match(r"(torch|ATen|c10)/", header)], name(path)
-        if name(path) not in ("csrc/bindings.cpp", "csrc/bindings_cuda.cpp"):
+        if path.parent.name != "bindings" and name(path) not in ("csrc/bindings.cpp", "csrc/bindings_cuda.cpp"):
             assert not [header for header in headers if header.startswith(("pybind11/", "Python.h"))], name(path)
 
 
 def test_csrc_has_the_folders_of_the_layout() -> None:
     folders = {path.name for path in (ROOT / "csrc").iterdir() if path.is_dir()}
-    assert folders <= {"common", "tile", "isa", "digest", *OPS}
+    assert folders <= {"common", "tile", "isa", "digest", "bindings", *OPS}
 
 
 def test_includes_of_csrc_run_down() -> None:

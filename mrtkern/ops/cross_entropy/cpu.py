@@ -38,8 +38,7 @@ def forward(
     gradient: Tensor | None, wants_details: bool,
 ) -> Rows:  # fmt: skip
     """The loss and, where wanted, details; dL/dz goes to `gradient`, which may be the logits."""
-    T, V = logits.shape
-    if logits.stride(1) != 1 and V > 1:
+    if logits.stride(1) != 1 and logits.shape[1] > 1:
         logits = logits.contiguous()
     targets = targets.contiguous()
     weight, uniform = token_weight, 0.0
@@ -49,14 +48,38 @@ def forward(
         weight = weight.float().contiguous()
     if target_offsets is not None:
         target_offsets = target_offsets.contiguous()
-    details = _details(logits, targets, wants_details)
+    nll, weighted, entropy, argmax = details = _details(logits, targets, wants_details)
     loss = _C.cross_entropy_rows(
-        logits.data_ptr(), _address(gradient), DTYPES[logits.dtype], T, V, logits.stride(0),
-        0 if gradient is None else gradient.stride(0), targets.data_ptr(), _address(target_offsets),
-        options.ignore_index, _address(weight), uniform, 0, options.label_smoothing, options.z_loss, options.softcap,
-        1.0, 0, [*(_address(detail) if wants_details else 0 for detail in details), 0], 0, torch.get_num_threads(),
-    )  # fmt: skip
+        rows(logits, gradient),
+        _C.Targets(
+            targets=targets.data_ptr(),
+            target_offsets=_address(target_offsets),
+            ignore_index=options.ignore_index,
+            weight=_address(weight),
+            uniform_weight=uniform,
+        ),
+        _C.LossOptions(label_smoothing=options.label_smoothing, z_loss=options.z_loss, softcap=options.softcap),
+        _C.RowResults(
+            nll=nll.data_ptr(), weighted=weighted.data_ptr(), entropy=entropy.data_ptr(), argmax=argmax.data_ptr()
+        )
+        if wants_details
+        else _C.RowResults(),
+        torch.get_num_threads(),
+    )
     return Rows(torch.tensor(loss, dtype=torch.float32, device="cpu"), *details)
+
+
+def rows(logits: Tensor, gradient: Tensor | None) -> _C.Logits:
+    """Rows of adjacent logits [T, V] and where their gradient goes."""
+    return _C.Logits(
+        logits=logits.data_ptr(),
+        gradient=_address(gradient),
+        dtype=DTYPES[logits.dtype],
+        T=logits.shape[0],
+        V=logits.shape[1],
+        logits_stride=logits.stride(0),
+        gradient_stride=0 if gradient is None else gradient.stride(0),
+    )
 
 
 def scale(gradient: Tensor, factor: Tensor) -> None:

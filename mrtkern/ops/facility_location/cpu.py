@@ -40,7 +40,7 @@ def memory(problem: Problem, threads: int) -> int:
 
 def forward(problem: Problem, ground: Features | Groups, rule: Rule) -> Picks:
     call = grouped.Call(ground, rule)
-    bad = _C.facility_location_grouped(call.arguments, call.out, torch.get_num_threads())
+    bad = _C.facility_location_grouped(call.problem(_C), call.result(_C), torch.get_num_threads())
     if bad >= 0:
         ground.refuse_not_finite(bad, bad + 1)
     return call.picks(int(call.results.kept.sum()))

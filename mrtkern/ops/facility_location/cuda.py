@@ -50,8 +50,14 @@ def forward(problem: Problem, ground: Features | Groups, rule: Rule) -> Picks:
         dtype=torch.uint8,
         device=x.device,
     )
-    scratch = [slots.data_ptr(), bad_row.data_ptr(), workspace.data_ptr()]
-    _cuda.facility_location_grouped(call.arguments, call.out, ground.largest, scratch, (device, stream))
+    scratch = _cuda.DeviceScratch(slots=slots.data_ptr(), bad_row=bad_row.data_ptr(), workspace=workspace.data_ptr())
+    _cuda.facility_location_grouped(
+        call.problem(_cuda),
+        call.result(_cuda),
+        scratch,
+        ground.largest,
+        _cuda.CudaStream(device=device, address=stream),
+    )
     bad, kept = torch.stack([bad_row[0], call.results.kept.sum()]).tolist()
     if bad >= 0:
         ground.refuse_not_finite(bad, bad + 1)

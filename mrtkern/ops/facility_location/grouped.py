@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -31,7 +32,7 @@ def why_not(problem: Problem, largest_group: int) -> str | None:
 
 
 class Results(NamedTuple):
-    """Written by a kernel, in the order of SelectionResult in csrc/facility_location/facility_location.h."""
+    """Written by a kernel: SelectionResult in csrc/facility_location/facility_location.h."""
 
     ids: Tensor  # [Σ k] int64
     gains: Tensor  # [Σ k] int64
@@ -44,16 +45,23 @@ class Results(NamedTuple):
     owner: Tensor  # [T] int64
 
 
+def _addresses(values: dict[str, Tensor | None]) -> dict[str, int]:
+    return {name: 0 if value is None else value.data_ptr() for name, value in values.items()}
+
+
 class Call:
     """Addresses for one call; holds the tensors that they belong to."""
 
     def __init__(self, ground: Features | Groups, rule: Rule) -> None:
         self.ground, self.rule = ground, rule
         x, k, total = ground.x, rule.k, rule.total
-        self.given = [
-            None if value is None else value.contiguous()
-            for value in (ground.offsets, k, rule.weight, rule.quality, rule.bonus, rule.picks, rule.group_key)
-        ]
+        self.groups, self.weights = (
+            {name: None if value is None else value.contiguous() for name, value in given.items()}
+            for given in (
+                {"offsets": ground.offsets, "k": k, "picks": rule.picks, "group_key": rule.group_key},
+                {"weight": rule.weight, "quality": rule.quality, "bonus": rule.bonus},
+            )
+        )
         ids, gains, share = k.new_empty(total), k.new_empty(total), x.new_empty(total, dtype=torch.float32)
         kept, value, bound, random, effective = (k.new_empty(len(k)) for _ in range(5))
         owner = k.new_empty(x.shape[0])
@@ -62,17 +70,31 @@ class Call:
             owner=owner,
         )  # fmt: skip
 
-    @property
-    def arguments(self) -> tuple[Any, ...]:
+    def problem(self, extension: ModuleType) -> Any:
+        """The problem as `extension`, _C or _cuda, knows it."""
         ground, rule, x = self.ground, self.rule, self.ground.x
-        rows = (x.data_ptr(), DTYPES[x.dtype], x.stride(0), x.stride(1), x.shape[1])
-        given = [0 if value is None else value.data_ptr() for value in self.given]
-        radius = lattice.radius(x.shape[1])
-        return rows, given, len(rule.k), ground.metric, radius, rule.fill, rule.seed, ground.first_row
+        features = extension.Features(
+            data=x.data_ptr(),
+            dtype=DTYPES[x.dtype],
+            row_stride=x.stride(0),
+            column_stride=x.stride(1),
+            columns=x.shape[1],
+        )
+        return extension.SelectionProblem(
+            x=features,
+            groups=extension.SelectionGroups(
+                num_groups=len(rule.k), first_row=ground.first_row, **_addresses(self.groups)
+            ),
+            weights=extension.SelectionWeights(**_addresses(self.weights)),
+            metric=ground.metric,
+            radius=lattice.radius(x.shape[1]),
+            fill=rule.fill,
+            seed=rule.seed,
+        )
 
-    @property
-    def out(self) -> list[int]:
-        return [result.data_ptr() for result in self.results]
+    def result(self, extension: ModuleType) -> Any:
+        """Where `extension` is to write."""
+        return extension.SelectionResult(**_addresses(self.results._asdict()))
 
     def picks(self, kept: int) -> Picks:
         """The answer; `kept`: how many ids there are, fewer than the sum of k only where nothing fills up."""

@@ -8,8 +8,6 @@ Sums   float32, logits too; factors are multiplied as bfloat16 where the caller'
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -64,8 +62,10 @@ def log_probs(z: Tensor, targets: Tensor, cap: Cap, wants_below: bool = False) -
     nll, entropy = z.new_empty((2, len(z)), dtype=torch.float32)
     lse = z.new_empty(len(z), dtype=torch.float64)
     smoothed = torch.empty_like(nll) if wants_below else None  # the loss of nothing but smoothing
-    out = [nll.data_ptr(), 0 if smoothed is None else smoothed.data_ptr(), entropy.data_ptr(), 0, lse.data_ptr()]
-    _rows(z, targets, cap, torch.ones_like(nll), label_smoothing=float(wants_below), out=out)
+    results = _C.RowResults(
+        nll=nll.data_ptr(), weighted=_address(smoothed), entropy=entropy.data_ptr(), lse=lse.data_ptr()
+    )
+    _rows(z, targets, cap, torch.ones_like(nll), label_smoothing=float(wants_below), results=results)
     return LogProbs(nll.neg_(), entropy, lse, smoothed)
 
 
@@ -76,21 +76,38 @@ def log_probs_backward(
     """z [C, V] becomes the gradient of sum_t w_t (z_loss lse_t^2 - logp_t) + c_t H_t, or of a part of the classes."""
     _rows(
         z, targets, cap, w, c=c, z_loss=z_loss, lse=lse, label_smoothing=label_smoothing, classes=classes,
-        gradient=z.data_ptr(),
+        gradient=z,
     )  # fmt: skip
 
 
 def _rows(
     z: Tensor, targets: Tensor, cap: Cap, w: Tensor, *, c: Tensor | None = None, z_loss: float = 0.0,
-    lse: Tensor | None = None, label_smoothing: float = 0.0, classes: Tensor | None = None, gradient: int = 0,
-    out: Sequence[int] = (0,) * 5,
+    lse: Tensor | None = None, label_smoothing: float = 0.0, classes: Tensor | None = None,
+    gradient: Tensor | None = None, results: _C.RowResults | None = None,
 ) -> None:  # fmt: skip
     """One call of the kernel, with one target per row."""
     targets, w = targets.contiguous(), w.contiguous()
     c, lse = (None if value is None else value.contiguous() for value in (c, lse))
     _C.cross_entropy_rows(
-        z.data_ptr(), gradient, cross_entropy.DTYPES[z.dtype], len(z), z.shape[1], z.stride(0), z.stride(0),
-        targets.data_ptr(), 0, NO_TARGET, w.data_ptr(), 0.0, 0 if c is None else c.data_ptr(), label_smoothing, z_loss,
-        cap.softcap, 1 / cap.temperature, 0 if classes is None else int(classes), list(out),
-        0 if lse is None else lse.data_ptr(), torch.get_num_threads(),
-    )  # fmt: skip
+        cross_entropy.rows(z, gradient),
+        _C.Targets(
+            targets=targets.data_ptr(),
+            ignore_index=NO_TARGET,
+            weight=w.data_ptr(),
+            entropy_weight=_address(c),
+            given_lse=_address(lse),
+        ),
+        _C.LossOptions(
+            label_smoothing=label_smoothing,
+            z_loss=z_loss,
+            softcap=cap.softcap,
+            scale=1 / cap.temperature,
+            classes=0 if classes is None else int(classes),
+        ),
+        results or _C.RowResults(),
+        torch.get_num_threads(),
+    )
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()

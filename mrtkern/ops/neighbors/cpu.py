@@ -23,7 +23,6 @@ DTYPES = {
 }
 MOST_COLUMNS = 2**31 - 64  # row numbers are 32 bits wide inside
 LIMITS = f"up to {MOST_COLUMNS:,} rows, without metric rbf, and without metric dot of float64"
-LARGEST_BLOCK = 1024  # rows of a thread's block, csrc/tile/blocks.cpp
 
 
 def why_not(problem: Problem) -> str | None:
@@ -51,7 +50,7 @@ def memory(problem: Problem) -> int:
     rows = problem.M + 16 + (0 if is_symmetric else problem.columns + 16)
     unit = 4 if problem.precision == "float32" else 2
     capacity = problem.K + max(problem.K, 192) + 16
-    listed = problem.M + 16 if is_symmetric else min(problem.M + 16, LARGEST_BLOCK * threads)
+    listed = problem.M + 16 if is_symmetric else min(problem.M + 16, _C.LARGEST_BLOCK * threads)
     packed = rows * (unit * (problem.D + 1) + 8)
     if problem.kind == "components":
         return packed + 8 * problem.M + threads * 160 * (problem.D + 32)
@@ -64,11 +63,20 @@ def forward(inputs: Inputs) -> tuple[Tensor, Tensor]:
     M, D = x.shape
     ids, scores = (x.new_empty((M, inputs.k), dtype=dtype) for dtype in (torch.int64, torch.float32))
     group_x, group_y = (None if group is None else group.contiguous() for group in (inputs.group_x, inputs.group_y))
+    problem = _C.NeighborsProblem(
+        x=_features(x),
+        y=None if y is None else _features(y),
+        M=M,
+        N=M if y is None else y.shape[0],
+        k=inputs.k,
+        metric=inputs.metric,
+        precision=inputs.precision,
+        radius=lattice.fine_radius(D),
+        exclusion=_C.Exclusion(exclude_self=inputs.exclude_self, group_x=_address(group_x), group_y=_address(group_y)),
+    )
     bad_x, bad_y = _C.neighbors(
-        _rows(x), None if y is None else _rows(y), DTYPES[x.dtype], D, inputs.k, inputs.metric, inputs.precision,
-        lattice.fine_radius(D), inputs.exclude_self, _address(group_x), _address(group_y), ids.data_ptr(),
-        scores.data_ptr(), _progress.current(), torch.get_num_threads(),
-    )  # fmt: skip
+        problem, ids.data_ptr(), scores.data_ptr(), progress=_progress.current(), threads=torch.get_num_threads()
+    )
     if bad_x >= 0:
         _check.finite_rows("neighbors: x", x[bad_x : bad_x + 1], bad_x)
     if bad_y >= 0 and y is not None:
@@ -81,17 +89,23 @@ def components(x: Tensor, threshold: float) -> Tensor:
     N, D = x.shape
     labels = torch.empty(N, dtype=torch.int64, device="cpu")
     bad = _C.components(
-        _rows(x), DTYPES[x.dtype], D, threshold, lattice.fine_radius(D), labels.data_ptr(), _progress.current(),
-        torch.get_num_threads(),
+        _features(x), N, threshold, lattice.fine_radius(D), labels=labels.data_ptr(), progress=_progress.current(),
+        threads=torch.get_num_threads(),
     )  # fmt: skip
     if bad >= 0:
         _check.finite_rows("deduplicate: x", x[bad : bad + 1], bad)
     return labels
 
 
-def _rows(x: Tensor) -> tuple[int, int, int, int]:
-    """Address, strides and number of rows."""
-    return x.data_ptr(), x.stride(0), x.stride(1), x.shape[0]
+def _features(x: Tensor) -> _C.Features:
+    """Where the rows lie."""
+    return _C.Features(
+        data=x.data_ptr(),
+        dtype=DTYPES[x.dtype],
+        row_stride=x.stride(0),
+        column_stride=x.stride(1),
+        columns=x.shape[1],
+    )
 
 
 def _address(value: Tensor | None) -> int:

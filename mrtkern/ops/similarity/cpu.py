@@ -19,7 +19,6 @@ import mrtkern._C as _C
 from mrtkern import _check
 from mrtkern.ops.similarity.problem import Problem
 
-Rows = tuple[int, str, int, int, int, int]
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 LIMITS = "float32, bfloat16 and float16, rows that begin at a multiple of the size of their type"
 
@@ -51,7 +50,7 @@ def forward(x: Tensor, y: Tensor | None, offsets: Tensor | None, metric: str, ga
         s = x.new_empty((*x.shape[:-1], (x if y is None else y).shape[-2]))
     else:
         s = x.new_empty(int(offsets.diff().square().sum()))
-    bad = _C.similarity(*_problem(x, y, offsets, metric, gamma), s.data_ptr(), torch.get_num_threads())
+    bad = _C.similarity(_problem(x, y, offsets, metric, gamma), s.data_ptr(), torch.get_num_threads())
     for name, value, row in zip(("x", "y"), (x, y), bad, strict=True):
         if value is not None and row >= 0:
             _check.finite_rows(f"similarity: {name}", value[divmod(row, value.shape[-2])[-value.ndim + 1 :]][None], row)
@@ -69,7 +68,7 @@ def backward(
     dy = x.new_empty(y.shape) if need_y and y is not None else None
     dx_address, dy_address = (0 if value is None else value.data_ptr() for value in (dx, dy))
     _C.similarity_gradient(
-        *_problem(x, y, offsets, metric, gamma), grad.data_ptr(), dx_address, dy_address, torch.get_num_threads()
+        _problem(x, y, offsets, metric, gamma), grad.data_ptr(), dx_address, dy_address, torch.get_num_threads()
     )
     return dx, dy
 
@@ -79,16 +78,25 @@ def _readable(x: Tensor, y: Tensor | None, offsets: Tensor | None) -> tuple[Tens
     return x.resolve_neg(), y if y is None else y.resolve_neg(), offsets if offsets is None else offsets.contiguous()
 
 
-def _problem(
-    x: Tensor, y: Tensor | None, offsets: Tensor | None, metric: str, gamma: float
-) -> tuple[Rows, Rows | None, int, int, int, str, float]:
-    """The arguments that both passes share."""
-    B = offsets.shape[0] - 1 if offsets is not None else 1 if x.ndim == 2 else x.shape[0]
-    address = 0 if offsets is None else offsets.data_ptr()
-    return _rows(x), None if y is None else _rows(y), address, B, x.shape[-1], metric, gamma
+def _problem(x: Tensor, y: Tensor | None, offsets: Tensor | None, metric: str, gamma: float) -> _C.SimilarityProblem:
+    """What both passes share."""
+    return _C.SimilarityProblem(
+        B=offsets.shape[0] - 1 if offsets is not None else 1 if x.ndim == 2 else x.shape[0],
+        offsets=0 if offsets is None else offsets.data_ptr(),
+        x=_matrices(x),
+        y=None if y is None else _matrices(y),
+        metric=metric,
+        gamma=gamma,
+    )
 
 
-def _rows(x: Tensor) -> Rows:
-    """Address, type, strides of batch, row and column, rows of a matrix."""
-    batch = x.stride(0) if x.ndim == 3 else 0
-    return x.data_ptr(), DTYPES[x.dtype], batch, x.stride(-2), x.stride(-1), x.shape[-2]
+def _matrices(x: Tensor) -> _C.Matrices:
+    """Where the matrices lie."""
+    first = _C.Features(
+        data=x.data_ptr(),
+        dtype=DTYPES[x.dtype],
+        row_stride=x.stride(-2),
+        column_stride=x.stride(-1),
+        columns=x.shape[-1],
+    )
+    return _C.Matrices(first=first, batch_stride=x.stride(0) if x.ndim == 3 else 0, rows_per_group=x.shape[-2])

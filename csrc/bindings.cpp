@@ -7,6 +7,7 @@
 
 #include "bindings/cross_entropy.h"
 #include "bindings/digest.h"
+#include "bindings/large_selection.h"
 #include "bindings/linear_cross_entropy.h"
 #include "bindings/neighbors.h"
 #include "bindings/selection_cpu.h"
@@ -45,6 +46,7 @@ PYBIND11_MODULE(_C, m) {
   bind_linear_cross_entropy(m);
   bind_neighbors(m);
   bind_selection_on_cpu(m);
+  bind_large_selection(m);
   bind_similarity(m);
   bind_digest(m);
 }

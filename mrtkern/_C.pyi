@@ -68,20 +68,77 @@ class SelectionResult:
         owner: int,
     ) -> None: ...
 
-class StreamProblem:
+class PairWeights:
+    def __init__(self, *, weight: int, quality: int, maximum: float) -> None: ...
+
+class LargeProblem:
     def __init__(
         self,
         *,
         candidates: Features,
-        covered: Features,
+        covered: Features | None,
         N: int,
         M: int,
         metric: str,
         radius: float,
-        weight: int,
-        quality: int,
-        maximum: float,
+        weights: PairWeights,
+        list_bytes: int,
+        threads: int,
     ) -> None: ...
+
+class Oracle:
+    def cover(self, *, ids: int, count: int, rows: int, num_rows: int) -> int: ...
+
+class TableOracle(Oracle):
+    def __init__(
+        self,
+        *,
+        data: int,
+        dtype: str,
+        shape: tuple[int, int],
+        strides: tuple[int, int],
+        scale: float,
+        weights: PairWeights,
+        threads: int,
+    ) -> None: ...
+    @staticmethod
+    def bytes(candidates: int, covered: int) -> int: ...
+
+class GraphOracle(Oracle):
+    def __init__(
+        self,
+        *,
+        offsets: int,
+        ids: int,
+        values: int,
+        shape: tuple[int, int],
+        scale: float,
+        has_self: bool,
+        weights: PairWeights,
+        threads: int,
+    ) -> None: ...
+
+class FeaturesOracle(Oracle):
+    def __init__(self, problem: LargeProblem) -> None: ...
+    bad_rows: tuple[int, int]
+    list_bytes: int
+    def table(self) -> TableOracle: ...
+    def owners(self, *, ids: int, count: int, owner: int) -> None: ...
+
+class LazyGreedy:
+    def __init__(self, oracle: Oracle, *, bonus: int, is_open: int) -> None: ...
+    picked: int
+    value: int
+    bound: int
+    leading: int
+    evaluations: int
+    refreshes: int
+    def start(self, *, ids: int, count: int) -> None: ...
+    def resume(self, *, ids: int, gains: int, count: int, bound: int) -> int: ...
+    def follow(self, *, ids: int, count: int, k: int) -> None: ...
+    def pick(self, *, until: int, k: int, least: int, progress: Callable[[float], Any] | None) -> bool: ...
+    def finish(self, *, k: int) -> None: ...
+    def copy_picks(self, *, ids: int, gains: int) -> None: ...
 
 class Logits:
     def __init__(
@@ -135,9 +192,6 @@ def matmul(
 def add_column_sums(z: tuple[int, int], sizes: tuple[int, int], total: int, threads: int) -> None: ...
 def scale(gradient: int, out: int, dtype: str, count: int, factor: int, threads: int) -> None: ...
 def multiply_only(dtype: str, flops: int, threads: int) -> None: ...
-def stream_pairs(
-    problem: StreamProblem, best: int, want: str, t: int, out: int, threads: int
-) -> tuple[int, int, list[int], list[int], list[int]]: ...
 def neighbors(
     problem: NeighborsProblem, ids: int, scores: int, progress: Callable[[float], Any] | None, threads: int
 ) -> tuple[int, int]: ...

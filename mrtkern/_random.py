@@ -11,7 +11,8 @@ from torch import Tensor
 
 # Numbers of the draws. Each use has its own, or one would predict the other: a centre filled in at random would
 # always be the member drawn from its stratum.
-KEPT, CHANCE, STRATUM = 0, 1, 2  # rows kept or filled in; the random draws of `skill`; a member of each stratum
+# Rows kept or filled in; the random draws of `skill`; a member of each stratum; the rows on which draws are measured.
+KEPT, CHANCE, STRATUM, SAMPLE = 0, 1, 2, 3
 
 
 def _signed(value: int) -> int:

@@ -21,6 +21,8 @@ bool poll_interrupt();
 // Who hears how far the calls of this thread are, as a fraction from 0 to 1; null: nobody.
 using Progress = std::function<void(double)>;
 void set_progress(const Progress* progress);
+// Tells them, from a loop that is no parallel_for.
+void tell_progress(double fraction);
 
 // While it lives, the loops that this thread starts are the part from … to of the whole call.
 class ProgressRange {

@@ -42,6 +42,10 @@ void set_progress(const Progress* progress) {
   part.progress = progress;
 }
 
+void tell_progress(double fraction) {
+  if (part.progress != nullptr) (*part.progress)(fraction);
+}
+
 ProgressRange::ProgressRange(double from, double to) {
   part = {part.progress, true, from, to};
 }

@@ -4,7 +4,6 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
 
 #include "tile/features.h"
 
@@ -60,37 +59,5 @@ struct PairRule {
   const float* quality;  // [N]
   int64_t N;             // candidates
 };
-
-// What to do with a pair that can still matter: candidate j covers row i by t.
-using PairKept = void (*)(void* context, int64_t j, int64_t i, uint16_t t);
-
-// Large sets, a block of candidates at a time against all rows to cover; see stream.h.
-struct StreamProblem {
-  Features candidates, covered;
-  int64_t N, M;
-  Metric metric;
-  double radius;
-  const float *weight, *quality;  // [M], [N] or null: ones
-  double maximum;                 // the largest weight times quality
-};
-
-struct StreamBadRows {
-  int64_t candidates, covered;
-};
-
-// One pass over all pairs. `best` [M] is what is reached already, or null: nothing. Outputs that are null are not made:
-//   t [N, M padded to panels] and gains [N] of a first pick; gains [N]; largest [N]; the pairs above best as a sparse
-//   matrix by candidates, its columns ascending.
-struct StreamResult {
-  uint16_t* t = nullptr;
-  int64_t* gains = nullptr;
-  uint16_t* largest = nullptr;
-  struct Sparse {
-    std::vector<int64_t> offsets;  // [N + 1]
-    std::vector<int64_t> ids;
-    std::vector<uint16_t> values;
-  }* sparse = nullptr;
-};
-StreamBadRows stream_pairs(const StreamProblem& problem, const uint16_t* best, const StreamResult& result, int threads);
 
 }  // namespace mrt

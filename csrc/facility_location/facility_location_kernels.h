@@ -1,8 +1,8 @@
 // What facility_location asks of an instruction set.
 #pragma once
 
-#include "facility_location/facility_location.h"
-#include "tile/panels.h"
+#include "facility_location/features/pair_block.h"
+#include "facility_location/matrix/view.h"
 
 namespace mrt {
 
@@ -19,15 +19,20 @@ struct FacilityLocationKernels {
   void (*rank_keys)(uint64_t seed, uint64_t draw, uint64_t group_key, int64_t N, int64_t* keys);
   void (*sort_by_key)(const int64_t* keys, int64_t N, int32_t* order);
   int64_t (*sum_of_largest)(const int64_t* values, int64_t N, int64_t k);
-  // see stream.h
-  void (*pairs_summed)(const Panels& candidates, const Panels& covered, int64_t U, const PairRule& rule, uint16_t* t,
-                       int64_t stride, int64_t* sums);
-  void (*pairs_gained)(const Panels& candidates, const Panels& covered, int64_t U, const PairRule& rule,
-                       const uint16_t* best, int64_t* gains);
-  void (*pairs_exceeding)(const Panels& candidates, const Panels& covered, int64_t U, const PairRule& rule,
-                          const uint16_t* best, PairKept kept, void* context);
-  void (*pairs_largest)(const Panels& candidates, const Panels& covered, int64_t U, const PairRule& rule,
-                        uint16_t* most);
+  // see features/pairs.h
+  void (*pairs_stored)(const PairBlock& block, const PairRule& rule, uint16_t* t, int64_t stride,
+                       const GainLanes& lanes);
+  void (*pairs_gained)(const PairBlock& block, const PairRule& rule, const uint16_t* reached, const GainLanes& lanes);
+  void (*pairs_exceeding)(const PairBlock& block, const PairRule& rule, const uint16_t* reached, const uint8_t* is_open,
+                          KeptPairs& kept);
+  void (*pairs_owned)(const PairBlock& block, const PairRule& rule, int32_t* reached, int32_t* owner);
+  // see matrix/rows.h
+  int64_t (*excess)(const uint16_t* t, const uint16_t* reached, int64_t count);
+  void (*reach)(const uint16_t* t, int64_t count, uint16_t* reached);
+  // see list_gain.h
+  int64_t (*list_gain)(uint32_t* list, int64_t* length, const uint16_t* reached);
+  // see matrix/steps.h
+  void (*matrix_steps)(const MatrixView& s, const PairRule& rule, int64_t j, int64_t i, uint16_t* t, int64_t stride);
 };
 
 // Those of the instruction set in use.

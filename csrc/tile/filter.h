@@ -24,6 +24,13 @@ MRT_INLINE uint32_t at_least_either(const float* scores, float threshold, const 
   return _mm512_cmp_ps_mask(_mm512_load_ps(scores), lower, _CMP_GE_OQ);
 }
 
+// Bit c of the result: lane c, 0 or -1, is set.
+template <class Lanes>
+MRT_INLINE uint32_t lanes_set(const Lanes& lanes) {
+  static_assert(sizeof lanes == sizeof(__m512i), "one register");
+  return _mm512_movepi32_mask(reinterpret_cast<const __m512i&>(lanes));
+}
+
 // Bit r of the result: masks[r] is not 0.
 MRT_INLINE uint32_t not_zero(const uint16_t* masks) {
   const __m256i all = _mm256_load_si256(reinterpret_cast<const __m256i*>(masks));
@@ -70,6 +77,13 @@ MRT_INLINE uint32_t at_least(const T* scores, T threshold) {
 }
 
 #endif
+
+template <class Lanes>
+MRT_INLINE uint32_t lanes_set(const Lanes& lanes) {
+  uint32_t mask = 0;
+  for (int c = 0; c < PANEL; ++c) mask |= static_cast<uint32_t>(lanes[c] & 1) << c;
+  return mask;
+}
 
 template <class T>
 MRT_INLINE uint32_t at_least_either(const T* scores, T threshold, const T* thresholds) {

@@ -65,10 +65,15 @@ MRT_INLINE void prefetch_part(const Unit* next, int64_t units, int64_t part, int
     __builtin_prefetch(next + u * PANEL, 0, 2);
 }
 
-// At most MOST_ROWS panels of `rows` with every panel of `columns`; see tiles.
-template <class Kind, class Epilogue>
+// Which tiles are computed: panel p of the rows with `parts` panels of columns from q on.
+struct Everything {
+  MRT_INLINE bool operator()(int64_t, int64_t, int) const { return true; }
+};
+
+// At most MOST_ROWS panels of `rows` with every panel of `columns` that is wanted; see tiles.
+template <class Kind, class Epilogue, class Wanted = Everything>
 MRT_INLINE void block_of_tiles(const Panels& rows, const Panels& columns, int64_t U, bool is_upper,
-                               const Epilogue& epilogue) {
+                               const Epilogue& epilogue, const Wanted& is_wanted = {}) {
   alignas(64) typename Kind::Sum waiting[MOST_ROWS][Kind::PANELS][TILE];
   for (int64_t q = columns.first; q < columns.last; q += Kind::PANELS) {
     const int parts = q + Kind::PANELS <= columns.last ? Kind::PANELS : 1;
@@ -81,6 +86,7 @@ MRT_INLINE void block_of_tiles(const Panels& rows, const Panels& columns, int64_
         typename Kind::Sum* const products = waiting[U > CHUNK ? p - rows.first : 0][0];
         if (begin == 0 && left > 0)
           prefetch_part(b + parts * U * PANEL, (left < parts ? left : parts) * U, p - rows.first, last - rows.first);
+        if (!is_wanted(p, q, parts)) continue;
         if (parts == Kind::PANELS) {
           multiply<Kind, Kind::PANELS>(a, b, U, begin, end, products);
         } else {

@@ -361,9 +361,10 @@ def test_opcheck(backend, has_values):
     """Of what the operator is called with, whose optional arguments all have names."""
     case = selections.SMALL[0]
     x, offsets, values = selections.inputs(case)
-    names = ("similarity", "similarity_scale", "targets", "start", "picks", "mask", "group_key", *values)
-    options = dict.fromkeys(names) | (values if has_values else {})
+    schema = torch.ops.mrtkern.facility_location.default._schema
+    options = {argument.name: None for argument in schema.arguments[2:]} | (values if has_values else {})
     options |= {"is_limit": True, "offsets": offsets, "metric": "shifted_cosine", "fill": "index", "seed": 0}
+    options |= {"graph_columns": 0, "on_interrupt": "raise"}
     counts = torch.full((case.B,), 3)
     operator = torch.ops.mrtkern.facility_location.default
     torch.library.opcheck(operator, (x, counts), options | {"backend": backend})
@@ -411,8 +412,8 @@ FALLING = torch.tensor([0, 4, 2, 6])
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"k": 2}, "facility_location: exactly one of x and similarity must be given, got neither"),
-        ({"x": X, "similarity": X, "k": 2}, "exactly one of x and similarity must be given, got both"),
+        ({"k": 2}, "facility_location: exactly one of x, similarity and graph must be given, got none of them"),
+        ({"x": X, "similarity": X, "k": 2}, "one of x, similarity and graph must be given, got x and similarity"),
         ({"x": X}, "k must be an int or an int64 tensor, got NoneType"),
         ({"x": X, "k": -1}, "k must be at least 0, got -1"),
         ({"x": X, "k": 7}, "k must be from 0 to the number of candidates 6, got 7"),
@@ -472,5 +473,6 @@ def test_what_the_reference_cannot_hold_is_refused_before_it_is_allocated():
 
 @needs_c
 def test_limits_of_the_cpu_backend_are_sentences():
-    problem = Problem(Groups, 5000, 4, 1, torch.float32, "cpu", 5000)
-    assert "up to 4096 rows, got 5000" in _dispatch.why_not("facility_location", "cpu", problem)
+    problem = Problem(Groups, 2**31, 4, 1, torch.float32, "cpu", 2**31)
+    reason = _dispatch.why_not("facility_location", "cpu", problem)
+    assert reason == "takes up to 2,147,483,584 candidates and rows, got 2147483648"

@@ -4,15 +4,16 @@ values. Callers inside the library make a ground and a rule themselves and enter
 from __future__ import annotations
 
 import math
+import os
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mrtkern import _check, _dispatch, lattice
-from mrtkern.ops.facility_location import units
-from mrtkern.ops.facility_location.ground import METRICS, Features, Ground, Groups, Matrix
-from mrtkern.ops.facility_location.rule import FILLS, Rule
+from mrtkern.ops.facility_location import graphs, units
+from mrtkern.ops.facility_location.ground import METRICS, Features, Graph, Ground, Groups, Matrix
+from mrtkern.ops.facility_location.rule import FILLS, INTERRUPTS, Course, Rule
 from mrtkern.ops.facility_location.units import Units
 
 OP = "facility_location"
@@ -20,12 +21,13 @@ OP = "facility_location"
 
 def named(
     x: Tensor | None, k: int | Tensor | None, *, similarity: Tensor | None, similarity_scale: float | None,
-    targets: Tensor | None, offsets: Tensor | None, metric: str, weight: Tensor | None, quality: Tensor | None,
-    bonus: Tensor | None, start: Tensor | None, picks: Tensor | None, mask: Tensor | None, fill: str,
-    group_key: Tensor | None, seed: int, backend: str | None,
+    graph: Any, targets: Tensor | None, offsets: Tensor | None, metric: str, weight: Tensor | None,
+    quality: Tensor | None, bonus: Tensor | None, start: Tensor | None, picks: Tensor | None, mask: Tensor | None,
+    fill: str, group_key: Tensor | None, seed: int, backend: str | None,
 ) -> dict[str, Any]:  # fmt: skip
-    """The operator's arguments. Reads no values, so that torch.compile passes."""
-    rows = _rows(x, similarity, targets, offsets)
+    """The operator's arguments. Reads no values of x, so that torch.compile passes."""
+    edges = graphs.edges(graph)
+    rows = _rows(x, similarity, edges.graph_values, targets, offsets)
     _check.one_of(OP, "metric", metric, METRICS)
     _check.one_of(OP, "fill", fill, FILLS)
     _dispatch.check(OP, backend)
@@ -37,8 +39,11 @@ def named(
             _check.int64(OP, name, ids)
     if start is not None and (offsets is not None or picks is not None):
         raise ValueError(f"{OP}: start must come without offsets and picks, got both")
-    N = rows.shape[0] if similarity is None else rows.shape[1]
-    M = (rows if targets is None else targets).shape[0]
+    if graph is not None:
+        M, N = edges.rows, edges.graph_columns
+    else:
+        N = rows.shape[0] if similarity is None else rows.shape[1]
+        M = (rows if targets is None else targets).shape[0]
     B = 1 if offsets is None else offsets.shape[0] - 1
     weight = _entries("weight", weight, M, "row to cover", torch.float32)
     quality = _entries("quality", quality, N, "candidate", torch.float32)
@@ -51,29 +56,35 @@ def named(
         "targets": targets, "k": k, "weight": weight, "quality": quality, "bonus": bonus, "start": start,
         "picks": picks, "mask": mask, "group_key": group_key,
     }  # fmt: skip
-    _check.same_device(OP, **{"x" if similarity is None else "similarity": rows}, **tensors)
+    name = "graph" if graph is not None else "x" if similarity is None else "similarity"
+    _check.same_device(OP, **{name: rows}, **tensors)
     rows = rows.detach().resolve_neg()  # kernels read the memory: a lazy minus sign must be in it
     tensors["targets"] = None if targets is None else lattice.to_float32(targets.detach().resolve_neg())
-    tensors["x"], tensors["similarity"] = (lattice.to_float32(rows), None) if similarity is None else (None, rows)
-    return tensors | {
+    tensors["x"] = lattice.to_float32(rows) if name == "x" else None
+    tensors["similarity"] = rows if name == "similarity" else None
+    return tensors | edges._asdict() | {
         "is_limit": is_limit, "similarity_scale": similarity_scale, "offsets": offsets, "metric": metric, "fill": fill,
         "seed": seed, "backend": backend,
     }  # fmt: skip
 
 
-def _rows(x: Any, similarity: Any, targets: Any, offsets: Any) -> Tensor:
-    """The matrix of features or similarities; refuses contradictory arguments."""
-    if (x is None) == (similarity is None):
-        raise ValueError(
-            f"{OP}: exactly one of x and similarity must be given, got {'neither' if x is None else 'both'}"
-        )
-    name, rows = ("similarity", similarity) if x is None else ("x", x)
-    _check.floating(OP, name, rows)
-    if rows.ndim != 2:
+def _rows(x: Any, similarity: Any, values: Any, targets: Any, offsets: Any) -> Tensor:
+    """The features, similarities or edges; refuses contradictory arguments."""
+    given = {"x": x, "similarity": similarity, "graph": values}
+    names = [name for name, value in given.items() if value is not None]
+    if len(names) != 1:
+        got = " and ".join(names) or "none of them"
+        raise ValueError(f"{OP}: exactly one of x, similarity and graph must be given, got {got}")
+    (name,) = names
+    rows = given[name]
+    _check.tensor(OP, name, rows)
+    if not (name == "similarity" and rows.dtype == torch.uint16):
+        _check.floating(OP, name, rows)
+    if name != "graph" and rows.ndim != 2:
         _check.fail(OP, name, "be a matrix", _check.shape(rows))
     if offsets is not None and (x is None or targets is not None):
         raise ValueError(
-            f"{OP}: offsets must come with x and without targets, got {'targets' if x is not None else 'similarity'}"
+            f"{OP}: offsets must come with x and without targets, got {'targets' if x is not None else name}"
         )
     if targets is not None:
         _check.floating(OP, "targets", targets)
@@ -83,6 +94,34 @@ def _rows(x: Any, similarity: Any, targets: Any, offsets: Any) -> Tensor:
     if offsets is not None:
         _check.offsets(OP, offsets, rows.device)
     return rows  # type: ignore[no-any-return]
+
+
+def course(
+    *, stop_gain: float | None, stop_fraction: float | None, checkpoint: Any, on_interrupt: str,
+    max_memory: int | None, offsets: Tensor | None, picks: Tensor | None,
+) -> dict[str, Any]:  # fmt: skip
+    """The operator's arguments about when a call ends and how it runs."""
+    _check.one_of(OP, "on_interrupt", on_interrupt, INTERRUPTS)
+    for name, value in (("stop_gain", stop_gain), ("stop_fraction", stop_fraction)):
+        if value is not None:
+            _check.number(OP, name, value)
+            if not (0 <= float(value) < math.inf) or (name == "stop_fraction" and value > 1):
+                _check.fail(OP, name, "be from 0 to 1" if name == "stop_fraction" else "be 0 or more", value)
+    if max_memory is not None and _check.integer(OP, "max_memory", max_memory) < 1:
+        _check.fail(OP, "max_memory", "be at least 1 byte", max_memory)
+    if checkpoint is not None and not isinstance(checkpoint, (str, os.PathLike)):
+        raise TypeError(f"{OP}: checkpoint must be a path, got {type(checkpoint).__name__}")
+    given = {"stop_gain": stop_gain, "stop_fraction": stop_fraction, "checkpoint": checkpoint}
+    for name, ending in given.items():
+        if ending is not None and (offsets is not None or picks is not None):
+            other = "offsets" if offsets is not None else "picks"
+            raise ValueError(f"{OP}: {name} must come without offsets and picks, got {other}")
+    return {
+        "stop_gain": None if stop_gain is None else float(stop_gain),
+        "stop_fraction": None if stop_fraction is None else float(stop_fraction),
+        "checkpoint": None if checkpoint is None else os.fspath(checkpoint), "on_interrupt": on_interrupt,
+        "max_memory": max_memory,
+    }  # fmt: skip
 
 
 def _entries(name: str, value: Tensor | None, size: int, like: str, dtype: torch.dtype) -> Tensor | None:
@@ -113,7 +152,8 @@ def read(
     x: Tensor | None, k: Tensor, *, is_limit: bool, similarity: Tensor | None, similarity_scale: float | None,
     targets: Tensor | None, offsets: Tensor | None, metric: str, weight: Tensor | None, quality: Tensor | None,
     bonus: Tensor | None, start: Tensor | None, picks: Tensor | None, mask: Tensor | None, fill: str,
-    group_key: Tensor | None, seed: int,
+    group_key: Tensor | None, seed: int, stop_gain: float | None, stop_fraction: float | None, course: Course,
+    edges: graphs.Edges,
 ) -> tuple[Ground, Rule, Units]:  # fmt: skip
     """Every check that reads values, and what the backends are given.
 
@@ -121,14 +161,15 @@ def read(
     that a plain selection waits once before the kernel and once, for what it found, after it.
     """
     facts = _check.Facts()
-    candidates = x.shape[0] if x is not None else similarity.shape[1]  # type: ignore[union-attr]
+    candidates = next(size for size in (
+        None if x is None else x.shape[0], None if similarity is None else similarity.shape[1], edges.graph_columns,
+    ) if size is not None)  # fmt: skip
     ends = k.new_tensor([0, candidates]) if offsets is None else offsets
     if offsets is not None:
         _check.offsets_values(OP, offsets, candidates, facts=facts)
     weight = _not_negative("weight", weight, facts)
     quality = _not_negative("quality", quality, facts)
     bonus = _not_negative("bonus", bonus, facts)
-    scale = 1.0 if similarity is None else _matrix_scale(similarity, similarity_scale)
     if start is not None:
         _start_values(start, candidates)
     if start is not None or mask is not None:
@@ -137,20 +178,11 @@ def read(
     room, asked = _room(ends, start, mask), torch.minimum(k, sizes)
     k = torch.minimum(k, room) if is_limit else _fitting(k, room, offsets is not None, facts)
     largest, total = facts.read(torch.cat([k.new_zeros(1), sizes]).max(), k.sum())
-    ground: Ground
-    if similarity is not None:
-        ground = Matrix(s=similarity, scale=scale)
-    else:
-        assert x is not None
-        ground = (
-            Features(x=x, metric=metric, targets=targets)
-            if offsets is None
-            else Groups(x=x, metric=metric, offsets=offsets, largest=largest)
-        )
+    ground = _ground(x, similarity, edges, targets, offsets, metric=metric, scale=similarity_scale, largest=largest)
     group_key = torch.arange(k.shape[0], dtype=torch.int64, device=k.device) if group_key is None else group_key
     rule = Rule(
         k=k, total=total, group_key=group_key, fill=fill, seed=seed, start=start, picks=picks, mask=mask,
-        weight=weight, quality=quality, bonus=bonus,
+        weight=weight, quality=quality, bonus=bonus, stop_gain=stop_gain, stop_fraction=stop_fraction, course=course,
     )  # fmt: skip
     facts = _check.Facts()
     if picks is not None:
@@ -159,6 +191,23 @@ def read(
     _ranges(rule, ends, found.pair, facts)
     facts.read()
     return ground, rule, found
+
+
+def _ground(
+    x: Tensor | None, similarity: Tensor | None, edges: graphs.Edges, targets: Tensor | None, offsets: Tensor | None,
+    *, metric: str, scale: float | None, largest: int,
+) -> Ground:  # fmt: skip
+    """What is covered."""
+    if similarity is not None:
+        return Matrix(s=similarity, scale=_matrix_scale(similarity, scale))
+    if x is None:
+        ends, ids, values, N = edges
+        assert ends is not None and ids is not None and values is not None
+        found = graphs.scale_of(edges, scale)
+        return Graph(ends=ends, ids=ids, values=values, size=N, has_self=edges.rows == N, scale=found)
+    if offsets is None:
+        return Features(x=x, metric=metric, targets=targets)
+    return Groups(x=x, metric=metric, offsets=offsets, largest=largest)
 
 
 def _not_negative(name: str, given: Tensor | None, facts: _check.Facts) -> Tensor | None:
@@ -180,6 +229,13 @@ def _not_negative(name: str, given: Tensor | None, facts: _check.Facts) -> Tenso
 
 def _matrix_scale(s: Tensor, scale: float | None) -> float:
     """The largest entry of a similarity matrix, or the scale that was given; refuses what is not a similarity."""
+    if s.dtype == torch.uint16:
+        if scale is None:
+            _check.fail(OP, "similarity_scale", "be given with a similarity of uint16", scale)
+        most = int(s.view(torch.int16).int().bitwise_and(0xFFFF).max()) if s.numel() else 1
+        if not (scale > 0 and most <= scale):
+            _check.fail(OP, "similarity_scale", f"be at least the largest similarity {most}", scale)
+        return float(scale)
     bad = ~(torch.isfinite(s) & (s >= 0))
     if bool(bad.any()):
         m, n = divmod(int(bad.flatten().int().argmax()), s.shape[1])

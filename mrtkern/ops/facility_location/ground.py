@@ -1,4 +1,4 @@
-"""What is covered, and who may be picked: one set of rows, groups of rows, or a matrix of similarities."""
+"""What is covered, and who may be picked: one set of rows, groups of rows, a matrix or a graph of similarities."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Caller(NamedTuple):
         return f"{self.op}: {self.argument}"
 
 
-OF_FEATURES, OF_MATRIX = Caller(), Caller(argument="similarity")
+OF_FEATURES, OF_MATRIX, OF_GRAPH = Caller(), Caller(argument="similarity"), Caller(argument="graph")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -104,7 +104,46 @@ class Matrix:
         return _one(self.s, self.s.shape[0])
 
 
-Ground: TypeAlias = Features | Groups | Matrix
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Graph:
+    """Similarities of some pairs; a pair that is missing is worth nothing."""
+
+    ends: Tensor  # [M + 1] int64: the candidates of row i are ids[ends[i]:ends[i + 1]]
+    ids: Tensor  # [edges] int64, no candidate twice in a row
+    values: Tensor  # [edges] float32, finite and not negative
+    size: int  # candidates
+    has_self: bool  # every row covers itself by 1 unless it lists itself
+    scale: float  # the similarity that counts as 1
+    caller: Caller = OF_GRAPH
+    first_row: ClassVar[int] = 0
+
+    @property
+    def largest(self) -> int:
+        """Candidates."""
+        return self.size
+
+    @cached_property
+    def offsets(self) -> Tensor:
+        """[0, N]: candidates of each problem."""
+        return _one(self.ids, self.size)
+
+    @property
+    def covered(self) -> Tensor:
+        """[0, M]: rows to cover of each problem."""
+        return _one(self.ids, len(self.ends) - 1)
+
+    def dense(self) -> Matrix:
+        """All pairs, the missing ones 0."""
+        M = len(self.ends) - 1
+        s = self.values.new_zeros((M, self.size))
+        if self.has_self:
+            s.fill_diagonal_(1.0)
+        row = torch.repeat_interleave(self.ends.diff(), output_size=len(self.ids))
+        s[row, self.ids] = self.values
+        return Matrix(s=s, scale=self.scale, caller=self.caller)
+
+
+Ground: TypeAlias = Features | Groups | Matrix | Graph
 
 
 def _one(like: Tensor, size: int) -> Tensor:

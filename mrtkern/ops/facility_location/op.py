@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mrtkern import _dispatch
+from mrtkern import _dispatch, _progress
 from mrtkern.ops.facility_location import arguments, selection, units
+from mrtkern.ops.facility_location.graphs import Edges
 from mrtkern.ops.facility_location.ground import Ground, Groups
 from mrtkern.ops.facility_location.problem import Problem
-from mrtkern.ops.facility_location.rule import Rule
+from mrtkern.ops.facility_location.rule import Course, Rule
 from mrtkern.ops.facility_location.selection import Picks, Selection
+from mrtkern.ops.neighbors.lists import Neighbors
 
 OP = "facility_location"
 
 torch.library.define(
     "mrtkern::facility_location",
-    "(Tensor? x, Tensor k, *, bool is_limit, Tensor? similarity, float? similarity_scale, Tensor? targets, "
-    "Tensor? offsets, str metric, Tensor? weight, Tensor? quality, Tensor? bonus, Tensor? start, Tensor? picks, "
-    "Tensor? mask, str fill, Tensor? group_key, int seed, str? backend) "
+    "(Tensor? x, Tensor k, *, bool is_limit, Tensor? similarity, float? similarity_scale, Tensor? graph_ends, "
+    "Tensor? graph_ids, Tensor? graph_values, int graph_columns, Tensor? targets, Tensor? offsets, str metric, "
+    "Tensor? weight, Tensor? quality, Tensor? bonus, Tensor? start, Tensor? picks, "
+    "Tensor? mask, str fill, Tensor? group_key, int seed, float? stop_gain, float? stop_fraction, str? checkpoint, "
+    "str on_interrupt, int? max_memory, str? backend) "
     "-> (Tensor ids, Tensor gains, Tensor offsets, Tensor value, Tensor bound, Tensor random, Tensor effective_k, "
     "Tensor owner, Tensor share, Tensor step, Tensor slack)",
 )
@@ -28,7 +36,9 @@ torch.library.define(
 
 def _run(x: Tensor | None, k: Tensor, *, backend: str | None, **options: Any) -> tuple[Tensor, ...]:
     """Below torch.compile: the checks that read values, and the kernels."""
-    ground, rule, found = arguments.read(x, k, **options)
+    edges = Edges(**{name: options.pop(name) for name in Edges._fields})
+    course = Course(**{field.name: options.pop(field.name) for field in dataclasses.fields(Course)})
+    ground, rule, found = arguments.read(x, k, **options, edges=edges, course=course)
     return (*_picks(ground, rule, backend), found.step, found.slack)
 
 
@@ -38,11 +48,12 @@ torch.library.impl("mrtkern::facility_location", ("cpu", "cuda"), _run)
 @torch.library.register_fake("mrtkern::facility_location")
 def _fake(
     x: Tensor | None, k: Tensor, *, similarity: Tensor | None, targets: Tensor | None, weight: Tensor | None,
-    quality: Tensor | None, **_: Any,
+    quality: Tensor | None, graph_ends: Tensor | None, **_: Any,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     total, B = torch.library.get_ctx().new_dynamic_size(), k.shape[0]
-    covered = next(rows for rows in (targets, similarity, x) if rows is not None)
-    ids, gains, ends, owner = (k.new_empty(size) for size in (total, total, B + 1, covered.shape[0]))
+    sizes = (rows.shape[0] for rows in (targets, similarity, x) if rows is not None)
+    M = next(sizes) if graph_ends is None else graph_ends.shape[0] - 1
+    ids, gains, ends, owner = (k.new_empty(size) for size in (total, total, B + 1, M))
     each = [k.new_empty(B) for _ in range(4)]
     share, slack = k.new_empty(total, dtype=torch.float32), k.new_empty(B, dtype=torch.float64)
     step = slack.new_empty(()) if weight is None and quality is None else slack.new_empty(B)
@@ -68,6 +79,7 @@ def facility_location(
     *,
     similarity: Tensor | None = None,
     similarity_scale: float | None = None,
+    graph: Neighbors | Tensor | None = None,
     targets: Tensor | None = None,
     offsets: Tensor | None = None,
     metric: str = "shifted_cosine",
@@ -80,6 +92,12 @@ def facility_location(
     fill: str = "index",
     group_key: Tensor | None = None,
     seed: int = 0,
+    stop_gain: float | None = None,
+    stop_fraction: float | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    on_interrupt: str = "raise",
+    max_memory: int | None = None,
+    progress: bool | Callable[[float], Any] = False,
     backend: str | None = None,
 ) -> Selection:
     """Keep k rows that cover all rows best, by exact greedy on integers.
@@ -96,8 +114,12 @@ def facility_location(
         Rows to keep. With offsets an int (up to k per group) or int64 [B] (a k above its group is refused).
     similarity : [M, N], not negative, optional
         Instead of x: columns are candidates.
+        uint16 too, with similarity_scale.
     similarity_scale : float, optional
         The similarity that counts as 1 (None: the maximum).
+    graph : Neighbors, or sparse CSR [M, N], not negative, optional
+        Instead of x: the similarities of some pairs; the others count 0, and so do negative scores of Neighbors. In a
+        square graph every row covers itself by 1 unless it lists itself.
     targets : [M, D], optional
         Other rows to cover than x.
     offsets : int64 [B + 1], optional
@@ -123,6 +145,19 @@ def facility_location(
     group_key : int64 [B], optional
         Names each group to the random numbers, so that batching does not matter (None: 0 … B - 1).
     seed : int
+    stop_gain : float, optional
+        No pick gains less, in the units of F; fewer than k rows are kept then, and nothing fills up.
+    stop_fraction : float, optional
+        No pick gains less than this part of what the first gained.
+    checkpoint : path, optional
+        The picks go to this file every 30 seconds and at the end, whole or not at all; a call that finds it there goes
+        on from it, and one of other data or options refuses it.
+    on_interrupt : str
+        What Ctrl-C does: "raise" KeyboardInterrupt, or "prefix" return what was picked so far.
+    max_memory : int, optional
+        Bytes to take beside the inputs (None: half of the machine's memory). Changes no pick.
+    progress : bool or callable
+        True draws a bar on a terminal; a callable is told fractions from 0 to 1.
     backend : str, optional
         None chooses; a name is obeyed or refused.
 
@@ -148,19 +183,20 @@ def facility_location(
     Memory
     ------
     cpu
-        Per thread, 2 N D + 2 N**2 + 96 D + 90 N bytes, N and D rounded up by at most 32.
+        Groups of up to 4,096 rows, per thread: 2 N D + 2 N**2 + 96 D + 90 N bytes, N and D rounded up by at most 32.
+        Everything else: 64 N bytes, and of x 2 N D (with targets 2 M D more), N M / 2,048 and 320 MiB; a table of 2 N M
+        bytes where max_memory has room for it, otherwise lists of at most the room that is left; of a similarity
+        2 N M; of a graph 4 bytes an edge and 48 N.
     cuda
         16 bytes per group, and where the largest exceeds shared memory, per multiprocessor 2 N D + 2 N**2 + 47 N + 8192
         bytes, N and D rounded up by at most 16.
     reference
         64 bytes per pair, N**2 or M N pairs of the largest group.
 
-    Beyond 4,096 rows one ground set runs through the reference, as it does with similarity, targets, start or mask; so
-    does the whole call when one of its groups has more. 8,000 rows take 4.1 GB.
-
     Determinism
     -----------
-    The same bits for every backend, thread count and instruction set.
+    The same bits for every backend, thread count and instruction set; but upper_bound, and with it skill, of more rows
+    than max_memory has a table for, comes from fewer exact gains: it may lie higher than elsewhere.
 
     Example
     -------
@@ -176,9 +212,15 @@ def facility_location(
     arithmetic.
     """
     found = arguments.named(
-        x, k, similarity=similarity, similarity_scale=similarity_scale, targets=targets, offsets=offsets, metric=metric,
-        weight=weight, quality=quality, bonus=bonus, start=start, picks=picks, mask=mask, fill=fill,
+        x, k, similarity=similarity, similarity_scale=similarity_scale, graph=graph, targets=targets, offsets=offsets,
+        metric=metric, weight=weight, quality=quality, bonus=bonus, start=start, picks=picks, mask=mask, fill=fill,
         group_key=group_key, seed=seed, backend=backend,
     )  # fmt: skip
-    *fields, step, slack = torch.ops.mrtkern.facility_location(**found)
+    _progress.check(OP, progress)
+    found |= arguments.course(
+        stop_gain=stop_gain, stop_fraction=stop_fraction, checkpoint=checkpoint, on_interrupt=on_interrupt,
+        max_memory=max_memory, offsets=offsets, picks=picks,
+    )  # fmt: skip
+    with _progress.shown(OP, progress) if progress else contextlib.nullcontext():
+        *fields, step, slack = torch.ops.mrtkern.facility_location(**found)
     return selection.finish(Picks(*fields), step, slack, offsets is not None)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mrtkern import _check
-from mrtkern.ops.facility_location.ground import Features, Ground, Groups, Matrix
+from mrtkern.ops.facility_location.ground import Features, Graph, Ground, Groups, Matrix
 from mrtkern.ops.facility_location.rule import Rule
 
 
@@ -16,16 +16,17 @@ from mrtkern.ops.facility_location.rule import Rule
 class Problem:
     """Sizes, types and options of one call."""
 
-    form: type[Ground]  # Features, Groups or Matrix
+    form: type[Ground]  # Features, Groups, Matrix or Graph
     T: int  # candidates of all problems
-    D: int  # features; 0 of a matrix
+    D: int  # features; 0 of a matrix and a graph
     B: int  # problems
     dtype: torch.dtype
     device: str
     largest: int | None = None  # candidates of the largest problem; None: not looked at
-    options: tuple[str, ...] = ()  # which of targets, start and mask were given
+    options: tuple[str, ...] = ()  # which of those that only some kernels know were given
     covered: int | None = None  # rows to cover; None: the candidates themselves
     capability: tuple[int, int] | None = None  # of the CUDA device; None: unknown
+    edges: int = 0  # of a graph
 
     @property
     def M(self) -> int:
@@ -34,22 +35,26 @@ class Problem:
 
     @classmethod
     def of(cls, ground: Ground, rule: Rule) -> Problem:
-        is_matrix = isinstance(ground, Matrix)
-        rows = ground.s if isinstance(ground, Matrix) else ground.x
+        rows = ground.s if isinstance(ground, Matrix) else ground.values if isinstance(ground, Graph) else ground.x
+        has_features = isinstance(ground, (Features, Groups))
         targets = ground.targets if isinstance(ground, Features) else None
-        others = ground.s if isinstance(ground, Matrix) else targets  # one of them for each row that only is covered
-        given = {"targets": targets, "start": rule.start, "mask": rule.mask}
+        covers_itself = has_features and targets is None
+        given = {
+            "targets": targets, "start": rule.start, "mask": rule.mask, "stop_gain": rule.stop_gain,
+            "stop_fraction": rule.stop_fraction, "checkpoint": rule.course.checkpoint,
+        }  # fmt: skip
         return cls(
             form=type(ground),
-            T=ground.largest if is_matrix else rows.shape[0],
-            D=0 if is_matrix else rows.shape[1],
+            T=rows.shape[0] if has_features else ground.largest,
+            D=rows.shape[1] if has_features else 0,
             B=rule.k.shape[0],
             dtype=rows.dtype,
             device=rows.device.type,
             largest=ground.largest,
             options=tuple(name for name, value in given.items() if value is not None),
-            covered=None if others is None else others.shape[0],
+            covered=None if covers_itself else int(ground.covered[1]),
             capability=_check.capability(rows.device),
+            edges=len(ground.ids) if isinstance(ground, Graph) else 0,
         )
 
     @property

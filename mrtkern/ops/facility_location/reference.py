@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mrtkern import _check, _random, lattice
-from mrtkern.ops.facility_location.ground import Features, Ground, Groups, Matrix
+from mrtkern.ops.facility_location import chance
+from mrtkern.ops.facility_location.ground import Features, Graph, Ground, Groups, Matrix
 from mrtkern.ops.facility_location.problem import Problem
 from mrtkern.ops.facility_location.rule import Rule
-from mrtkern.ops.facility_location.selection import RANDOM_DRAWS, Picks
+from mrtkern.ops.facility_location.selection import Picks
+from mrtkern.ops.facility_location.units import fixed_point
 
 
 def why_not(problem: Problem) -> str | None:
     return None
-
-
-def fixed_point(s: Tensor, scale: float, weight: Tensor, quality: Tensor, maximum: float) -> Tensor:
-    """t [M, N] int64 from similarities s [M, N] in units of 1 / scale; weight [M], quality [N] float32."""
-    unit = (weight.double() * lattice.STEPS / (scale * maximum)).float()
-    t = torch.round(s.clamp(min=0).float() * (unit[:, None] * quality[None, :]))
-    return t.clamp(max=lattice.STEPS).long()
 
 
 def similarities(x: Tensor, targets: Tensor | None, metric: str) -> tuple[Tensor, float]:
@@ -65,22 +61,32 @@ def select(
     mask: Tensor,
     fill: str,
     key: Tensor,
+    sample: tuple[Tensor, float],
+    least: float = 0.0,
+    fraction: float = 0.0,
 ) -> dict[str, Any]:
-    """One problem: t and plain (unit weights) [M, N], rank keys [2, N]. Result keyed as in Picks."""
+    """One problem: t and plain (unit weights) [M, N], rank keys [2, N]; `sample`: of chance.sampled; no pick gains
+    less than `least` steps, or than this fraction of the first. Result keyed as in Picks."""
     greedy = Greedy(t, bonus, mask.clone(), start)
     greedy.is_open[start] = False
     ids, gains = list(start), [0] * len(start)
-    value = base = cover(t, bonus, torch.tensor(start, dtype=torch.int64, device="cpu"))
-    bound, effective = None, 0
+    kept = torch.tensor(start, dtype=torch.int64, device="cpu")
+    value = cover(t, bonus, kept)
+    bound, effective = math.inf, 0
     for step in range(k + 1):
         gain = greedy.gains()
         top = gain.clamp(min=0).topk(k).values if k else gain[:0]
         if step in (0, k) or step & (step - 1) == 0 or int(top[0]) == 0:
-            now = value + int(top.sum())
-            bound = now if bound is None else min(bound, now)
-        if step == k or (int(top[0]) == 0 and picks is None):
+            bound = min(bound, value + int(top.sum()))
+        if step == k:
             break
         j = int(gain.argmax()) if picks is None else picks[step]  # the first of equal gains
+        if picks is None and int(gain[j]) < max(least, fraction * gains[len(start)] if step else 0.0):
+            k, fill = step, "none"
+            bound = min(bound, value + int(gain.clamp(min=0).topk(k).values.sum()))
+            break
+        if picks is None and int(top[0]) == 0:
+            break
         greedy.take(j)
         ids.append(j)
         gains.append(int(gain[j]))
@@ -89,18 +95,11 @@ def select(
     if picks is None:
         ids += filled(greedy, plain, ids, k - effective, fill, key[0])
     gains += [0] * (len(ids) - len(gains))
-    random = sum(cover(t, bonus, draw) for draw in draws(key[1], mask, start, k)) if k else base * RANDOM_DRAWS
+    random = chance.value(
+        lambda among, rows: cover(t[rows], torch.zeros_like(bonus), among), bonus,
+        chance.draws(key[1], mask, kept, k), *sample,
+    )  # fmt: skip
     return {"ids": ids, "gains": gains, "value": value, "bound": bound, "random": random, "effective_k": effective}
-
-
-def draws(key: Tensor, mask: Tensor, start: list[int], k: int) -> list[Tensor]:
-    """RANDOM_DRAWS sets of k rows beside `start`: windows of one random order (cyclic), each of them a uniform draw."""
-    taken = torch.tensor(start, dtype=torch.int64, device="cpu")
-    order = key.sort(stable=True).indices
-    order = order[mask[order] & ~torch.isin(order, taken)]
-    firsts = [r * len(order) // RANDOM_DRAWS for r in range(RANDOM_DRAWS)]
-    window = torch.arange(k, dtype=torch.int64, device="cpu")
-    return [torch.cat([taken, order[(first + window) % len(order)]]) for first in firsts]
 
 
 def filled(greedy: Greedy, plain: Tensor, ids: list[int], missing: int, fill: str, key: Tensor) -> list[int]:
@@ -138,7 +137,7 @@ def memory(problem: Problem) -> int:
 
 def forward(problem: Problem, ground: Ground, rule: Rule) -> Picks:
     _check.fits(ground.caller.subject, memory(problem), rule.k.device)
-    if not isinstance(ground, Matrix):
+    if isinstance(ground, (Features, Groups)):
         ground.refuse_not_finite()
     if isinstance(ground, Features) and ground.targets is not None:
         _check.finite_rows(f"{ground.caller.op}: targets", ground.targets)
@@ -148,6 +147,8 @@ def forward(problem: Problem, ground: Ground, rule: Rule) -> Picks:
 
 def _pairs(ground: Ground, first: int, last: int) -> tuple[Tensor, float]:
     """Similarities [M, N] with candidates first … last - 1, and their scale."""
+    if isinstance(ground, Graph):
+        ground = ground.dense()
     if isinstance(ground, Matrix):
         return ground.s.double() / ground.scale, 1.0
     targets = ground.targets if isinstance(ground, Features) else None
@@ -168,15 +169,18 @@ def _one(problem: Problem, ground: Ground, rule: Rule, b: int) -> dict[str, Any]
     t = fixed_point(s, scale, weight, quality, maximum)
     plain = fixed_point(s, scale, ones[:M], ones[:N], 1.0)
     extra = torch.round(bonus.double() * lattice.STEPS / (maximum * ground.scale)).long()
-    positions = torch.arange(N, dtype=torch.int64, device="cpu")
-    draws_of = (_random.KEPT, _random.CHANCE)
-    key = torch.stack([_random.keys(rule.seed, draw, rule.group_key[b], positions) for draw in draws_of])
+    group_key = rule.group_key[b].cpu()
+    key = torch.stack([chance.keys(rule.seed, draw, group_key, N) for draw in (_random.KEPT, _random.CHANCE)])
+    sample = chance.sampled(None if rule.weight is None else weight, M, rule.seed, group_key)
     start = [] if rule.start is None else rule.start.tolist()
     mask = torch.ones(N, dtype=torch.bool, device="cpu") if rule.mask is None else rule.mask[first:last]
     before, k = int(rule.k[:b].sum()), int(rule.k[b])
     first_id = first + ground.first_row
     picks = None if rule.picks is None else (rule.picks[before : before + k] - first_id).tolist()
-    answer = select(t, plain, extra, k, start=start, picks=picks, mask=mask, fill=rule.fill, key=key)
+    answer = select(
+        t, plain, extra, k, start=start, picks=picks, mask=mask, fill=rule.fill, key=key, sample=sample,
+        least=(rule.stop_gain or 0.0) * (lattice.STEPS / (maximum * ground.scale)), fraction=rule.stop_fraction or 0.0,
+    )  # fmt: skip
     owner = owners(plain, answer["ids"], covers_itself=problem.covered is None)
     answer["share"] = [int((owner == j).sum()) / M if M else 0.0 for j in answer["ids"]]
     answer["owner"] = torch.where(owner >= 0, owner + first_id, -1).tolist()

@@ -7,6 +7,16 @@ from dataclasses import dataclass
 from torch import Tensor
 
 FILLS = ("index", "coverage", "random", "none")
+INTERRUPTS = ("raise", "prefix")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """How a long call runs. Nothing here changes a pick."""
+
+    checkpoint: str | None = None  # file that holds the picks so far
+    on_interrupt: str = "raise"
+    max_memory: int | None = None  # bytes beyond the inputs; None: half of the machine's
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -24,3 +34,6 @@ class Rule:
     weight: Tensor | None = None  # float32, one per row to cover
     quality: Tensor | None = None  # float32, one per candidate
     bonus: Tensor | None = None  # float32, one per candidate
+    stop_gain: float | None = None  # picks that gain less are not made
+    stop_fraction: float | None = None  # nor those that gain less than this part of the first
+    course: Course = Course()

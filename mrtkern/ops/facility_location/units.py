@@ -1,4 +1,5 @@
-"""From fixed-point steps to the user's units: what a step is worth, and how far rounding can have moved the optimum."""
+"""Between fixed-point steps and the user's units: how similarities become steps, what a step is worth, and how far
+rounding can have moved the optimum."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mrtkern import lattice
-from mrtkern.ops.facility_location.ground import Ground, Matrix
+from mrtkern.ops.facility_location.ground import Features, Ground, Groups
 from mrtkern.ops.facility_location.rule import Rule
 
 
@@ -19,6 +20,13 @@ class Units(NamedTuple):
     pair: Tensor  # the largest value that a pair can have
     step: Tensor  # the value of one fixed-point step
     slack: Tensor  # how far rounding can have moved the optimum
+
+
+def fixed_point(s: Tensor, scale: float, weight: Tensor, quality: Tensor, maximum: float) -> Tensor:
+    """t [M, N] int64 from similarities s [M, N] in units of 1 / scale; weight [M], quality [N] float32."""
+    unit = (weight.double() * lattice.STEPS / (scale * maximum)).float()
+    t = torch.round(s.clamp(min=0).float() * (unit[:, None] * quality[None, :]))
+    return t.clamp(max=lattice.STEPS).long()
 
 
 def feature_error(D: int, metric: str) -> float:
@@ -32,7 +40,7 @@ def of(ground: Ground, rule: Rule, asked: Tensor | None = None) -> Units:
     pair = maximum * ground.scale
     step = pair / lattice.STEPS
     half = 0.5 + 2.0**-6  # half a step, and the roundings of the float32 product before it
-    error = 0.0 if isinstance(ground, Matrix) else feature_error(ground.x.shape[1], ground.metric)
+    error = feature_error(ground.x.shape[1], ground.metric) if isinstance(ground, (Features, Groups)) else 0.0
     slack = ground.covered.diff() * (pair * error + half * step)
     if rule.bonus is not None:
         picked = (rule.k if asked is None else asked) + (0 if rule.start is None else rule.start.shape[0])

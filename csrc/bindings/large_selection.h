@@ -1,0 +1,191 @@
+// Selection from large sets as Python names it: a ground, and the greedy loop over it.
+//
+// Ids are int32 arrays at addresses; every call lets other Python threads run, and may be interrupted.
+#pragma once
+
+#include <pybind11/stl.h>
+
+#include <memory>
+
+#include "bindings/running.h"
+#include "facility_location/features/features.h"
+#include "facility_location/graph/graph.h"
+#include "facility_location/lazy.h"
+#include "facility_location/matrix/matrix.h"
+
+namespace {
+
+inline mrt::MatrixType matrix_type_of(const std::string& name) {
+  return named<mrt::MatrixType>("dtype", name,
+                                {{"float32", mrt::MatrixType::float32},
+                                 {"float64", mrt::MatrixType::float64},
+                                 {"bfloat16", mrt::MatrixType::bfloat16},
+                                 {"float16", mrt::MatrixType::float16},
+                                 {"uint16", mrt::MatrixType::uint16}});
+}
+
+// weight and quality: 0 where there are none. maximum: the largest weight times quality.
+struct PairWeights {
+  Address weight, quality;
+  double maximum;
+};
+
+// covered None: the candidates themselves.
+inline mrt::LargeProblem large_problem(const mrt::Features& candidates, const std::optional<mrt::Features>& covered,
+                                       int64_t N, int64_t M, const std::string& metric, double radius,
+                                       const PairWeights& weights, int64_t list_bytes, int threads) {
+  mrt::LargeProblem problem{};
+  problem.candidates = candidates;
+  problem.covered = covered ? *covered : candidates;
+  problem.N = N;
+  problem.M = M;
+  problem.is_self = !covered;
+  problem.metric = metric_of(metric);
+  problem.radius = radius;
+  problem.weight = at<const float>(weights.weight);
+  problem.quality = at<const float>(weights.quality);
+  problem.maximum = weights.maximum;
+  problem.list_bytes = list_bytes;
+  problem.threads = threads;
+  return problem;
+}
+
+inline std::unique_ptr<mrt::TableOracle> table_of_matrix(Address data, const std::string& dtype,
+                                                         std::pair<int64_t, int64_t> shape,
+                                                         std::pair<int64_t, int64_t> strides, double scale,
+                                                         const PairWeights& weights, int threads) {
+  mrt::MatrixView s{};
+  s.data = at<const void>(data);
+  s.type = matrix_type_of(dtype);
+  std::tie(s.M, s.N) = shape;
+  std::tie(s.row_stride, s.column_stride) = strides;
+  s.scale = scale;
+  return released([&] {
+    return std::make_unique<mrt::TableOracle>(s, at<const float>(weights.weight), at<const float>(weights.quality),
+                                              weights.maximum, threads);
+  });
+}
+
+inline std::unique_ptr<mrt::GraphOracle> graph_oracle(Address offsets, Address ids, Address values,
+                                                      std::pair<int64_t, int64_t> shape, double scale, bool has_self,
+                                                      const PairWeights& weights, int threads) {
+  mrt::GraphView graph{};
+  graph.offsets = at<const int64_t>(offsets);
+  graph.ids = at<const int64_t>(ids);
+  graph.values = at<const float>(values);
+  std::tie(graph.M, graph.N) = shape;
+  graph.scale = scale;
+  graph.has_self = has_self;
+  graph.weight = at<const float>(weights.weight);
+  graph.quality = at<const float>(weights.quality);
+  graph.maximum = weights.maximum;
+  return released([&] { return std::make_unique<mrt::GraphOracle>(graph, threads); });
+}
+
+inline bool pick(mrt::LazyGreedy& greedy, int64_t until, int64_t k, int64_t least, const py::object& progress) {
+  const Listening listening(progress);
+  return released([&] { return greedy.pick(until, k, least); });
+}
+
+inline void copy_picks(const mrt::LazyGreedy& greedy, Address ids, Address gains) {
+  std::copy(greedy.ids().begin(), greedy.ids().end(), at<int64_t>(ids));
+  std::copy(greedy.gains().begin(), greedy.gains().end(), at<int64_t>(gains));
+}
+
+inline void bind_oracles(py::module_& m) {
+  py::class_<PairWeights>(m, "PairWeights", py::module_local())
+      .def(py::init(
+               [](Address weight, Address quality, double maximum) { return PairWeights{weight, quality, maximum}; }),
+           py::kw_only(), py::arg("weight"), py::arg("quality"), py::arg("maximum"));
+  py::class_<mrt::LargeProblem>(m, "LargeProblem", py::module_local())
+      .def(py::init(&large_problem), py::kw_only(), py::arg("candidates"), py::arg("covered"), py::arg("N"),
+           py::arg("M"), py::arg("metric"), py::arg("radius"), py::arg("weights"), py::arg("list_bytes"),
+           py::arg("threads"));
+  py::class_<mrt::Oracle>(m, "Oracle", py::module_local())
+      .def(
+          "cover",
+          [](mrt::Oracle& oracle, Address ids, int64_t count, Address rows, int64_t num_rows) {
+            return released(
+                [&] { return oracle.cover(at<const int32_t>(ids), count, at<const int32_t>(rows), num_rows); });
+          },
+          py::kw_only(), py::arg("ids"), py::arg("count"), py::arg("rows"), py::arg("num_rows"));
+  py::class_<mrt::TableOracle, mrt::Oracle>(m, "TableOracle", py::module_local())
+      .def(py::init(&table_of_matrix), py::kw_only(), py::arg("data"), py::arg("dtype"), py::arg("shape"),
+           py::arg("strides"), py::arg("scale"), py::arg("weights"), py::arg("threads"))
+      .def_static("bytes", &mrt::TableOracle::bytes, py::arg("candidates"), py::arg("covered"));
+  py::class_<mrt::GraphOracle, mrt::Oracle>(m, "GraphOracle", py::module_local())
+      .def(py::init(&graph_oracle), py::kw_only(), py::arg("offsets"), py::arg("ids"), py::arg("values"),
+           py::arg("shape"), py::arg("scale"), py::arg("has_self"), py::arg("weights"), py::arg("threads"));
+  py::class_<mrt::FeaturesOracle, mrt::Oracle>(m, "FeaturesOracle", py::module_local())
+      .def(py::init([](const mrt::LargeProblem& problem) {
+        return released([&] { return std::make_unique<mrt::FeaturesOracle>(problem); });
+      }))
+      .def_property_readonly("bad_rows",
+                             [](const mrt::FeaturesOracle& oracle) {
+                               return std::make_pair(oracle.bad_candidate(), oracle.bad_covered());
+                             })
+      .def_property_readonly("list_bytes", &mrt::FeaturesOracle::list_bytes)
+      .def("table", [](mrt::FeaturesOracle& oracle) { return released([&] { return oracle.table(); }); })
+      .def(
+          "owners",
+          [](mrt::FeaturesOracle& oracle, Address ids, int64_t count, Address owner) {
+            released([&] {
+              oracle.owners(at<const int32_t>(ids), count, at<int32_t>(owner));
+              return 0;
+            });
+          },
+          py::kw_only(), py::arg("ids"), py::arg("count"), py::arg("owner"));
+}
+
+inline void bind_large_selection(py::module_& m) {
+  bind_oracles(m);
+  py::class_<mrt::LazyGreedy>(m, "LazyGreedy", py::module_local())
+      .def(py::init([](mrt::Oracle& oracle, Address bonus, Address is_open) {
+             return std::make_unique<mrt::LazyGreedy>(oracle, at<const int64_t>(bonus), at<const uint8_t>(is_open));
+           }),
+           py::keep_alive<1, 2>(), py::arg("oracle"), py::kw_only(), py::arg("bonus"), py::arg("is_open"))
+      .def(
+          "start",
+          [](mrt::LazyGreedy& greedy, Address ids, int64_t count) {
+            released([&] {
+              greedy.start(at<const int32_t>(ids), count);
+              return 0;
+            });
+          },
+          py::kw_only(), py::arg("ids"), py::arg("count"))
+      .def(
+          "follow",
+          [](mrt::LazyGreedy& greedy, Address ids, int64_t count, int64_t k) {
+            released([&] {
+              greedy.follow(at<const int32_t>(ids), count, k);
+              return 0;
+            });
+          },
+          py::kw_only(), py::arg("ids"), py::arg("count"), py::arg("k"))
+      .def(
+          "resume",
+          [](mrt::LazyGreedy& greedy, Address ids, Address gains, int64_t count, int64_t bound) {
+            return released(
+                [&] { return greedy.resume(at<const int32_t>(ids), at<const int64_t>(gains), count, bound); });
+          },
+          py::kw_only(), py::arg("ids"), py::arg("gains"), py::arg("count"), py::arg("bound"))
+      .def(
+          "finish",
+          [](mrt::LazyGreedy& greedy, int64_t k) {
+            released([&] {
+              greedy.finish(k);
+              return 0;
+            });
+          },
+          py::kw_only(), py::arg("k"))
+      .def_property_readonly("leading", &mrt::LazyGreedy::leading)
+      .def("pick", &pick, py::kw_only(), py::arg("until"), py::arg("k"), py::arg("least"), py::arg("progress"))
+      .def("copy_picks", &copy_picks, py::kw_only(), py::arg("ids"), py::arg("gains"))
+      .def_property_readonly("picked", [](const mrt::LazyGreedy& greedy) { return greedy.ids().size(); })
+      .def_property_readonly("value", &mrt::LazyGreedy::value)
+      .def_property_readonly("bound", &mrt::LazyGreedy::bound)
+      .def_property_readonly("evaluations", &mrt::LazyGreedy::evaluations)
+      .def_property_readonly("refreshes", &mrt::LazyGreedy::refreshes);
+}
+
+}  // namespace

@@ -1,0 +1,34 @@
+// What the lazy greedy loop asks of a ground: a large set of rows, a matrix of similarities, a graph.
+//
+// Candidates and rows to cover are numbered as the caller numbers them. Gains are sums over the rows to cover, in
+// fixed-point steps: bonuses are the loop's.
+#pragma once
+
+#include <cstdint>
+
+namespace mrt {
+
+class Oracle {
+ public:
+  virtual ~Oracle() = default;
+  virtual int64_t candidates() const = 0;
+  // Upper bounds of all gains now, as good as they come without much work. Returns whether they are exact.
+  virtual bool bounds(int64_t* out) = 0;
+  // Exact gains now, of `count` candidates and of all.
+  virtual void gains(const int32_t* ids, int64_t count, int64_t* out) = 0;
+  virtual void all_gains(int64_t* out) = 0;
+  // How many candidates `gains` likes at a time.
+  virtual int64_t batch() const = 0;
+  // After so many single gains it is better to ask for all of them.
+  virtual int64_t refresh_after() const = 0;
+  // Whether a gain costs little: then the loop asks for exact ones where bounds would do.
+  virtual bool is_cheap() const = 0;
+  // Rows are covered by these candidates, one after the other; what each of them gained.
+  virtual void take(const int32_t* ids, int64_t count, int64_t* gained) = 0;
+  // Before each pick: the ground may change the way it holds its pairs. is_open: who may be picked yet.
+  virtual void before_pick(const uint8_t* is_open) { (void)is_open; }
+  // Sum over these rows of the largest pair that one of these candidates has with each, whatever was taken.
+  virtual int64_t cover(const int32_t* ids, int64_t count, const int32_t* rows, int64_t num_rows) = 0;
+};
+
+}  // namespace mrt

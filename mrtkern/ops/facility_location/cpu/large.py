@@ -1,0 +1,218 @@
+"""One large problem: lazy greedy over an oracle, with a checkpoint, what fills up, owners and the value of chance."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import mrtkern._C as _C
+from mrtkern import _check, _progress, _random, lattice
+from mrtkern.ops.facility_location import chance, checkpoint
+from mrtkern.ops.facility_location.cpu import oracles
+from mrtkern.ops.facility_location.ground import Features, Graph, Ground, Matrix
+from mrtkern.ops.facility_location.problem import Problem
+from mrtkern.ops.facility_location.rule import Course, Rule
+from mrtkern.ops.facility_location.selection import Picks
+
+SAVE_EVERY = 30.0  # seconds between two checkpoints
+AT_ONCE = 256  # picks between two looks at the clock where they are quick
+LOOP_BYTES = 64  # of the loop, a candidate
+
+
+def budget(course: Course) -> int:
+    """Bytes that the call may take beside its inputs."""
+    if course.max_memory is not None:
+        return course.max_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def memory(problem: Problem) -> int:
+    """The least bytes beyond inputs and results with which it runs."""
+    N, M = problem.largest or 0, problem.M
+    loop = LOOP_BYTES * N
+    if problem.form is Matrix:
+        return loop + int(_C.TableOracle.bytes(N, M))
+    if problem.form is Graph:
+        return loop + 4 * problem.T + 48 * N
+    return loop + oracles.packed_bytes(N, M, problem.D, problem.covered is None)
+
+
+def _largest(values: Tensor | None) -> float:
+    return float(values.double().max()) if values is not None and len(values) else 1.0
+
+
+def forward(ground: Ground, rule: Rule) -> Picks:
+    """One problem."""
+    return Call(ground, rule).picks()
+
+
+class Call:
+    """What one call makes on its way."""
+
+    def __init__(self, ground: Ground, rule: Rule) -> None:
+        self.ground, self.rule = ground, rule
+        self.N, self.M = ground.largest, int(ground.covered[1])
+        self.k, self.op = int(rule.k[0]), ground.caller.op
+        needed, room = memory(Problem.of(ground, rule)), budget(rule.course)
+        if needed > room:
+            got = "max_memory" if rule.course.max_memory is not None else "half of the machine's memory"
+            raise MemoryError(f"{ground.caller.subject} must leave room for {needed} bytes, got {room} bytes, {got}")
+        self.maximum = _largest(rule.weight) * _largest(rule.quality) or 1.0
+        self.bonus = torch.zeros(self.N, dtype=torch.int64, device="cpu")
+        if rule.bonus is not None:
+            self.bonus = torch.round(rule.bonus.double() * lattice.STEPS / (self.maximum * ground.scale)).long()
+        self.mask = torch.ones(self.N, dtype=torch.bool, device="cpu") if rule.mask is None else rule.mask.contiguous()
+        self.start = torch.zeros(0, dtype=torch.int64, device="cpu") if rule.start is None else rule.start
+        self.oracle = oracles.of(ground, rule, self.maximum, room - LOOP_BYTES * self.N)
+        self.greedy = self._greedy()
+
+    def _greedy(self) -> Any:
+        return _C.LazyGreedy(self.oracle.handle, bonus=self.bonus.data_ptr(), is_open=self.mask.data_ptr())
+
+    def picks(self) -> Picks:
+        """Select, and say what the selection is worth."""
+        start = self.start.int()
+        self.greedy.start(ids=start.data_ptr(), count=len(start))
+        if self.rule.picks is not None:
+            given = (self.rule.picks - self.ground.first_row).int()
+            self.greedy.follow(ids=given.data_ptr(), count=len(given), k=self.k)
+            is_short = False
+        else:
+            is_short = self._select()
+        ids, gains = self.found()
+        ids, effective = torch.cat([self.start, ids]), int((gains > 0).sum())
+        if self.rule.picks is None and not is_short:
+            ids = torch.cat([ids, self._filled(ids, self.k - effective)])
+        gains = torch.cat([gains.new_zeros(len(start)), gains, gains.new_zeros(len(ids) - len(start) - len(gains))])
+        owner, share = self._owners(ids)
+        return Picks(
+            ids=ids + self.ground.first_row, gains=gains, offsets=ids.new_tensor([0, len(ids)]),
+            value=ids.new_tensor([self.greedy.value]), bound=ids.new_tensor([self.greedy.bound]),
+            random=ids.new_tensor([self._random(len(ids) - len(start) if is_short else self.k)]),
+            effective_k=ids.new_tensor([effective]), owner=owner, share=share,
+        )  # fmt: skip
+
+    def found(self) -> tuple[Tensor, Tensor]:
+        """Picks so far and their gains."""
+        ids, gains = torch.empty((2, self.greedy.picked), dtype=torch.int64, device="cpu")
+        self.greedy.copy_picks(ids=ids.data_ptr(), gains=gains.data_ptr())
+        return ids, gains
+
+    def _select(self) -> bool:
+        """Greedy's picks; whether they ended early, by a rule that stops or by the user."""
+        file = self._file()
+        saved = None if file is None else file.read()
+        if saved is not None:
+            ids = torch.tensor(saved.ids, dtype=torch.int32, device="cpu")
+            gains = torch.tensor(saved.gains, dtype=torch.int64, device="cpu")
+            other = self.greedy.resume(ids=ids.data_ptr(), gains=gains.data_ptr(), count=len(ids), bound=saved.bound)
+            if other >= 0:
+                rule = "hold picks with the gains that they have"
+                _check.fail(self.op, "checkpoint", rule, f"another gain of pick {other}")
+        try:
+            is_short = self._pick(file)
+        except KeyboardInterrupt:
+            self._save(file)
+            if self.rule.course.on_interrupt == "raise":
+                raise
+            return True
+        self._save(file)
+        if is_short:
+            self.greedy.finish(k=self.greedy.picked)
+        return is_short
+
+    def _pick(self, file: checkpoint.File | None) -> bool:
+        """Until there are k, or nothing gains; True: a rule stopped it."""
+        many, saved_at = 1, time.monotonic()
+        while True:
+            least, began = self._least(), time.monotonic()
+            until = 1 if self.greedy.picked == 0 else self.greedy.picked + many
+            if not self.greedy.pick(
+                until=min(until, self.k), k=self.k, least=max(least, 0), progress=_progress.current()
+            ):
+                return self.greedy.picked < self.k and self._least() >= 1
+            now = time.monotonic()
+            many = min(2 * many, AT_ONCE) if now - began < 1.0 else max(many // 2, 1)
+            if now - saved_at > SAVE_EVERY:
+                self._save(file)
+                saved_at = time.monotonic()
+
+    def _least(self) -> int:
+        """Steps that a pick must gain."""
+        steps = lattice.STEPS / (self.maximum * self.ground.scale)
+        least = math.ceil((self.rule.stop_gain or 0.0) * steps)
+        if self.rule.stop_fraction is not None and self.greedy.picked:
+            least = max(least, math.ceil(self.rule.stop_fraction * int(self.found()[1][0])))
+        return least
+
+    def _file(self) -> checkpoint.File | None:
+        rule, ground, path = self.rule, self.ground, self.rule.course.checkpoint
+        if path is None:
+            return None
+        held = [value for value in vars(ground).values() if isinstance(value, Tensor)]
+        weighed = [rule.weight, rule.quality, rule.bonus, rule.mask, rule.start]
+        words = [type(ground).__name__, getattr(ground, "metric", ""), ground.scale]
+        return checkpoint.File(self.op, path, checkpoint.fingerprint([*held, *weighed], words), self.k)
+
+    def _save(self, file: checkpoint.File | None) -> None:
+        if file is not None:
+            ids, gains = self.found()
+            file.write(checkpoint.Saved(ids.tolist(), gains.tolist(), self.greedy.bound))
+
+    def _filled(self, ids: Tensor, missing: int) -> Tensor:
+        """What follows the picks once no candidate gains."""
+        more, fill = ids.new_empty(0), self.rule.fill
+        if fill == "none" or missing == 0:
+            return more
+        is_open = self.mask.clone()
+        is_open[ids] = False
+        if fill == "coverage":
+            plain = dataclasses.replace(
+                self.rule, k=self.rule.k.new_tensor([min(missing, int(is_open.sum()))]), start=ids, weight=None,
+                quality=None, bonus=None, fill="none", stop_gain=None, stop_fraction=None,
+                course=dataclasses.replace(self.rule.course, checkpoint=None),
+            )  # fmt: skip
+            rest = Call(self.ground, plain)
+            narrow = ids.int()
+            rest.greedy.start(ids=narrow.data_ptr(), count=len(narrow))
+            rest._select()
+            more = rest.found()[0]
+            is_open[more] = False
+        left = is_open.nonzero()[:, 0]
+        if fill != "index":
+            key = chance.keys(self.rule.seed, _random.KEPT, self.rule.group_key[0], self.N)
+            left = left[key[left].sort(stable=True).indices]
+        return torch.cat([more, left[: missing - len(more)]])
+
+    def _owners(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """The kept row most similar to each row, and the share of rows that each kept row has."""
+        kept = ids.sort().values
+        position = self.oracle.owners(kept)
+        owner = torch.where(position >= 0, kept[position] if len(kept) else position, -1)
+        covers_itself = isinstance(self.ground, Features) and self.ground.targets is None
+        if covers_itself:
+            owner[ids] = ids
+        counts = torch.bincount(owner[owner >= 0], minlength=self.N)
+        share = (counts[ids].double() / max(self.M, 1)).float()
+        return torch.where(owner >= 0, owner + self.ground.first_row, -1), share
+
+    def _random(self, k: int) -> int:
+        """The value of chance, of k picks."""
+        group_key = self.rule.group_key[0]
+        key = chance.keys(self.rule.seed, _random.CHANCE, group_key, self.N)
+        rows, factor = chance.sampled(self.rule.weight, self.M, self.rule.seed, group_key)
+
+        def cover(ids: Tensor, among: Tensor) -> int:
+            ids, among = ids.int(), among.int()
+            return int(
+                self.oracle.handle.cover(ids=ids.data_ptr(), count=len(ids), rows=among.data_ptr(), num_rows=len(among))
+            )
+
+        sets = chance.draws(key, self.mask, self.start, k)
+        return chance.value(cover, self.bonus, sets, rows, factor)

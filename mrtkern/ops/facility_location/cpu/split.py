@@ -1,0 +1,65 @@
+"""Groups of which some are large: the small ones together, every large one by itself, and the answers put in order."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import torch
+from torch import Tensor
+
+import mrtkern._C as _C
+from mrtkern.ops.facility_location.cpu import groups, large
+from mrtkern.ops.facility_location.ground import Features, Groups
+from mrtkern.ops.facility_location.problem import Problem
+from mrtkern.ops.facility_location.rule import Rule
+from mrtkern.ops.facility_location.selection import Picks
+
+
+def forward(problem: Problem, ground: Groups, rule: Rule) -> Picks:
+    """Runs of small groups, and large groups, in their order."""
+    del problem
+    sizes, edges = ground.offsets.diff(), [0]
+    is_large = (sizes > _C.LARGEST_GROUP).tolist()
+    for b in range(1, len(is_large) + 1):
+        if b == len(is_large) or is_large[b] or is_large[b - 1]:
+            edges.append(b)
+    parts = []
+    for first, last in itertools.pairwise(edges):
+        part, its_rule = cut(ground, rule, first, last)
+        parts.append(large.forward(one_set(part), its_rule) if is_large[first] else groups.forward(part, its_rule))
+    return joined(parts)
+
+
+def cut(ground: Groups, rule: Rule, first: int, last: int) -> tuple[Groups, Rule]:
+    """Groups first … last - 1, and what of the rule is theirs."""
+    begin, end = ground.offsets[[first, last]].tolist()
+    before, total = int(rule.k[:first].sum()), int(rule.k[first:last].sum())
+    rows, picks = slice(begin, end), slice(before, before + total)
+
+    def of(value: Tensor | None, where: slice) -> Tensor | None:
+        return None if value is None else value[where]
+
+    part = dataclasses.replace(
+        ground, x=ground.x[rows], offsets=ground.offsets[first : last + 1] - begin,
+        largest=int(ground.offsets[first : last + 1].diff().max()), first_row=ground.first_row + begin,
+    )  # fmt: skip
+    return part, dataclasses.replace(
+        rule, k=rule.k[first:last], total=total, group_key=rule.group_key[first:last], picks=of(rule.picks, picks),
+        weight=of(rule.weight, rows), quality=of(rule.quality, rows), bonus=of(rule.bonus, rows),
+    )  # fmt: skip
+
+
+def one_set(ground: Groups) -> Features:
+    """The only group, as a set of rows."""
+    return Features(x=ground.x, metric=ground.metric, caller=ground.caller, first_row=ground.first_row)
+
+
+def joined(parts: list[Picks]) -> Picks:
+    """One answer after the other."""
+    ends, found = 0, []
+    for part in parts:
+        found.append(part.offsets[1:] + ends)
+        ends += int(part.offsets[-1])
+    fields = {name: torch.cat([getattr(part, name) for part in parts]) for name in Picks._fields if name != "offsets"}
+    return Picks(offsets=torch.cat([parts[0].offsets[:1], *found]), **fields)

@@ -91,6 +91,9 @@ def ending_on_signals() -> Iterator[None]:
         before.clear()
     try:
         yield
+    except Ended:  # the process is about to end with its status: a late signal must not end it with another
+        before.clear()
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -14,6 +14,7 @@ from torch.autograd import forward_ad
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 OLDEST = (8, 0)  # compute capability of NVIDIA's: asynchronous copies, bfloat16, reductions of a warp
 INTEGRAL = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+PLAIN: tuple[type[Tensor], ...] = (Tensor, torch.nn.Parameter)  # others stand for something, and may own no memory
 NUMBERS = (int, float, np.integer, np.floating, torch.SymInt, torch.SymFloat)
 
 
@@ -40,7 +41,7 @@ def tensor(op: str, argument: str, value: Any) -> None:
 
 def is_distributed(value: Tensor) -> bool:
     """Whether the value lies in several processes; without importing what is slow to import."""
-    if type(value) in (Tensor, torch.nn.Parameter):  # torch.compile cannot ask a Parameter for its bases
+    if type(value) in PLAIN:  # torch.compile cannot ask a Parameter for its bases
         return False
     return any(base.__name__ == "DTensor" for base in type(value).__mro__)
 
@@ -50,11 +51,12 @@ def no_tangent(op: str, **tensors: Tensor | None) -> None:
     gradients under the transforms of torch.func, which an autograd.Function refuses in words about itself and which
     torch.compile takes for 0, because no tensor says there that it requires one: it is sent back to eager mode."""
     transform = f"{op}: {{}} must be differentiated by backward, got a transform of torch.func"
+    is_transformed = torch._C._are_functorch_transforms_active()
     if torch.compiler.is_compiling():
-        if isinstance(torch._C._functorch.peek_interpreter_stack(), torch._C._functorch.CInterpreter):
+        if is_transformed:
             raise RuntimeError(transform.format(*tensors))
         return
-    is_transformed = torch._C._are_functorch_transforms_active() and torch.is_grad_enabled()
+    is_transformed = is_transformed and torch.is_grad_enabled()
     for name, value in tensors.items():
         if value is None:
             continue
@@ -100,11 +102,16 @@ def is_batch(value: Tensor) -> bool:
 
 
 def is_traced(value: Tensor) -> bool:
-    """Whether operations on `value` are recorded, imitated or repeated: nothing may be read, nor memory reused."""
+    """Whether operations on `value` are recorded, imitated or repeated: nothing may be read, nor memory reused.
+
+    Modes that only watch, counters of operations among them, are none of torch's own three and change nothing.
+    """
     if torch.compiler.is_compiling():
         return True
-    is_plain = type(value) in (Tensor, torch.nn.Parameter) and value.device.type != "meta" and not is_batch(value)
-    return not is_plain or torch._C._len_torch_dispatch_stack() > 0 or torch._C._is_tracing()
+    is_plain = type(value) in PLAIN and value.device.type != "meta" and not is_batch(value)
+    keys = torch._C._TorchDispatchModeKey
+    is_recorded = any(torch._C._get_dispatch_mode(key) is not None for key in (keys.FAKE, keys.PROXY, keys.FUNCTIONAL))
+    return not is_plain or is_recorded or torch._C._is_tracing()
 
 
 def floating(op: str, argument: str, value: Any) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 BACKENDS = ("cuda", "triton", "cpu", "reference")  # in order of preference
 OPTIONAL = ("triton", "mrtkern._C", "mrtkern._cuda")  # what an installation may lack
+OLDEST_TRITON = "3.4"  # the first with triton.tools.tensor_descriptor
 
 
 @functools.cache
@@ -30,7 +31,13 @@ def load(op: str, backend: str) -> ModuleType | str:
         missing = error.name or ""
         if not any(missing == part or missing.startswith(part + ".") for part in OPTIONAL):
             raise
-        return f"{missing} is not installed"
+        return too_old_triton(missing) if missing.startswith("triton.") else f"{missing} is not installed"
+
+
+def too_old_triton(missing: str) -> str:
+    """The sentence about a Triton that is there, but lacks a module."""
+    version = importlib.import_module("triton").__version__
+    return f"needs Triton {OLDEST_TRITON} or later, got {version}, which lacks {missing}"
 
 
 def has_file(op: str, backend: str) -> bool:

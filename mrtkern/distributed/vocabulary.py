@@ -72,7 +72,9 @@ class _Shard:
 
     def merge(self, mine: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The loss, lse [T'] and number of all classes, from the statistics [2 or 3, T'] of every rank."""
-        told = torch.cat([mine.new_tensor([self.first_class, self.num_classes]), mine.flatten()])
+        told = mine.new_full((mine.numel() + 2,), self.num_classes)  # filled, not copied: nothing waits for a device
+        told[:1].fill_(self.first_class)
+        told[2:] = mine.flatten()
         everyone = told.new_empty((dist.get_world_size(self.group), *told.shape))
         dist.all_gather(list(everyone), told, group=self.group)
         first, sizes = everyone[:, :2].T  # [ranks]

@@ -12,7 +12,7 @@ from mrtkern.ops.facility_location.ground import METRICS, Features
 from mrtkern.ops.facility_location.problem import Problem
 from tests.tools import lists
 
-rows_of = pytest.importorskip("mrtkern._triton.rows", reason="triton is not installed")
+rows_of = pytest.importorskip("mrtkern._triton.rows", reason="needs Triton 3.4 or later")
 from mrtkern.ops.facility_location import triton as kernel  # noqa: E402
 
 DEVICES = [pytest.param("cpu", marks=pytest.mark.interpret), pytest.param("cuda", marks=pytest.mark.gpu)]

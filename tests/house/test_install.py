@@ -175,6 +175,21 @@ def test_select_without_its_extra_says_what_to_install() -> None:
     assert said == ['mrtkern select: needs the cli extra, pip install "mrtkern[cli]"', "2"]
 
 
+def test_a_triton_that_is_too_old_is_a_reason_not_an_error() -> None:
+    triton = pytest.importorskip("triton", reason="triton is not installed")
+    module = "triton.tools.tensor_descriptor"
+    call = (
+        f"import torch, mrtkern; x = torch.ones(4, 3); del sys.modules[{module!r}]\n"
+        "from mrtkern.__main__ import main; main(['info'])\n"
+        "try: mrtkern.similarity(x, backend='triton')\n"
+        "except ValueError as error: print(error)"
+    )
+    said = python("import triton.tools.tensor_descriptor" + BLOCK.format(names=(module,)) + call, ROOT).splitlines()
+    reason = f"needs Triton 3.4 or later, got {triton.__version__}, which lacks {module}"
+    assert f"similarity triton cpu no: {reason}" in [" ".join(line.split()) for line in said]
+    assert said[-1] == f"similarity: backend 'triton' cannot run this: {reason}"
+
+
 def test_info_needs_no_extra() -> None:
     extra = ("pyarrow", "rich", "sklearn", "matplotlib", "triton")
     call = "from mrtkern.__main__ import main; print(main(['info']))"

@@ -157,6 +157,17 @@ def test_its_negated_mean_is_the_cross_entropy(backend: str) -> None:
 
 
 @every_backend_and_triton
+def test_padded_rows_are_the_flat_ones(backend: str) -> None:
+    inputs, (a, c) = make_inputs(20, 5, 9, torch.float32), upstream(20)
+    expected = with_gradients(linear_log_prob, inputs, a, c, backend=backend)
+    rows = {"targets": inputs["targets"].view(4, 5)}
+    rows["hidden"] = inputs["hidden"].detach().view(4, 5, 5).requires_grad_()
+    found = with_gradients(linear_log_prob, {**inputs, **rows}, a.view(4, 5), c.view(4, 5), backend=backend)
+    assert [value.shape for value in found[:3]] == [(4, 5), (4, 5), (4, 5, 5)]
+    assert all(torch.equal(x.view_as(y), y) for x, y in zip(found, expected, strict=True))
+
+
+@every_backend_and_triton
 def test_ignored_rows_are_zero_and_not_read(backend: str) -> None:
     inputs, (a, c) = make_inputs(20, 5, 9, torch.float32, ignored=0.4), upstream(20)
     out = inputs["targets"] == -100

@@ -15,9 +15,11 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import mrtkern
+from mrtkern import _check
 from mrtkern.ops.linear_cross_entropy.problem import Problem
 from tests.tools import oracle
 from tests.tools.linear_heads import every_backend
@@ -266,6 +268,38 @@ def test_tensors_without_values_have_shapes_and_gradients(function: Callable[...
     with FakeTensorMode() as mode:
         found = with_gradients(function, {name: mode.from_tensor(value) for name, value in tensors().items()})
     assert [(value.shape, value.dtype) for value in found] == expected
+
+
+class Watching(TorchDispatchMode):
+    """Records nothing, as modes that count operations or measure memory."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+@every_function
+def test_modes_that_only_watch_change_nothing(function: Callable[..., Any]) -> None:
+    expected = with_gradients(function, tensors())
+    with Watching():
+        assert not _check.is_traced(torch.ones(1))
+        found = with_gradients(function, tensors())
+    assert all(torch.equal(got, value) for got, value in zip(found, expected, strict=True))
+    with Watching(), FakeTensorMode():
+        assert _check.is_traced(torch.ones(1))
+
+
+def test_inplace_overwrites_also_under_a_mode_that_watches() -> None:
+    given = tensors()
+    expected = with_gradients(of_logits, given)[1]
+    leaf = given["logits"].requires_grad_()
+    with Watching():
+        logits = leaf * 1
+        loss = mrtkern.cross_entropy(
+            logits, given["targets"], token_weight=given["token_weight"], label_smoothing=0.1, inplace=True
+        )
+        (own,) = torch.autograd.grad(3 * loss, logits)
+    assert own.data_ptr() == logits.data_ptr()
+    assert torch.equal(logits, expected)
 
 
 @every_function

@@ -17,7 +17,7 @@ from mrtkern.ops.neighbors.op import neighbors
 from mrtkern.ops.neighbors.problem import CASES, METRICS, Inputs, Problem
 from tests.tools import lists, oracle
 
-pytest.importorskip("triton", reason="triton is not installed")
+pytest.importorskip("mrtkern._triton", reason="needs Triton 3.4 or later")
 from mrtkern.ops.neighbors import triton as backend
 from mrtkern.ops.neighbors.triton import launch, search
 

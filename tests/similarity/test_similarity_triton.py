@@ -14,7 +14,7 @@ from mrtkern.ops.similarity.op import similarity
 from mrtkern.ops.similarity.problem import CASES, METRICS, Case, Problem
 from tests.tools import bounds, on_device, oracle
 
-pytest.importorskip("triton", reason="triton is not installed")
+pytest.importorskip("mrtkern._triton", reason="needs Triton 3.4 or later")
 
 from mrtkern import _triton
 from mrtkern._triton import tiles

@@ -1,6 +1,6 @@
 """Machine code of every Triton kernel, compiled for devices that need not be here, and the limits it is held to.
 
-`python -m bench --static [op ...]` compiles all SIGNATURES of `mrtkern/ops/<op>/triton` for their targets in two child
+`python -m bench --static [op ...]` compiles all SIGNATURES of operations for their targets in two child
 processes (Triton can interpret or compile in a process, not both) and the CUDA kernels (bench/static_cuda.py), prints a
 table, and writes `bench/limits/<op>.json` unless a rule is broken. tests/kernels/test_static.py holds later code to
 these.
@@ -235,7 +235,7 @@ def compile_signature(op: str, signature: Any, arch: str) -> Code:
 def work(modules: Sequence[str], index: int, count: int) -> None:
     """In a child: compile every `count`-th signature and print each result as a line of JSON."""
     jobs = [
-        (name.removeprefix("mrtkern.ops.").removesuffix(".triton"), signature, arch)
+        (name.removeprefix("mrtkern.ops.").partition(".")[0], signature, arch)
         for name in modules
         for signature in importlib.import_module(name).SIGNATURES
         for arch in signature.targets
@@ -264,8 +264,8 @@ def compile_modules(modules: Sequence[str]) -> list[Code]:
 
 
 def modules_of(ops: Iterable[str]) -> list[str]:
-    """The Triton backends that exist; a benchmark may be of a part of an operation."""
-    names = [f"mrtkern.ops.{op}.triton" for op in ops if op in OPS]
+    """Where operations have kernels for Triton; a benchmark may be of a part of an operation."""
+    names = [f"mrtkern.ops.{op}.{part}" for op in ops if op in OPS for part in ("triton", "gains")]
     return [name for name in names if importlib.util.find_spec(name) is not None]
 
 

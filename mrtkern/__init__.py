@@ -16,6 +16,7 @@ Who calls whom, top to bottom:
         ├─ cpu         ops/<op>/cpu.py → mrtkern._C, csrc/*.cpp          a tensor on the CPU
         └─ reference   ops/<op>/reference.py, plain torch                anything: it is the definition
     _triton/           targets, launch tables, tiles of products and rounded rows that Triton's backends share
+    _device.py         memory, capability, waiting, addresses           _cases.py   what tests and benchmarks share
     _progress.py       who wants to know how far a long call is            _groups.py   sums over what shares an id
     _sums.py           sums of many numbers, the same bits for every number of threads
     lattice.py         the int16 quantiser, _random.py the counting hash: definitions that every backend repeats

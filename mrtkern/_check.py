@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -11,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from mrtkern import _device
+
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-OLDEST = (8, 0)  # compute capability of NVIDIA's: asynchronous copies, bfloat16, reductions of a warp
 INTEGRAL = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 PLAIN: tuple[type[Tensor], ...] = (Tensor, torch.nn.Parameter)  # others stand for something, and may own no memory
 NUMBERS = (int, float, np.integer, np.floating, torch.SymInt, torch.SymFloat)
@@ -248,7 +248,7 @@ def covering_offsets(
 
     Others are refused where values may be read; elsewhere what is returned lies inside, and results must become NaN.
     """
-    if may_wait(value.device):
+    if _device.may_wait(value.device):
         offsets_values(op, value, rows, argument, like)
     inside = value.clamp(0, rows).cummax(0).values
     inside[0], inside[-1] = 0, rows
@@ -262,33 +262,6 @@ def labels(op: str, targets: Tensor, V: int, ignore_index: int) -> None:
         position = int(is_bad.int().argmax())
         rule = f"be from 0 to {V - 1} or ignore_index {ignore_index}"
         raise IndexError(f"{op}: targets must {rule}, got {int(targets[position])} at position {position}")
-
-
-def capability(device: torch.device) -> tuple[int, int] | None:
-    """Compute capability of a CUDA device; None for others."""
-    return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
-
-
-def too_old(capability: tuple[int, int] | None) -> str | None:
-    """None when kernels run on a device of this compute capability (None: unknown), otherwise the reason."""
-    if capability is None or torch.version.hip is not None or capability >= OLDEST:
-        return None
-    return f"needs compute capability 8.0 or later, got {capability[0]}.{capability[1]}"
-
-
-def may_wait(device: torch.device, check: bool | None = None) -> bool:
-    """Whether a value may be read here: on the CPU; elsewhere the host would wait for the device, so only if asked."""
-    return device.type == "cpu" or bool(check)
-
-
-def fits(subject: str, needed: int, device: torch.device) -> None:
-    """Refuse what is larger than the memory of the device, before anything is allocated."""
-    if device.type == "cuda":
-        memory = int(torch.cuda.get_device_properties(device).total_memory)
-    else:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > memory:
-        raise MemoryError(f"{subject} must leave room for {needed} bytes, got {memory} bytes of memory")
 
 
 def finite_rows(subject: str, value: Tensor, first_row: int = 0) -> None:

@@ -2,7 +2,7 @@
 
 A backend is a file `mrtkern/ops/<op>/<backend>.py`; its name is the `backend=` string. It exports `why_not(problem)`,
 which sees sizes and types but no data, so the choice made for a GPU can be tested without one. A file that is absent is
-an answer.
+an answer: ABSENT of the operation's problem.py has the reason.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ OLDEST_TRITON = "3.4"  # the first with triton.tools.tensor_descriptor
 @functools.cache
 def load(op: str, backend: str) -> ModuleType | str:
     """The backend's module, or the reason why there is none."""
-    name = f"mrtkern.ops.{op}.{backend}"
     if not has_file(op, backend):
-        return f"{op} has no {backend} backend; {others(op, backend)}"
+        absent: dict[str, str] = importlib.import_module(f"mrtkern.ops.{op}.problem").ABSENT
+        present = [name for name in BACKENDS if has_file(op, name)]
+        return f"{absent[backend]}; it has {', '.join(present)}"
     try:
-        return importlib.import_module(name)
+        return importlib.import_module(f"mrtkern.ops.{op}.{backend}")
     except ModuleNotFoundError as error:  # not ImportError: a binary that does not load is broken, not absent
         missing = error.name or ""
         if not any(missing == part or missing.startswith(part + ".") for part in OPTIONAL):
@@ -41,15 +42,8 @@ def too_old_triton(missing: str) -> str:
 
 
 def has_file(op: str, backend: str) -> bool:
-    """Whether the operation says anything about this backend."""
+    """Whether the operation has this backend, installed or not."""
     return importlib.util.find_spec(f"mrtkern.ops.{op}.{backend}") is not None
-
-
-@functools.cache
-def others(op: str, backend: str) -> str:
-    """What runs instead of a backend that an operation has not."""
-    found = (name for name in BACKENDS if name != backend and has_file(op, name))
-    return f"it has {', '.join(name for name in found if hasattr(load(op, name), 'forward'))}"
 
 
 def why_not(op: str, backend: str, problem: Any) -> str | None:
@@ -58,7 +52,7 @@ def why_not(op: str, backend: str, problem: Any) -> str | None:
     if isinstance(module, str):
         return module
     reason: str | None = module.why_not(problem)
-    return reason if reason is None or hasattr(module, "forward") else f"{reason}; {others(op, backend)}"
+    return reason
 
 
 def check(op: str, backend: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mrtkern import _check
+from mrtkern import _check, _device, _operators
 from mrtkern._groups import IdGroups
 from mrtkern.ops.cross_entropy.arguments import checked_options
 from mrtkern.ops.cross_entropy.details import LossDetails, response_tokens
@@ -22,53 +22,40 @@ OPTIONS = ("label_smoothing", "z_loss", "softcap", "return_details", "check", "b
 NORMALIZATIONS = ("token", "response", "prompt", "prompt_token", "prompt_sum")
 Count = float | Tensor
 
-torch.library.define(
-    "mrtkern::response_weights",
-    "(Tensor targets, str normalize, Tensor offsets, Tensor? prompt, Tensor? response_weight, int ignore_index, "
-    "float constant, Tensor? num_prompts, Tensor? num_responses, Tensor? num_tokens, Tensor? responses_per_prompt, "
-    "Tensor? tokens_per_response, Tensor? tokens_per_prompt) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
 
-
-def _weights(
-    targets: Tensor, normalize: str, offsets: Tensor, prompt: Tensor | None, response_weight: Tensor | None,
-    ignore_index: int, constant: float, num_prompts: Tensor | None, num_responses: Tensor | None,
-    num_tokens: Tensor | None, responses_per_prompt: Tensor | None, tokens_per_response: Tensor | None,
-    tokens_per_prompt: Tensor | None,
+def _run(
+    targets: Tensor, normalize: str, *, offsets: Tensor, prompt: Tensor | None, response_weight: Tensor | None,
+    ignore_index: int, constant: float, **totals: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """The definition, in float64 and without waiting for a device; targets [T], every count local unless given."""
     offsets, is_right = _check.covering_offsets(OP, offsets, targets.shape[0], "offsets", "targets")
     is_valid, tokens = response_tokens(targets, offsets, ignore_index)  # [T], [R]
+    tokens_per_response = totals["tokens_per_response"]
     T_r = (tokens if tokens_per_response is None else tokens_per_response).double()
     counts = (T_r > 0).double()  # an empty response is none
     v = torch.ones_like(T_r) if response_weight is None else response_weight.double()
     groups = IdGroups(prompt)
-    given = {
-        "num_prompts": num_prompts, "num_responses": num_responses, "num_tokens": num_tokens,
-        "responses_per_prompt": responses_per_prompt, "tokens_per_response": tokens_per_response,
-        "tokens_per_prompt": tokens_per_prompt, "response_weight": response_weight,
-    }  # fmt: skip
-    is_right = is_right & _checked_values(given, tokens, counts)
+    is_right = is_right & _checked_values({**totals, "response_weight": response_weight}, tokens, counts)
 
-    def or_else(given: Tensor | None, local: Tensor) -> Tensor:
+    def total(name: str, local: Tensor) -> Tensor:
+        given = totals[name]
         return (local if given is None else given).double()
 
     if normalize == "token":
-        denominator = or_else(num_tokens, T_r.sum())
+        denominator = total("num_tokens", T_r.sum())
     elif normalize == "response":
-        denominator = or_else(num_responses, counts.sum()) * T_r
+        denominator = total("num_responses", counts.sum()) * T_r
     else:
-        P = or_else(num_prompts, groups.number_with(counts))
+        P = total("num_prompts", groups.number_with(counts))
         if normalize == "prompt_token":
-            denominator = P * or_else(tokens_per_prompt, groups.sums(v * T_r))
+            denominator = P * total("tokens_per_prompt", groups.sums(v * T_r))
         else:
             denominator = P * T_r if normalize == "prompt" else P * constant
             if response_weight is None:
-                v = v / or_else(responses_per_prompt, groups.sums(counts)).clamp(min=1)
+                v = v / total("responses_per_prompt", groups.sums(counts)).clamp(min=1)
     weight = torch.where((v == 0) | (counts == 0), 0, v / denominator).float()  # [R]
     is_right = is_right & weight.isfinite()
-    if _check.may_wait(targets.device) and not bool(is_right.all()):
+    if _device.may_wait(targets.device) and not bool(is_right.all()):
         r = _check.first(~weight.isfinite())
         _check.fail(
             OP, "response_weight", "leave weights that float32 can hold", f"{float(weight[r])} for response {r}"
@@ -92,7 +79,7 @@ def _checked_values(given: dict[str, Tensor | None], tokens: Tensor, counts: Ten
             has_use = (tokens > 0) if name == "tokens_per_response" else counts > 0
             is_bad = is_bad | (value < 0) | ((value == 0) & (has_use if value.ndim else has_use.any()))
             rule = "be finite and positive"
-        if _check.may_wait(value.device) and bool(is_bad.any()):
+        if _device.may_wait(value.device) and bool(is_bad.any()):
             r = _check.first(is_bad.reshape(-1))
             where = f" for response {r}" if value.ndim else ""
             _check.fail(OP, name, rule, f"{value.reshape(-1)[r].item()}{where}")
@@ -100,14 +87,18 @@ def _checked_values(given: dict[str, Tensor | None], tokens: Tensor, counts: Ten
     return is_right
 
 
-torch.library.impl("mrtkern::response_weights", ("cpu", "cuda"), _weights)
-
-
-def _fake_weights(targets: Tensor, *_: Any) -> Tensor:
+def _fake(targets: Tensor, normalize: str, **_: Any) -> Tensor:
     return targets.new_empty(targets.shape, dtype=torch.float32)
 
 
-torch.library.register_fake("mrtkern::response_weights", _fake_weights)
+_operators.define(
+    "response_weights",
+    "(Tensor targets, str normalize, *, Tensor offsets, Tensor? prompt, Tensor? response_weight, int ignore_index, "
+    "float constant, Tensor? num_prompts, Tensor? num_responses, Tensor? num_tokens, Tensor? responses_per_prompt, "
+    "Tensor? tokens_per_response, Tensor? tokens_per_prompt) -> Tensor",
+    _run,
+    _fake,
+)
 
 
 def response_weights(
@@ -205,14 +196,17 @@ def response_weights(
         _check.vector(OP, "response_weight", response_weight, R, "response")
         _check.no_gradient(OP, "response_weight", response_weight)
     _check.same_device(OP, targets=targets, prompt=prompt, response_weight=response_weight)
-    totals = {"num_prompts": num_prompts, "num_responses": num_responses, "num_tokens": num_tokens}
-    counts = [_count(name, value, None, device) for name, value in totals.items()]
-    counts.append(_count("responses_per_prompt", responses_per_prompt, R, device))
-    counts.append(_count("tokens_per_response", tokens_per_response, R, device))
-    counts.append(_count("tokens_per_prompt", tokens_per_prompt, R, device))
+    whole = {"num_prompts": num_prompts, "num_responses": num_responses, "num_tokens": num_tokens}
+    each = {
+        "responses_per_prompt": responses_per_prompt, "tokens_per_response": tokens_per_response,
+        "tokens_per_prompt": tokens_per_prompt,
+    }  # fmt: skip
+    totals = {name: _count(name, value, None, device) for name, value in whole.items()}
+    totals |= {name: _count(name, value, R, device) for name, value in each.items()}
     weights: Tensor = torch.ops.mrtkern.response_weights(
-        flat, normalize, offsets, prompt, response_weight, ignore_index, constant, *counts
-    )
+        flat, normalize, offsets=offsets, prompt=prompt, response_weight=response_weight, ignore_index=ignore_index,
+        constant=constant, **totals,
+    )  # fmt: skip
     return weights.reshape(targets.shape)
 
 

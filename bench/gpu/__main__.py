@@ -94,7 +94,8 @@ def sanitized() -> Iterator[Step]:
     """The kernel in CUDA C++ under each checker of compute-sanitizer."""
     tool = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
     file, test = SANITIZED
-    tests = python("-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", file, "-k", test)
+    pytest = ["-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
+    tests = python(*pytest, file, "-k", test)
     for checker in CHECKERS:
         options = ["--tool", checker, "--kernel-name", f"kns={KERNEL}", "--target-processes", "application-only"]
         command = [tool or "compute-sanitizer", *options, "--error-exitcode", "9", "--print-limit", "5", *tests]

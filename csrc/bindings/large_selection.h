@@ -118,8 +118,9 @@ inline void bind_oracles(py::module_& m) {
            py::arg("shape"), py::arg("scale"), py::arg("has_self"), py::arg("weights"), py::arg("threads"));
   py::class_<mrt::FeaturesOracle, mrt::Oracle>(m, "FeaturesOracle", py::module_local())
       .def(py::init([](const mrt::LargeProblem& problem) {
-        return released([&] { return std::make_unique<mrt::FeaturesOracle>(problem); });
-      }))
+             return released([&] { return std::make_unique<mrt::FeaturesOracle>(problem); });
+           }),
+           py::arg("problem"))
       .def_property_readonly("bad_rows",
                              [](const mrt::FeaturesOracle& oracle) {
                                return std::make_pair(oracle.bad_candidate(), oracle.bad_covered());

@@ -22,7 +22,7 @@ inline mrt::Features operand(const Operand& x, int64_t K) {
   return features(address, dtype, row_stride, column_stride, K);
 }
 
-// out [M, N] = a [M, K] b [N, K]^T; out is (address, stride), begins is "zero", "bias" or "out".
+// out [M, N] = a [M, K] b [N, K]^T + bias, or += where it adds; out is (address, stride), bias 0 where there is none.
 inline void matmul(const Operand& a, const Operand& b, const std::array<int64_t, 3>& sizes,
                    const std::pair<Address, int64_t>& out, Address bias, bool adds, bool is_half, Address workspace,
                    int threads) {

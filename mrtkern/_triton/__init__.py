@@ -8,7 +8,7 @@ signature   what the report on machine code compiles
 from mrtkern._triton.launches import CONSUMED, CONSUMERS, LARGE, SMALL, Launch, product_launch
 from mrtkern._triton.signature import Signature
 from mrtkern._triton.targets import DESCRIPTORS, NAMES, SHARED, TARGETS, arch, multiprocessors, num_warps, on, why_not
-from mrtkern._triton.tiles import can_describe, describe, described_product, grouped, product
+from mrtkern._triton.tiles import banded, can_describe, describe, described_product, product
 
 __all__ = [
     "CONSUMED",
@@ -22,10 +22,10 @@ __all__ = [
     "Launch",
     "Signature",
     "arch",
+    "banded",
     "can_describe",
     "describe",
     "described_product",
-    "grouped",
     "multiprocessors",
     "num_warps",
     "on",

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from mrtkern import _check
+from mrtkern import _device
 
 DEVICES: tuple[str, ...] = ("cuda",)  # types of devices that kernels run on
 TARGETS = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942")  # what the report on machine code compiles for
@@ -28,7 +28,7 @@ def why_not(device: str, capability: tuple[int, int] | None) -> str | None:
     """None when kernels run on a device of this type and compute capability (None: unknown), otherwise the reason."""
     if device not in DEVICES:
         return f"needs a CUDA tensor, got one on {device}"
-    return _check.too_old(capability)
+    return _device.too_old(capability)
 
 
 @functools.cache

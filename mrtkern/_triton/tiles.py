@@ -1,6 +1,6 @@
 """Tiles of products, which at least two operations hand to their epilogues.
 
-A kernel walks tiles of an output in an order that keeps operands in the L2 cache (`grouped`) and makes each by one
+A kernel walks tiles of an output in an order that keeps operands in the L2 cache (`banded`) and makes each by one
 pipelined product (`product`, or `described_product` where the target has tensor descriptors).
 
 Float32 operands are multiplied as float32 ("ieee", no tf32), 16-bit operands on tensor cores; sums are float32.
@@ -17,12 +17,12 @@ from mrtkern._triton.targets import DESCRIPTORS, arch
 
 
 @triton.jit
-def grouped(tile, tiles_m, tiles_n, GROUP: tl.constexpr):
-    """Tile number -> (m, n): GROUP rows of tiles column by column, so that neighbours in time share operands."""
-    band = tile // (GROUP * tiles_n)
-    rows = min(tiles_m - band * GROUP, GROUP)
-    inside = tile % (GROUP * tiles_n)
-    return band * GROUP + inside % rows, inside // rows
+def banded(tile, tiles_m, tiles_n, BAND: tl.constexpr):
+    """Tile number -> (m, n): BAND rows of tiles column by column, so that neighbours in time share operands."""
+    band = tile // (BAND * tiles_n)
+    rows = min(tiles_m - band * BAND, BAND)
+    inside = tile % (BAND * tiles_n)
+    return band * BAND + inside % rows, inside // rows
 
 
 @triton.jit

@@ -18,12 +18,12 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._compile import _disable_dynamo
 
-from mrtkern import _check, _dispatch, _sums
+from mrtkern import _check, _device, _dispatch, _sums
 from mrtkern.ops.cross_entropy.arguments import check_targets, checked_options, rows_with_targets
 from mrtkern.ops.cross_entropy.problem import IGNORE, Options
 from mrtkern.ops.linear_cross_entropy import passes
 from mrtkern.ops.linear_cross_entropy.arguments import check_memory, checked, flags, gradients_needed, product_type
-from mrtkern.ops.linear_cross_entropy.problem import Cap, Problem, sums_in
+from mrtkern.ops.linear_cross_entropy.problem import Cap, Head, Problem, sums_in
 from mrtkern.ops.linear_cross_entropy.rows import Entries, entries
 
 
@@ -32,7 +32,7 @@ class _Shard:
     """What a rank knows before it has heard of the others."""
 
     op: str
-    group: dist.ProcessGroup
+    process_group: dist.ProcessGroup
     targets: Tensor  # [T] of every row, in the whole vocabulary
     first_class: int
     num_classes: int
@@ -42,8 +42,8 @@ class _Shard:
 
     @classmethod
     def of(
-        cls, op: str, group: dist.ProcessGroup, first_class: int, V: int, targets: Tensor, token_weight: Tensor | None,
-        options: Options, wide: torch.dtype,
+        cls, op: str, process_group: dist.ProcessGroup, first_class: int, V: int, targets: Tensor,
+        token_weight: Tensor | None, options: Options, wide: torch.dtype,
     ) -> _Shard:  # fmt: skip
         first_class = _check.integer(op, "first_class", first_class)
         if first_class < 0:
@@ -52,19 +52,19 @@ class _Shard:
         weight = valid.to(wide) / valid.sum().clamp(min=1) if token_weight is None else token_weight.to(wide)
         own = targets - first_class
         own = torch.where((own >= 0) & (own < V), own, -1)
-        given = entries(own, None, weight, valid, valid & (weight != 0), _check.may_wait(targets.device))
-        return cls(op, group, targets, first_class, V, given, options, Cap(options.softcap))
+        given = entries(own, None, weight, valid, valid & (weight != 0), _device.may_wait(targets.device))
+        return cls(op, process_group, targets, first_class, V, given, options, Cap(options.softcap))
 
     @property
     def num_statistics(self) -> int:
         """Numbers per row that a rank tells the others."""
         return 3 if self.options.label_smoothing else 2
 
-    def statistics(self, rows: ModuleType, z: Tensor, chunk: slice) -> Tensor:
+    def statistics(self, kernels: ModuleType, z: Tensor, chunk: slice) -> Tensor:
         """Of some rows, [2 or 3, C] float64: lse; log-probability of the target among the own classes, 0 without one;
         for label smoothing how far the mean of the logits is below lse."""
         targets = self.given.targets[chunk]
-        logp, _, lse, below = rows.log_probs(
+        logp, _, lse, below = kernels.log_probs(
             z, torch.where(targets == -1, 0, targets), self.cap, bool(self.options.label_smoothing)
         )
         told = [lse, torch.where(targets < 0, 0, logp).double()]
@@ -75,12 +75,12 @@ class _Shard:
         told = mine.new_full((mine.numel() + 2,), self.num_classes)  # filled, not copied: nothing waits for a device
         told[:1].fill_(self.first_class)
         told[2:] = mine.flatten()
-        everyone = told.new_empty((dist.get_world_size(self.group), *told.shape))
-        dist.all_gather(list(everyone), told, group=self.group)
+        everyone = told.new_empty((dist.get_world_size(self.process_group), *told.shape))
+        dist.all_gather(list(everyone), told, group=self.process_group)
         first, sizes = everyone[:, :2].T  # [ranks]
         is_own = (self.targets >= first[:, None]) & (self.targets < (first + sizes)[:, None])  # [ranks, T]
         is_bad = (is_own.sum(0) != 1) & (self.targets != self.options.ignore_index)
-        may_wait = _check.may_wait(self.targets.device)
+        may_wait = _device.may_wait(self.targets.device)
         if may_wait and bool(is_bad.any()):
             t = _check.first(is_bad)
             raise IndexError(
@@ -108,11 +108,11 @@ class _Shard:
 
 class _Logits(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, shard: _Shard, rows: ModuleType) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, shard: _Shard, kernels: ModuleType) -> Tensor:
         z = _wanted(logits, shard.given)
-        loss, lse, classes = shard.merge(shard.statistics(rows, z, slice(0, len(z))))
+        loss, lse, classes = shard.merge(shard.statistics(kernels, z, slice(0, len(z))))
         ctx.save_for_backward(logits, lse)
-        ctx.shard, ctx.rows, ctx.whole = shard, rows, shard.whole(classes)
+        ctx.shard, ctx.kernels, ctx.whole = shard, kernels, shard.whole(classes)
         return loss
 
     @staticmethod
@@ -122,7 +122,7 @@ class _Logits(torch.autograd.Function):
         _check.once(shard.op, "logits", grad)
         dz = _wanted(logits, shard.given, is_copy=True)
         weight = shard.given.weight * grad  # before the one rounding to the type of the logits
-        ctx.rows.log_probs_backward(dz, shard.given.targets, shard.cap, weight, None, lse=lse, **ctx.whole)
+        ctx.kernels.log_probs_backward(dz, shard.given.targets, shard.cap, weight, None, lse=lse, **ctx.whole)
         if shard.given.rows is None:
             return dz, None, None
         return torch.zeros_like(logits).index_copy_(0, shard.given.rows, dz), None, None
@@ -131,19 +131,19 @@ class _Logits(torch.autograd.Function):
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, shard: _Shard, rows: ModuleType,
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, shard: _Shard, kernels: ModuleType,
         problem: Problem,
     ) -> Tensor:  # fmt: skip
         counted = shard.given.targets.shape[0]
         mine = torch.empty(shard.num_statistics, counted, dtype=torch.float64, device=hidden.device)
 
         def step(z: Tensor, chunk: slice) -> None:
-            mine[:, chunk] = shard.statistics(rows, z, chunk)
+            mine[:, chunk] = shard.statistics(kernels, z, chunk)
 
-        passes.run(rows, replace(problem, needs=(False,) * 3), hidden, weight, bias, shard.given, step)
+        passes.run(kernels, replace(problem, needs=(False,) * 3), Head(hidden, weight, bias), shard.given, step)
         loss, lse, classes = shard.merge(mine)
         ctx.save_for_backward(hidden, weight, bias, lse)
-        ctx.shard, ctx.rows, ctx.problem, ctx.whole = shard, rows, problem, shard.whole(classes)
+        ctx.shard, ctx.kernels, ctx.problem, ctx.whole = shard, kernels, problem, shard.whole(classes)
         return loss
 
     @staticmethod
@@ -151,17 +151,17 @@ class _Linear(torch.autograd.Function):
         hidden, weight, bias, lse = ctx.saved_tensors
         shard = ctx.shard
         _check.once(shard.op, "the loss", grad)
-        given = (ctx.rows, ctx.problem, hidden, weight, bias, shard.given, shard.cap, None)
-        made = passes.log_probs_backward(*given, lse=lse, **ctx.whole)
-        if made.hidden is not None:
-            dist.all_reduce(made.hidden, group=shard.group)
-        found = ((made.hidden, hidden), (made.weight, weight), (made.bias, bias))
-        return (
-            *(None if d is None else passes.scaled(d, grad, value.dtype, in_place=True) for d, value in found),
-            None,
-            None,
-            None,
+        head = Head(hidden, weight, bias)
+        made = passes.log_probs_backward(
+            ctx.kernels, ctx.problem, head, shard.given, shard.cap, None, lse=lse, **ctx.whole
         )
+        if made.hidden is not None:
+            dist.all_reduce(made.hidden, group=shard.process_group)
+        found = (
+            None if d is None or value is None else passes.scaled(d, grad, value.dtype, in_place=True)
+            for d, value in zip((made.hidden, made.weight, made.bias), head, strict=True)
+        )
+        return *found, None, None, None
 
 
 # torch.compiler.disable imports the compiler at once, seconds for everyone; this one does so at the first call.
@@ -181,7 +181,7 @@ def vocabulary_parallel_cross_entropy(
     targets: Tensor,
     *,
     first_class: int,
-    group: dist.ProcessGroup,
+    process_group: dist.ProcessGroup,
     token_weight: Tensor | None = None,
     ignore_index: int = IGNORE,
     label_smoothing: float = 0.0,
@@ -189,7 +189,7 @@ def vocabulary_parallel_cross_entropy(
     softcap: float | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """`cross_entropy` of logits whose columns are split among the ranks of `group`.
+    """`cross_entropy` of logits whose columns are split among the ranks of `process_group`.
 
         cross_entropy(torch.cat([logits of rank 0, logits of rank 1, …], 1), targets, …)
 
@@ -202,7 +202,7 @@ def vocabulary_parallel_cross_entropy(
         In the whole vocabulary.
     first_class : int
         The class of the first column here.
-    group : ProcessGroup
+    process_group : ProcessGroup
         It exists already; every rank of it must make the call.
     token_weight : like targets, optional
         None: the mean over valid tokens.
@@ -245,7 +245,7 @@ def vocabulary_parallel_cross_entropy(
     >>> import torch.distributed as dist
     >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     >>> logits, targets = torch.zeros(2, 4), torch.tensor([1, 3])
-    >>> loss = mk.vocabulary_parallel_cross_entropy(logits, targets, first_class=0, group=dist.group.WORLD)
+    >>> loss = mk.vocabulary_parallel_cross_entropy(logits, targets, first_class=0, process_group=dist.group.WORLD)
     >>> round(loss.item(), 4)
     1.3863
     >>> dist.destroy_process_group()
@@ -263,12 +263,12 @@ def vocabulary_parallel_cross_entropy(
     check_targets(op, logits.shape[0], logits.device, targets, token_weight, None)
     options = checked_options(op, ignore_index, softcap, label_smoothing, z_loss, backend=backend)
     T, V = logits.shape
-    capability = _check.capability(logits.device)
+    capability = _device.capability(logits.device)
     problem = Problem(T, 0, V, *(logits.dtype,) * 3, logits.device.type, capability=capability)
-    rows = _dispatch.run("linear_cross_entropy", backend, problem, op)
+    kernels = _dispatch.run("linear_cross_entropy", backend, problem, op)
     wide = sums_in(logits.dtype)
-    shard = _Shard.of(op, group, first_class, V, targets, token_weight, options, wide)
-    loss: Tensor = _Logits.apply(logits, shard, rows)  # type: ignore[no-untyped-call]
+    shard = _Shard.of(op, process_group, first_class, V, targets, token_weight, options, wide)
+    loss: Tensor = _Logits.apply(logits, shard, kernels)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -279,7 +279,7 @@ def vocabulary_parallel_linear_cross_entropy(
     targets: Tensor,
     *,
     first_class: int,
-    group: dist.ProcessGroup,
+    process_group: dist.ProcessGroup,
     bias: Tensor | None = None,
     token_weight: Tensor | None = None,
     ignore_index: int = IGNORE,
@@ -288,7 +288,7 @@ def vocabulary_parallel_linear_cross_entropy(
     softcap: float | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """`linear_cross_entropy` of a head whose rows are split among the ranks of `group`.
+    """`linear_cross_entropy` of a head whose rows are split among the ranks of `process_group`.
 
         linear_cross_entropy(hidden, torch.cat([weight of rank 0, weight of rank 1, …]), targets, …)
 
@@ -300,7 +300,7 @@ def vocabulary_parallel_linear_cross_entropy(
     bias : [V_r], optional
         The classes first_class … first_class + V_r - 1, any split that covers each once and leaves no rank without (of
         a DTensor with Shard(0) on n ranks: weight.to_local(), rank * ceil(V / n)).
-    targets, first_class, group, token_weight, ignore_index, label_smoothing, z_loss, softcap, backend
+    targets, first_class, process_group, token_weight, ignore_index, label_smoothing, z_loss, softcap, backend
         As in `vocabulary_parallel_cross_entropy`.
 
     Returns
@@ -339,7 +339,7 @@ def vocabulary_parallel_linear_cross_entropy(
     >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     >>> hidden, weight, targets = torch.zeros(2, 3), torch.ones(4, 3), torch.tensor([1, 3])
     >>> loss = mk.vocabulary_parallel_linear_cross_entropy(
-    ...     hidden, weight, targets, first_class=0, group=dist.group.WORLD
+    ...     hidden, weight, targets, first_class=0, process_group=dist.group.WORLD
     ... )
     >>> round(loss.item(), 4)
     1.3863
@@ -355,11 +355,11 @@ def vocabulary_parallel_linear_cross_entropy(
     options = checked_options(op, ignore_index, softcap, label_smoothing, z_loss, backend=backend)
     needs = gradients_needed(hidden, weight, bias)
     product = product_type(hidden, weight)
-    problem = Problem.of(hidden, weight, bias, product, flags(needs), is_log_prob=True)
-    rows = _dispatch.run("linear_cross_entropy", backend, problem, op)
-    check_memory(op, problem, rows, targets)
+    problem = Problem.of(Head(hidden, weight, bias), product, flags(needs), is_log_prob=True)
+    kernels = _dispatch.run("linear_cross_entropy", backend, problem, op)
+    check_memory(op, problem, kernels, targets)
     wide = sums_in(product)
-    shard = _Shard.of(op, group, first_class, weight.shape[0], targets, token_weight, options, wide)
+    shard = _Shard.of(op, process_group, first_class, weight.shape[0], targets, token_weight, options, wide)
     with torch.autocast(hidden.device.type, enabled=False):
-        loss: Tensor = _Linear.apply(hidden, weight, bias, shard, rows, problem)  # type: ignore[no-untyped-call]
+        loss: Tensor = _Linear.apply(hidden, weight, bias, shard, kernels, problem)  # type: ignore[no-untyped-call]
     return loss

@@ -17,11 +17,13 @@ import torch
 from bench import OPS, __main__, facility_location, machine, report, similarity, worker
 from bench.harness import Competitor, Spread, WrongAnswer, interleave, ratios
 from bench.roofline import PRODUCT, PRODUCT_FLOPS, READ, READERS, Roofline
-from mrtkern.ops.facility_location.problem import Case
+from mrtkern.ops.facility_location.ground import Groups
+from mrtkern.ops.facility_location.problem import Case, Problem
 from mrtkern.ops.similarity import problem as similarity_problem
 from tests.tools.repository import ROOT
 
-SMALL = Case("20 x 8 -> 3", 20, 8, 3, 16, torch.float32, frozenset({"bench"}))  # an instant on the reference backend
+# an instant on the reference backend
+SMALL = Case("20 x 8 -> 3", Problem(Groups, 160, 16, 20, torch.float32, "cpu", 8, K=3), frozenset({"bench"}))
 BENCH_FILES = ROOT / "bench"
 
 
@@ -122,7 +124,7 @@ def test_facility_location_refuses_a_wrong_peer(kept: list[int], reason: str) ->
     inputs = facility_location.make_inputs(SMALL)
     mine = facility_location.answer(inputs, facility_location.ours(inputs))
     with pytest.raises(WrongAnswer, match=f"peer .*{reason}"):
-        facility_location.check(inputs, {"mrtkern": mine, "peer": torch.tensor(kept).expand(SMALL.B, -1)})
+        facility_location.check(inputs, {"mrtkern": mine, "peer": torch.tensor(kept).expand(SMALL.problem.B, -1)})
 
 
 def test_facility_location_refuses_ours_where_it_is_not_the_reference() -> None:
@@ -159,7 +161,7 @@ def test_similarity_refuses_a_wrong_answer(name: str, part: str) -> None:
 def test_nothing_is_printed_about_a_wrong_answer(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    wrong = Competitor("wrong", lambda: torch.tensor([[5, 6, 7]]).expand(SMALL.B, -1))
+    wrong = Competitor("wrong", lambda: torch.tensor([[5, 6, 7]]).expand(SMALL.problem.B, -1))
     monkeypatch.setattr(facility_location, "cases", lambda: [SMALL])
     monkeypatch.setattr(facility_location, "others", lambda inputs: [wrong])
     monkeypatch.setattr(Roofline, "choose", lambda rounds: Roofline(next(iter(READERS)), torch.float32))

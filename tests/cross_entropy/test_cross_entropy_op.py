@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from mrtkern import _check, _dispatch
+from mrtkern import _device, _dispatch
 from mrtkern.ops.cross_entropy import reference
 from mrtkern.ops.cross_entropy.details import LossDetails
 from mrtkern.ops.cross_entropy.op import cross_entropy
@@ -277,7 +277,7 @@ def test_details_of_offsets_that_do_not_fit_are_nan_on_a_device(
     ends: list[int], backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There nobody reads them before they are used; nothing outside the targets may be."""
-    monkeypatch.setattr(_check, "may_wait", lambda device, check=None: bool(check))
+    monkeypatch.setattr(_device, "may_wait", lambda device, check=None: bool(check))
     inputs, given = rows(4, 6), {"return_details": True, "prompt": torch.tensor([3, 3]), "backend": backend}
     found = cross_entropy(**inputs, offsets=torch.tensor(ends), **given)
     assert isinstance(found, LossDetails) and bool(found.loss.isfinite())

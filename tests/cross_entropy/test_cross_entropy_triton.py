@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mrtkern import _check
+from mrtkern import _device
 from mrtkern.ops.cross_entropy.details import LossDetails
 from mrtkern.ops.cross_entropy.op import cross_entropy
 from mrtkern.ops.cross_entropy.problem import Case, Problem
@@ -89,7 +89,7 @@ def test_rows_that_are_read_twice_are_the_same(name: str, dtype: torch.dtype) ->
 def test_a_label_out_of_range_makes_its_row_nan_and_no_other(
     label: int, inplace: bool, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_check, "may_wait", lambda device, check=None: bool(check))
+    monkeypatch.setattr(_device, "may_wait", lambda device, check=None: bool(check))
     inputs = rows(5, 7)
     others = [0, 1, 2, 4]
     truth = truth_of(inputs).gradient[others]
@@ -115,7 +115,7 @@ def test_a_label_out_of_range_makes_its_row_nan_and_no_other(
 def test_offsets_that_do_not_fit_make_the_loss_nan(
     ends: list[int], device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_check, "may_wait", lambda device, check=None: bool(check))
+    monkeypatch.setattr(_device, "may_wait", lambda device, check=None: bool(check))
     logits, targets = torch.randn(2, 6, device=device), torch.tensor([1, 2, 3, 4], device=device)
     loss = cross_entropy(logits, targets, target_offsets=torch.tensor(ends, device=device), backend="triton")
     assert bool(loss.isnan())

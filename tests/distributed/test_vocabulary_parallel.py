@@ -49,7 +49,7 @@ def linear(inputs: dict[str, Any], rank: int, options: dict[str, Any]) -> tuple[
     weight, bias = shard(inputs["weight"], rank), shard(inputs["bias"], rank)
     loss = mrtkern.vocabulary_parallel_linear_cross_entropy(
         hidden, weight, inputs["targets"], bias=bias, token_weight=inputs["token_weight"], first_class=CUT * rank,
-        group=dist.group.WORLD, **options,
+        process_group=dist.group.WORLD, **options,
     )  # fmt: skip
     return loss.detach(), *torch.autograd.grad(loss * 3, (hidden, weight, bias))
 
@@ -59,7 +59,7 @@ def on_logits(inputs: dict[str, Any], rank: int, options: dict[str, Any]) -> tup
     z = torch.nn.functional.linear(inputs["hidden"], inputs["weight"], inputs["bias"]).detach()
     part = (z[:, :CUT], z[:, CUT:])[rank].requires_grad_()
     loss = mrtkern.vocabulary_parallel_cross_entropy(
-        part, inputs["targets"], first_class=CUT * rank, group=dist.group.WORLD, **options
+        part, inputs["targets"], first_class=CUT * rank, process_group=dist.group.WORLD, **options
     )
     return loss.detach(), torch.autograd.grad(loss * 3, part)[0]
 
@@ -70,7 +70,7 @@ def scaled(rank: int) -> Tensor:
     part = (z[:, :CUT], z[:, CUT:])[rank].requires_grad_()
     loss = mrtkern.vocabulary_parallel_cross_entropy(
         part, torch.tensor([0, 1, 50, 100]), token_weight=torch.full((4,), 1e-6), first_class=CUT * rank,
-        group=dist.group.WORLD,
+        process_group=dist.group.WORLD,
     )  # fmt: skip
     return torch.autograd.grad(loss * 2.0**17, part)[0]
 
@@ -81,7 +81,7 @@ def loss_of(inputs: dict[str, Any], hidden: Tensor, rank: int) -> Tensor:
         (inputs["weight"][:CUT], inputs["weight"][CUT:])[rank],
         inputs["targets"],
         first_class=CUT * rank,
-        group=dist.group.WORLD,
+        process_group=dist.group.WORLD,
     )
 
 
@@ -94,7 +94,7 @@ DERIVATIVES = (  # that these losses have not
 def padded(inputs: dict[str, Any], rank: int) -> tuple[Tensor, ...]:
     """The losses of `linear` and `on_logits`, of the same rows as one response."""
     rows = {name: inputs[name].detach()[None] for name in ("hidden", "targets", "token_weight")}
-    given = {"first_class": CUT * rank, "group": dist.group.WORLD}
+    given = {"first_class": CUT * rank, "process_group": dist.group.WORLD}
     weight, bias = shard(inputs["weight"], rank).detach(), shard(inputs["bias"], rank).detach()
     logits = torch.nn.functional.linear(rows["hidden"], inputs["weight"].detach(), inputs["bias"].detach())
     return (
@@ -115,7 +115,7 @@ def certain(rank: int) -> list[Tensor]:
             part = (z[:, :CUT], z[:, CUT:])[rank]
             found.append(
                 mrtkern.vocabulary_parallel_cross_entropy(
-                    part, torch.tensor([y]), first_class=CUT * rank, group=dist.group.WORLD, **options
+                    part, torch.tensor([y]), first_class=CUT * rank, process_group=dist.group.WORLD, **options
                 )
             )
         z[0, y] = -30.0

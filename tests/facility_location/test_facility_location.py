@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -168,7 +169,7 @@ def test_the_default_dtype_does_not_reach_the_kernels(backend, dtype):
     torch.set_default_dtype(dtype)
     try:
         x, offsets, _ = selections.inputs(case)
-        found = facility_location(x, case.K, offsets=offsets, backend=backend, seed=5)
+        found = facility_location(x, case.problem.K, offsets=offsets, backend=backend, seed=5)
         assert found.share.dtype == torch.float32 and float(found.share.sum()) > 0
     finally:
         torch.set_default_dtype(torch.float32)
@@ -216,7 +217,7 @@ def test_owner_is_the_nearest_kept_row_and_shares_add_up(backend):
     case = selections.SMALL[2]
     x, offsets, _ = selections.inputs(case)
     found = selections.select(case, backend)
-    for b in range(case.B):
+    for b in range(case.problem.B):
         first, last = offsets[b : b + 2].tolist()
         kept = found.ids[int(found.offsets[b]) : int(found.offsets[b + 1])]
         s, scale = similarities(x[first:last], None, "shifted_cosine")
@@ -365,7 +366,7 @@ def test_opcheck(backend, has_values):
     options = {argument.name: None for argument in schema.arguments[2:]} | (values if has_values else {})
     options |= {"is_limit": True, "offsets": offsets, "metric": "shifted_cosine", "fill": "index", "seed": 0}
     options |= {"graph_columns": 0, "on_interrupt": "raise"}
-    counts = torch.full((case.B,), 3)
+    counts = torch.full((case.problem.B,), 3)
     operator = torch.ops.mrtkern.facility_location.default
     torch.library.opcheck(operator, (x, counts), options | {"backend": backend})
 
@@ -395,7 +396,7 @@ def test_nothing_of_the_callers_is_overwritten():
 
 def test_the_choice_for_a_gpu_is_made_without_one():
     case = next(case for case in CASES if "bench" in case.tags)
-    on_gpu = Problem(Groups, case.B * case.N, case.D, case.B, case.dtype, "cuda", case.N)
+    on_gpu = replace(case.problem, device="cuda")
     expected = "reference" if isinstance(_dispatch.load("facility_location", "cuda"), str) else "cuda"
     assert _dispatch.choose("facility_location", None, on_gpu) == expected
     with pytest.raises(ValueError, match="facility_location: backend 'cpu' cannot run this: "):

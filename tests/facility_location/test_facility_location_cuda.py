@@ -85,7 +85,7 @@ def test_every_case_equals_the_cpu_in_every_order(case: Any, order: str, emulate
 def test_every_case_equals_the_cpu_on_a_device(case: Any) -> None:
     x, offsets, _ = selections.inputs(case)
     for _, options in selections.calls(case):
-        assert_equal("cuda", x, case.K, offsets.diff().tolist(), **options)
+        assert_equal("cuda", x, case.problem.K, offsets.diff().tolist(), **options)
 
 
 # 0, 1, 2; a warp less one, whole, and a row more, which takes a block; the largest table that fits the shared memory of

@@ -24,7 +24,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "linear_cross_entropy": lambda **given: mk.linear_cross_entropy(X, X, TARGETS, **given),
     "linear_log_prob": lambda **given: mk.linear_log_prob(X, X, TARGETS, **given),
     "vocabulary_parallel_cross_entropy": lambda first_class=0, **given: mk.vocabulary_parallel_cross_entropy(
-        X, TARGETS, first_class=first_class, group=None, **given
+        X, TARGETS, first_class=first_class, process_group=None, **given
     ),
     "response_weights": lambda **given: mk.response_weights(TARGETS, "prompt", offsets=ENDS, **given),
     "optimal_k": lambda **given: mk.optimal_k(1.0, 1.0, prompt_cost=1.0, response_cost=1.0, **given),

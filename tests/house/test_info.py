@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import re
@@ -38,6 +39,15 @@ def test_info_answers_for_every_operation_and_backend(capsys: pytest.CaptureFixt
     assert set(answers) == {(op, backend, device) for op in OPS for backend in _dispatch.BACKENDS for device in devices}
     assert all(re.fullmatch(r"yes|(yes|no): .+", answer) for answer in answers.values())
     assert all(answers[op, "reference", "cpu"] == "yes" for op in OPS)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_info_has_the_reason_for_every_backend_that_is_not_written(op: str, capsys: pytest.CaptureFixture[str]) -> None:
+    absent = importlib.import_module(f"mrtkern.ops.{op}.problem").ABSENT
+    printed = [line.split(maxsplit=3) for line in lines(capsys)[7:]]
+    reasons = {backend: answer for name, backend, _, answer in printed if name == op and backend in absent}
+    assert set(reasons) == set(absent)
+    assert all(reasons[backend].startswith(f"no: {reason}; it has ") for backend, reason in absent.items())
 
 
 def test_info_names_the_limits_of_a_backend(capsys: pytest.CaptureFixture[str]) -> None:

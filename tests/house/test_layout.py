@@ -38,7 +38,7 @@ REQUIRED = {"__init__", "problem", "op", "reference"}
 # of one operation or two
 PARTS = {
     "arguments", "ground", "graphs", "rule", "units", "selection", "chance", "checkpoint", "grouped", "lists",
-    "deduplicate", "chains", "chunks", "details", "library", "log_prob", "passes", "rows", "tiles",
+    "deduplicate", "chains", "chunks", "details", "gains", "library", "log_prob", "passes", "rows", "tiles",
 }  # fmt: skip
 ALLOWED = REQUIRED | {*BACKENDS, *PARTS}
 # who may import whom: what stands higher may import what stands lower, and its own kind; below all, what is named _…
@@ -156,13 +156,13 @@ def test_distributed_runs_backends_through_dispatch_alone() -> None:
 
 @pytest.mark.parametrize("op", OPS)
 def test_every_backend_says_what_it_cannot_run(op: str) -> None:
-    """One whose reason is a `str`, never None, runs nothing that is dispatched, and needs no `forward`."""
-    for backend, path in modules(ROOT / "mrtkern" / "ops" / op).items():
-        if backend in BACKENDS:
-            functions = {node.name: node for node in tree(path).body if isinstance(node, ast.FunctionDef)}
-            returns = functions["why_not"].returns
-            is_never = returns is not None and ast.unparse(returns) == "str"
-            assert is_never or "forward" in functions, name(path)
+    """And runs the rest: of a backend that would only refuse there is a sentence instead of a file."""
+    files = modules(ROOT / "mrtkern" / "ops" / op)
+    for path in (files[backend] for backend in BACKENDS if backend in files):
+        bound = {node.name for node in ast.walk(tree(path)) if isinstance(node, (ast.FunctionDef, ast.alias))}
+        assert bound >= {"why_not", "forward"}, name(path)
+    absent = importlib.import_module(f"mrtkern.ops.{op}.problem").ABSENT
+    assert set(absent) == set(BACKENDS) - set(files)
 
 
 # Tests
@@ -228,33 +228,100 @@ def test_the_stub_of_an_extension_names_what_it_offers(module: str) -> None:
             stub.add(node.name)
         elif isinstance(node, ast.AnnAssign):
             stub.add(ast.unparse(node.target))
-    assert stub == {key for key in vars(extension) if key[0] != "_"}
+    offered = {key: value for key, value in vars(extension).items() if key[0] != "_"}
+    assert stub == set(offered)
+    signatures = {
+        key: str((value.__init__ if isinstance(value, type) else value).__doc__) for key, value in offered.items()
+    }
+    assert [key for key, text in signatures.items() if re.search(r"\barg\d+: ", text)] == [], (
+        "py::arg names what it takes"
+    )
+
+
+def is_compiled_by_triton(node: ast.AST) -> bool:
+    return isinstance(node, ast.FunctionDef) and "triton.jit" in map(ast.unparse, node.decorator_list)
+
+
+def written(module: ast.Module) -> Iterator[ast.AST]:
+    """All nodes but those inside of kernels for Triton, which know no names at a call."""
+    waiting: list[ast.AST] = [module]
+    while waiting:
+        node = waiting.pop()
+        if not is_compiled_by_triton(node):
+            yield node
+            waiting.extend(ast.iter_child_nodes(node))
+
+
+def operators(module: ast.Module) -> set[str]:
+    """Names of the functions that are registered with torch.library, whose schemas are flat."""
+    calls = [call for call in ast.walk(module) if isinstance(call, ast.Call)]
+    registered = [call.args[2:] for call in calls if ast.unparse(call.func) == "_operators.define"]
+    return {ast.unparse(body) for bodies in registered for body in bodies}
+
+
+def too_many(source: str) -> list[int]:
+    """Lines of functions with too many parameters without names, and of calls with too many values without."""
+    module = ast.parse(source)
+    exempt = operators(module)
+    functions = [
+        node.lineno
+        for node in written(module)
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name not in exempt
+        if len(node.args.posonlyargs + node.args.args) > MOST_PARAMETERS
+    ]
+    calls = [
+        node.lineno
+        for node in written(module)
+        if isinstance(node, ast.Call) and not isinstance(node.func, ast.Subscript)  # name[grid](…) launches a kernel
+        if len(node.args) > MOST_VALUES
+    ]
+    return sorted(functions + calls)
+
+
+def test_what_is_handed_over_without_a_name_is_counted() -> None:
+    nine, eleven = ", ".join("abcdefghi"), ", ".join("abcdefghijk")
+    assert too_many(f"f({nine})\ndef f({eleven}): pass\nasync def g({eleven}): pass") == [1, 2, 3]
+    assert too_many(f"f({nine[:-3]}, i=i)\ndef f({eleven[:-3]}, *, k): pass\nkernel[grid]({eleven})") == []
+    assert too_many(f"@triton.jit\ndef f({eleven}):\n    f({eleven})\n") == []
+    assert too_many(f"def _run({eleven}): pass\n_operators.define('f', '()', _run, _fake)") == []
+
+
+def test_many_values_have_names() -> None:
+    """At most 8 values of a call and 10 parameters of a function go by their place; kernels for Triton go free, and
+    parameters of operators."""
+    sources = [*PYTHON, *(ROOT / "mrtkern" / f"{module}.pyi" for module in ("_C", "_cuda"))]
+    found = {name(path): lines for path in sources if (lines := too_many(path.read_text(encoding="utf-8")))}
+    assert found == {}
+
+
+def test_operators_are_registered_in_one_place_and_their_bodies_are_called_run() -> None:
+    registers = re.compile(r"torch\.library\.(define|impl|register_\w+|custom_op)\b")
+    assert {name(path) for path in PACKAGE if registers.search(path.read_text(encoding="utf-8"))} == {
+        "mrtkern/_operators.py"
+    }
+    bodies = set().union(*(operators(tree(path)) for path in PACKAGE))
+    assert {body for body in bodies if not re.fullmatch(r"_(run|fake)(_\w+)?", body)} == set()
+    assert {"_run", "_fake"} <= bodies
 
 
 def test_values_cross_the_borders_under_their_names() -> None:
-    """At most 8 values by position into an extension, at most 10 parameters of what takes them."""
+    """Into an extension go no tuples of unknown length; what takes values there has at most 10 parameters."""
     by_position = [
         f"{name(path)}:{call.lineno}"
         for path in PYTHON
         for call in ast.walk(tree(path))
         if isinstance(call, ast.Call) and re.match(r"(_C|C|_cuda|extension)\.\w+$", ast.unparse(call.func))
-        if len(call.args) > MOST_VALUES or any(isinstance(value, ast.Starred) for value in call.args)
-    ]
-    stubs = [
-        f"{module}.{node.name}"
-        for module in ("_C", "_cuda")
-        for node in ast.walk(tree(ROOT / "mrtkern" / f"{module}.pyi"))
-        if isinstance(node, ast.FunctionDef) and len(node.args.args) > MOST_PARAMETERS
+        if any(isinstance(value, ast.Starred) for value in call.args)
     ]
     bound = [
         f"{name(path)}: {found[1]}"
         for path in CSRC
-        if path.is_relative_to(ROOT / "csrc") and "bindings" in name(path)
+        if path.is_relative_to(ROOT / "csrc")
         for text in (re.sub(r"<[^<>]*>", "", path.read_text(encoding="utf-8")),)  # commas of types do not count
         for found in re.finditer(r"(\w+|\[\])\(([^(){};]*)\) \{", text)
         if found[2].count(",") + 1 > MOST_PARAMETERS
     ]
-    assert by_position == stubs == bound == []
+    assert by_position == bound == []
 
 
 # C++

@@ -136,9 +136,8 @@ def run(sanitizer: str, folder: Path, *arguments: str, **env: str) -> subprocess
 
 def passes(sanitizer: str, folder: Path, selection: str, tests: str = "tests", **env: str) -> None:
     """The selected tests of the copy pass, there are some, and nothing is reported. -s: a report ends the process."""
-    done = run(
-        sanitizer, folder, "-m", "pytest", "-q", "-x", "-s", "-p", "no:cacheprovider", "-k", selection, tests, **env
-    )
+    command = ["-m", "pytest", "-q", "-x", "-s", "-p", "no:cacheprovider", "-k", selection, tests]
+    done = run(sanitizer, folder, *command, **env)
     assert done.returncode == 0, done.stdout
     assert " passed" in done.stdout and "Sanitizer" not in done.stdout, done.stdout
 

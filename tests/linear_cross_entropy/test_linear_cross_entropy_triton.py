@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from mrtkern import (
-    _check,
+    _device,
     cross_entropy,
     linear_log_prob,
     vocabulary_parallel_cross_entropy,
@@ -37,7 +37,7 @@ F32 = (torch.float32,) * 3
 @pytest.fixture(autouse=True)
 def as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody may ask for a value, and chunks are small."""
-    monkeypatch.setattr(_check, "may_wait", lambda device, check=None: bool(check))
+    monkeypatch.setattr(_device, "may_wait", lambda device, check=None: bool(check))
     monkeypatch.setattr(triton, "chunk_size", lambda problem: 5)
 
 
@@ -124,7 +124,12 @@ def test_losses_of_a_split_vocabulary_never_wait_for_the_device(backend: str, tm
     z = torch.randn(9, 20, requires_grad=True, generator=torch.Generator().manual_seed(0))
 
     def step() -> list[torch.Tensor]:
-        options: dict[str, Any] = {"first_class": 0, "group": dist.group.WORLD, "backend": backend, **OPTIONS["all"]}
+        options: dict[str, Any] = {
+            "first_class": 0,
+            "process_group": dist.group.WORLD,
+            "backend": backend,
+            **OPTIONS["all"],
+        }
         head = vocabulary_parallel_linear_cross_entropy(**inputs, **options)
         logits = vocabulary_parallel_cross_entropy(z, inputs["targets"], **options)
         return [head, *torch.autograd.grad(head, leaves(inputs)), logits, *torch.autograd.grad(logits, z)]

@@ -72,7 +72,7 @@ def test_one_rank_of_a_split_vocabulary_has_the_whole_head(options: dict[str, An
     logits = F.linear(inputs["hidden"], inputs["weight"]).detach().requires_grad_()
     z = placed({"logits": logits, **rest})
     with one_rank(tmp_path) as group:
-        split: dict[str, Any] = {"first_class": 0, "group": group, "backend": "triton", **options}
+        split: dict[str, Any] = {"first_class": 0, "process_group": group, "backend": "triton", **options}
         loss = mrtkern.vocabulary_parallel_linear_cross_entropy(**there, **split)
         found = (loss, *torch.autograd.grad(loss, leaves(there)))
         of_logits = mrtkern.vocabulary_parallel_cross_entropy(**z, **split)

@@ -14,8 +14,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mrtkern import _check
-from mrtkern.loss import NORMALIZATIONS, MultiResponseCrossEntropyLoss, _weights, response_weights
+from mrtkern import _device
+from mrtkern.loss import NORMALIZATIONS, MultiResponseCrossEntropyLoss, _run, response_weights
 from mrtkern.ops.cross_entropy.details import LossDetails
 from mrtkern.ops.cross_entropy.op import cross_entropy
 from tests.tools import oracle
@@ -23,6 +23,10 @@ from tests.tools.process import LONGEST
 from tests.tools.repository import ROOT
 
 IGNORE = -100
+TOTALS = (
+    "num_prompts", "num_responses", "num_tokens", "responses_per_prompt", "tokens_per_response", "tokens_per_prompt",
+)  # fmt: skip
+PLAIN = {"response_weight": None, "ignore_index": IGNORE, "constant": 1.0, **dict.fromkeys(TOTALS)}
 every_normalization = pytest.mark.parametrize("normalize", NORMALIZATIONS)
 
 
@@ -290,7 +294,7 @@ def test_nothing_is_read_back_from_a_device(grouped: bool, normalize: str) -> No
     """Tensors on the device `meta` have no values: whoever asks for one fails."""
     given = {name: value.to("meta") for name, value in ragged(1).items()}
     prompt = given["prompt"] if grouped else None
-    found = _weights(given["targets"], normalize, given["offsets"], prompt, None, IGNORE, 1.0, *[None] * 6)
+    found = _run(given["targets"], normalize, offsets=given["offsets"], prompt=prompt, **PLAIN)
     assert found.shape == given["targets"].shape
     with pytest.raises(RuntimeError, match="meta"):
         int(given["offsets"][0])
@@ -298,15 +302,15 @@ def test_nothing_is_read_back_from_a_device(grouped: bool, normalize: str) -> No
 
 @pytest.mark.parametrize("ends", [[0, 3, 9], [-4, 2, 4], [0, 3, 2], [1, 2, 4], [0, 2, 3], [2**40, 2**41, 4]])
 def test_offsets_that_do_not_fit_make_weights_nan_on_a_device(ends: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_check, "may_wait", lambda device, check=None: bool(check))
+    monkeypatch.setattr(_device, "may_wait", lambda device, check=None: bool(check))
     found = response_weights(torch.tensor([1, 2, 3, 4]), "prompt", offsets=torch.tensor(ends))
     assert bool(found.isnan().all())
 
 
 def test_operator_passes_opcheck() -> None:
     given = ragged(1)
-    arguments = (given["targets"], "prompt", given["offsets"], given["prompt"], None, IGNORE, 1.0, *[None] * 6)
-    torch.library.opcheck(torch.ops.mrtkern.response_weights.default, arguments)
+    targets = given.pop("targets")
+    torch.library.opcheck(torch.ops.mrtkern.response_weights.default, (targets, "prompt"), given | PLAIN)
 
 
 # The module
@@ -412,7 +416,7 @@ def test_a_count_of_nothing_weighs_nothing() -> None:
 
 
 def test_counts_without_meaning_make_weights_nan_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_check, "may_wait", lambda device, check=None: bool(check))
+    monkeypatch.setattr(_device, "may_wait", lambda device, check=None: bool(check))
     for given in (
         {"num_tokens": torch.tensor(-1.0)},
         {"response_weight": torch.full((2,), 1e300, dtype=torch.float64)},

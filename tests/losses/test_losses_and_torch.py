@@ -363,7 +363,7 @@ def test_tensors_of_several_processes_are_refused_with_the_mend(function: Callab
                 function(**given)
     logits = distribute_tensor(tensors()["logits"], mesh, [Shard(1)])
     with pytest.raises(ValueError, match=r"^vocabulary_parallel_cross_entropy: logits must be of this process alone"):
-        mrtkern.vocabulary_parallel_cross_entropy(logits, tensors()["targets"], first_class=0, group=alone)
+        mrtkern.vocabulary_parallel_cross_entropy(logits, tensors()["targets"], first_class=0, process_group=alone)
 
 
 @every_function

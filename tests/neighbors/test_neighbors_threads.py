@@ -58,7 +58,7 @@ def test_more_threads_than_cores_do_not_collapse(kind: str) -> None:
 def test_workers_are_rebuilt_after_a_fork(threads: Any) -> None:
     """The parent's threads do not exist in the child. Kernels only: torch's own do not survive a fork either."""
     threads(4)
-    inputs = Inputs(lists.normal(500, 16), None, 5, "cosine", 1.0, "exact", True, None, None)
+    inputs = Inputs(lists.normal(500, 16), k=5)
     expected = CPU.forward(inputs)[0].tolist()
     assert process.holds_in_a_fork(lambda: CPU.forward(inputs)[0].tolist() == expected)
     assert CPU.forward(inputs)[0].tolist() == expected

@@ -81,7 +81,7 @@ HARD = [("cosine", "exact"), ("clamped_cosine", "int16"), ("dot", "exact")]
 @pytest.mark.parametrize(("metric", "precision"), HARD)
 @pytest.mark.parametrize("name", lists.HARD)
 def test_hard_rows_have_the_bits_of_the_reference(name: str, metric: str, precision: str, device: str) -> None:
-    """Near-duplicates, ties, ascending order: lists overflow, thresholds rise with every column, groups are equal."""
+    """Near-duplicates, ties, ascending order: lists overflow, thresholds rise with every column, strips are equal."""
     y = lists.HARD[name]()
     x = y[:: len(y) // 11].clone()
     assert_bits_of_the_reference(device, x=x, y=y, k=9, metric=metric, precision=precision)
@@ -96,7 +96,7 @@ def test_hard_rows_among_themselves(device: str) -> None:
 
 @every_device
 def test_products_that_do_not_fit_into_a_block(device: str) -> None:
-    """2,300 columns: 16 to a group, more products of listed groups than the interpreter's block of 1,024."""
+    """2,300 columns: 16 to a strip, more products of listed strips than the interpreter's block of 1,024."""
     assert_bits_of_the_reference(device, x=lists.normal(3, 8), y=lists.normal(2300, 8, 1), k=2)
 
 
@@ -136,13 +136,13 @@ def test_float32_is_the_exact_answer_within_its_roundings(metric: str, device: s
 
 
 def products(q: Tensor, p: Tensor) -> Tensor:
-    """All products of float16 rows as the kernel leaves them: groups of a single column."""
+    """All products of float16 rows as the kernel leaves them: strips of a single column."""
     x, y = (
         search.Side(rows, none, none, rows, none) for rows, none in ((v, v.new_zeros(len(v)).double()) for v in (q, p))
     )
-    inputs = Inputs(q, p, 1, "cosine", 1.0, "exact", False, None, None)
-    sizes = search.Sizes(GROUP=1, num_groups=search.TILE, groups=1, places=1, rows=search.TILE)
-    return launch.Launch(inputs, x, y).group_maxima(sizes, 0, len(q))[: len(q), : len(p)]
+    inputs = Inputs(q, p, k=1, exclude_self=False)
+    sizes = search.Sizes(STRIP=1, num_strips=search.TILE, strips=1, places=1, rows=search.TILE)
+    return launch.Launch(inputs, x, y).strip_maxima(sizes, 0, len(q))[: len(q), : len(p)]
 
 
 def worst(D: int) -> Tensor:

@@ -89,7 +89,7 @@ def why_not(backend: str, arguments: dict[str, Any]) -> str | None:
     x, y = arguments["x"], arguments.get("y")
     group = x.new_zeros(0) if "exclude_group" in arguments else None
     metric, precision = arguments.get("metric", "cosine"), arguments.get("precision", "exact")
-    inputs = Inputs(x, y, arguments["k"], metric, 1.0, precision, y is None, group, group)
+    inputs = Inputs(x, y, arguments["k"], metric, 1.0, precision, y is None, group_x=group, group_y=group)
     return _dispatch.why_not("neighbors", backend, Problem.of(inputs))
 
 

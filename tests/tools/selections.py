@@ -21,7 +21,8 @@ SMALL = [case for case in CASES if "test" in case.tags]
 
 def inputs(case: Case) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """A case made harder: duplicates, zero rows, rows with one dominant component; and values per row of each kind."""
-    x, offsets = case.make_inputs(seed=7)
+    made = case.make_inputs(seed=7)
+    x, offsets = made["x"], made["offsets"]
     x[::5] = x[0]
     x[3] = 0
     x[11, 0] = 1e4
@@ -46,7 +47,7 @@ def calls(case: Case) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def select(case: Case, backend: str, **options: Any) -> Selection:
     x, offsets, _ = inputs(case)
-    return facility_location(x, case.K, offsets=offsets, backend=backend, seed=5, **options)
+    return facility_location(x, case.problem.K, offsets=offsets, backend=backend, seed=5, **options)
 
 
 def digest(selection: Selection) -> str:

@@ -14,7 +14,7 @@ TensorDescriptor = pytest.importorskip("triton.tools.tensor_descriptor").TensorD
 Error = triton.runtime.errors.InterpreterError
 
 import mrtkern  # noqa: E402
-from mrtkern import _check, _triton  # noqa: E402
+from mrtkern import _device, _triton  # noqa: E402
 
 pytestmark = pytest.mark.interpret
 BLOCK = 16
@@ -220,12 +220,12 @@ def test_a_product_that_no_device_compiles_is_refused() -> None:
 
 @triton.jit
 def scores(
-    X, Y, S, M, N, D, stride_x, stride_y, IS_DESCRIBED: tl.constexpr, GROUP: tl.constexpr,
+    X, Y, S, M, N, D, stride_x, stride_y, IS_DESCRIBED: tl.constexpr, BAND: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     tiles_m, tiles_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
     for tile in tl.range(tl.program_id(0), tiles_m * tiles_n, tl.num_programs(0)):
-        tile_m, tile_n = _triton.grouped(tile, tiles_m, tiles_n, GROUP)
+        tile_m, tile_n = _triton.banded(tile, tiles_m, tiles_n, BAND)
         m, n = tile_m * BLOCK_M, tile_n * BLOCK_N
         if IS_DESCRIBED:
             s = _triton.described_product(X, Y, m, n, D, BLOCK_M, BLOCK_N, BLOCK_D)
@@ -253,9 +253,9 @@ def test_the_tile_engine_multiplies_integers_exactly(
     assert torch.equal(s, x.float() @ y.float().T)
 
 
-@pytest.mark.parametrize("group", [1, 3, 8])
-def test_grouped_order_visits_every_tile_once(group: int) -> None:
-    found = [_triton.grouped.fn(tile, 5, 4, group) for tile in range(20)]
+@pytest.mark.parametrize("band", [1, 3, 8])
+def test_bands_visit_every_tile_once(band: int) -> None:
+    found = [_triton.banded.fn(tile, 5, 4, band) for tile in range(20)]
     assert sorted(found) == [(m, n) for m in range(5) for n in range(4)]
 
 
@@ -277,7 +277,7 @@ CALLS: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("name", CALLS)
 def test_devices_that_are_too_old_are_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     CALLS[name]()
-    monkeypatch.setattr(_check, "capability", lambda device: (7, 5))
+    monkeypatch.setattr(_device, "capability", lambda device: (7, 5))
     with pytest.raises(
         ValueError, match=r"'triton' cannot run this: needs compute capability 8\.0 or later, got 7\.5$"
     ):

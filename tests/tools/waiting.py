@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mrtkern import _check
+from mrtkern import _device
 
 WAITING = {  # operators whose result, or its size, is known to the device alone
     "_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "_unique2", "unique_dim",
@@ -40,6 +40,6 @@ class Refusing(TorchDispatchMode):
 def refused() -> Iterator[None]:
     """As on a device: nothing may be asked of a tensor, also not by the interpreter's host side."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_check, "may_wait", lambda device, check=None: bool(check))
+        patch.setattr(_device, "may_wait", lambda device, check=None: bool(check))
         with Refusing():
             yield

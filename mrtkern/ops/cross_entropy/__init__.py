@@ -43,7 +43,10 @@ Devices. Without check=True nothing waits for a GPU, so a call can be captured i
 of range makes the loss NaN, and the gradient of its row. A second backward is refused, because only the device knows
 whether the first one scaled the gradient. Details with `prompt` do wait: their size is the number of prompts.
 
-Cost: the logits are read once and the gradient is written once; about 40 operations per logit.
+Cost: the logits are read once and the gradient is written once; about 40 operations per logit. A kernel in CUDA C++
+could do no better by keeping a row in shared memory (up to 227 KiB: 116,000 bfloat16 logits on an H100). Triton's keeps
+it in registers, or reads it a second time from the L2 cache, where the rows in flight lie: 152,000 bfloat16 logits on
+each of 132 multiprocessors are 40 of 50 MB.
 Source: arXiv 2606.00544 (prompt-level estimator); label smoothing as in torch.nn.functional.cross_entropy; z-loss:
 PaLM, arXiv 2204.02311, 5; softcap: Gemma 2, arXiv 2408.00118.
 """

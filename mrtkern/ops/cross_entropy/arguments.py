@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from mrtkern import _check, _dispatch
+from mrtkern import _check, _device, _dispatch
 from mrtkern.ops.cross_entropy.problem import Options
 
 
@@ -103,7 +103,7 @@ def check_values(
     op: str, targets: Tensor, target_offsets: Tensor | None, V: int, ignore_index: int, check: bool | None
 ) -> None:
     """What only the values of targets can tell. Call it inside an operator."""
-    if not _check.may_wait(targets.device, check):
+    if not _device.may_wait(targets.device, check):
         return
     if target_offsets is not None:
         _check.offsets_values(op, target_offsets, targets.shape[0], "target_offsets", "targets")
@@ -112,6 +112,6 @@ def check_values(
 
 def covered(loss: Tensor, target_offsets: Tensor | None, num_targets: int, check: bool | None) -> Tensor:
     """The loss; NaN when offsets that nobody has checked do not begin and end with the targets."""
-    if target_offsets is None or _check.may_wait(loss.device, check):
+    if target_offsets is None or _device.may_wait(loss.device, check):
         return loss
     return torch.where((target_offsets[0] == 0) & (target_offsets[-1] == num_targets), loss, torch.nan)

@@ -13,19 +13,16 @@ import torch
 from torch import Tensor
 
 import mrtkern._C as _C
+from mrtkern import _device
+from mrtkern._device import address
 from mrtkern.ops.cross_entropy.problem import Options, Problem, Rows
 
-DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
-LIMITS = "float32, bfloat16 and float16"
+LIMITS = _device.NARROW_NAMES
 
 
 def why_not(problem: Problem) -> str | None:
     """None when the compiled kernel can run `problem`, otherwise the reason."""
-    if problem.device != "cpu":
-        return f"needs a CPU tensor, got one on {problem.device}"
-    if problem.dtype not in DTYPES:
-        return f"needs float32, bfloat16 or float16, got {problem.dtype}"
-    return None
+    return _device.not_cpu(problem.device) or _device.not_narrow(problem.dtype)
 
 
 def memory(problem: Problem) -> int:
@@ -53,9 +50,9 @@ def forward(
         rows(logits, gradient),
         _C.Targets(
             targets=targets.data_ptr(),
-            target_offsets=_address(target_offsets),
+            target_offsets=address(target_offsets),
             ignore_index=options.ignore_index,
-            weight=_address(weight),
+            weight=address(weight),
             uniform_weight=uniform,
         ),
         _C.LossOptions(label_smoothing=options.label_smoothing, z_loss=options.z_loss, softcap=options.softcap),
@@ -73,8 +70,8 @@ def rows(logits: Tensor, gradient: Tensor | None) -> _C.Logits:
     """Rows of adjacent logits [T, V] and where their gradient goes."""
     return _C.Logits(
         logits=logits.data_ptr(),
-        gradient=_address(gradient),
-        dtype=DTYPES[logits.dtype],
+        gradient=address(gradient),
+        dtype=_device.DTYPES[logits.dtype],
         T=logits.shape[0],
         V=logits.shape[1],
         logits_stride=logits.stride(0),
@@ -92,7 +89,3 @@ def _details(logits: Tensor, targets: Tensor, wants_details: bool) -> tuple[Tens
     T, E = (logits.shape[0], targets.shape[0]) if wants_details else (0, 0)
     nll, weighted, entropy = (logits.new_empty(size, dtype=torch.float32) for size in (E, E, T))
     return nll, weighted, entropy, targets.new_empty(T)
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mrtkern import _check, _dispatch, _operators
+from mrtkern import _check, _device, _dispatch, _operators
 from mrtkern.ops.cross_entropy.arguments import (
     check_details,
     check_targets,
@@ -35,14 +35,14 @@ def _losses(
     arguments = (logits, targets, token_weight, target_offsets, options)
     problem = Problem.of(*arguments, wants_grad, inplace, wants_details)
     check_values(OP, targets, target_offsets, problem.V, options.ignore_index, check)
-    module = _dispatch.run(OP, backend, problem)
+    kernels = _dispatch.run(OP, backend, problem)
     fresh = wants_grad and not inplace
     is_copied = logits.stride(1) != 1 and problem.V > 1  # kernels read adjacent columns
-    needed = module.memory(problem) + (fresh + is_copied) * problem.T * problem.V * logits.element_size()
-    _check.fits(f"{OP}: logits", needed, logits.device)
+    needed = kernels.memory(problem) + (fresh + is_copied) * problem.T * problem.V * logits.element_size()
+    _device.fits(f"{OP}: logits", needed, logits.device)
     size = tuple(logits.shape) if fresh else (0,)
     gradient = logits if inplace else torch.empty(size, dtype=logits.dtype, device=logits.device)
-    rows: Rows = module.forward(*arguments, gradient if wants_grad or inplace else None, wants_details)
+    rows: Rows = kernels.forward(*arguments, gradient if wants_grad or inplace else None, wants_details)
     return rows._replace(loss=covered(rows.loss, target_offsets, targets.shape[0], check)), gradient
 
 
@@ -134,10 +134,10 @@ class _CrossEntropy(torch.autograd.Function):
             )
         (gradient,) = ctx.saved_tensors
         gradient = gradient.clone() if ctx.is_given else gradient.detach()  # the first is its receiver's
-        if not _check.may_wait(grad.device) or float(grad) != 1.0:
+        if not _device.may_wait(grad.device) or float(grad) != 1.0:
             ctx.is_scaled = not ctx.is_given
             (T, V), device = gradient.shape, gradient.device
-            problem = Problem(T, V, gradient.dtype, device.type, capability=_check.capability(device))
+            problem = Problem(T, V, gradient.dtype, device.type, capability=_device.capability(device))
             _dispatch.run(OP, ctx.backend, problem).scale(gradient, grad)
         ctx.is_given = True
         return (gradient, *nothing)

@@ -8,10 +8,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mrtkern import _check
+from mrtkern import _cases, _device
 
 IGNORE = -100  # the target of rows that do not count, as everywhere in torch
 OPERATIONS = 40  # per logit: two maxima, an exponential, two products and sums
+ABSENT = {  # backends that are not written
+    "cuda": "is not written in CUDA C++: rows in shared memory would move no fewer bytes than Triton's rows, which "
+    "stay in registers or, when long, in the L2 cache"
+}
 
 
 class Options(NamedTuple):
@@ -60,8 +64,9 @@ class Problem:
         T, V = logits.shape
         num_targets = None if target_offsets is None else targets.shape[0]
         return cls(
-            T, V, logits.dtype, logits.device.type, options, num_targets, token_weight is not None, wants_grad, inplace,
-            wants_details, _check.capability(logits.device),
+            T, V, logits.dtype, logits.device.type, options, num_targets, has_weight=token_weight is not None,
+            wants_grad=wants_grad, inplace=inplace, wants_details=wants_details,
+            capability=_device.capability(logits.device),
         )  # fmt: skip
 
     @property
@@ -99,17 +104,7 @@ class Problem:
         return inputs
 
 
-@dataclass(frozen=True)
-class Case:
-    """A problem with a name and the places that use it: "test", "bench"."""
-
-    name: str
-    problem: Problem
-    tags: frozenset[str]
-
-    def make_inputs(self, seed: int = 0) -> dict[str, Any]:
-        """Arguments of `cross_entropy`."""
-        return self.problem.make_inputs(seed)
+Case = _cases.Case[Problem]
 
 
 def _case(name: str, tag: str, problem: Problem) -> Case:

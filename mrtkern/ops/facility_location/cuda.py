@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 
 import mrtkern._cuda as _cuda
-from mrtkern import _check
+from mrtkern import _device
 from mrtkern.ops.facility_location import grouped
 from mrtkern.ops.facility_location.ground import Features, Groups
 from mrtkern.ops.facility_location.problem import Problem
@@ -27,9 +27,7 @@ LIMITS = grouped.LIMITS.format(_cuda.LARGEST_GROUP)
 def why_not(problem: Problem) -> str | None:
     if problem.device not in DEVICES:
         return f"needs a CUDA tensor, got one on {problem.device}"
-    if reason := _check.too_old(problem.capability):
-        return reason
-    return grouped.why_not(problem, _cuda.LARGEST_GROUP)
+    return _device.too_old(problem.capability) or grouped.why_not(problem, _cuda.LARGEST_GROUP)
 
 
 def memory(problem: Problem, device: int) -> int:
@@ -41,7 +39,7 @@ def memory(problem: Problem, device: int) -> int:
 def forward(problem: Problem, ground: Features | Groups, rule: Rule) -> Picks:
     x, k = ground.x, rule.k
     device, stream = (x.device.index, torch.cuda.current_stream(x.device).cuda_stream) if x.is_cuda else HOST
-    _check.fits(ground.caller.subject, memory(problem, device), x.device)
+    _device.fits(ground.caller.subject, memory(problem, device), x.device)
     call = grouped.Call(ground, rule)
     slots = k.cumsum(0) - k  # [B] where each group's picks begin
     bad_row = k.new_full((1,), -1)  # as an unsigned number the largest

@@ -8,13 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mrtkern import lattice
+from mrtkern import _device, lattice
 from mrtkern.ops.facility_location.ground import Features, Groups, Matrix
 from mrtkern.ops.facility_location.problem import Problem
 from mrtkern.ops.facility_location.rule import Rule
 from mrtkern.ops.facility_location.selection import Picks
 
-DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 LIMITS = "groups of up to {:,} rows of features, without similarity matrix, targets, start and mask"
 
 
@@ -24,8 +23,8 @@ def why_not(problem: Problem, largest_group: int) -> str | None:
         return "needs features: a given similarity matrix runs in the reference"
     if problem.options:
         return f"takes no {', '.join(problem.options)}"
-    if problem.dtype not in DTYPES:
-        return f"needs float32, bfloat16 or float16, got {problem.dtype}"
+    if reason := _device.not_narrow(problem.dtype):
+        return reason
     if problem.largest is not None and problem.largest > largest_group:
         return f"takes groups of up to {largest_group} rows, got {problem.largest}"
     return None
@@ -46,7 +45,7 @@ class Results(NamedTuple):
 
 
 def _addresses(values: dict[str, Tensor | None]) -> dict[str, int]:
-    return {name: 0 if value is None else value.data_ptr() for name, value in values.items()}
+    return {name: _device.address(value) for name, value in values.items()}
 
 
 class Call:
@@ -73,15 +72,8 @@ class Call:
     def problem(self, extension: ModuleType) -> Any:
         """The problem as `extension`, _C or _cuda, knows it."""
         ground, rule, x = self.ground, self.rule, self.ground.x
-        features = extension.Features(
-            data=x.data_ptr(),
-            dtype=DTYPES[x.dtype],
-            row_stride=x.stride(0),
-            column_stride=x.stride(1),
-            columns=x.shape[1],
-        )
         return extension.SelectionProblem(
-            x=features,
+            x=_device.features(extension, x),
             groups=extension.SelectionGroups(
                 num_groups=len(rule.k), first_row=ground.first_row, **_addresses(self.groups)
             ),

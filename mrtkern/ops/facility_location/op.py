@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mrtkern import _dispatch, _progress
+from mrtkern import _dispatch, _operators, _progress
 from mrtkern.ops.facility_location import arguments, selection, units
 from mrtkern.ops.facility_location.graphs import Edges
 from mrtkern.ops.facility_location.ground import Ground, Groups
@@ -22,17 +22,6 @@ from mrtkern.ops.neighbors.lists import Neighbors
 
 OP = "facility_location"
 
-torch.library.define(
-    "mrtkern::facility_location",
-    "(Tensor? x, Tensor k, *, bool is_limit, Tensor? similarity, float? similarity_scale, Tensor? graph_ends, "
-    "Tensor? graph_ids, Tensor? graph_values, int graph_columns, Tensor? targets, Tensor? offsets, str metric, "
-    "Tensor? weight, Tensor? quality, Tensor? bonus, Tensor? start, Tensor? picks, "
-    "Tensor? mask, str fill, Tensor? group_key, int seed, float? stop_gain, float? stop_fraction, str? checkpoint, "
-    "str on_interrupt, int? max_memory, str? backend) "
-    "-> (Tensor ids, Tensor gains, Tensor offsets, Tensor value, Tensor bound, Tensor random, Tensor effective_k, "
-    "Tensor owner, Tensor share, Tensor step, Tensor slack)",
-)
-
 
 def _run(x: Tensor | None, k: Tensor, *, backend: str | None, **options: Any) -> tuple[Tensor, ...]:
     """Below torch.compile: the checks that read values, and the kernels."""
@@ -42,10 +31,6 @@ def _run(x: Tensor | None, k: Tensor, *, backend: str | None, **options: Any) ->
     return (*_picks(ground, rule, backend), found.step, found.slack)
 
 
-torch.library.impl("mrtkern::facility_location", ("cpu", "cuda"), _run)
-
-
-@torch.library.register_fake("mrtkern::facility_location")
 def _fake(
     x: Tensor | None, k: Tensor, *, similarity: Tensor | None, targets: Tensor | None, weight: Tensor | None,
     quality: Tensor | None, graph_ends: Tensor | None, **_: Any,
@@ -58,6 +43,20 @@ def _fake(
     share, slack = k.new_empty(total, dtype=torch.float32), k.new_empty(B, dtype=torch.float64)
     step = slack.new_empty(()) if weight is None and quality is None else slack.new_empty(B)
     return (ids, gains, ends, *each, owner, share, step, slack)
+
+
+_operators.define(
+    "facility_location",
+    "(Tensor? x, Tensor k, *, bool is_limit, Tensor? similarity, float? similarity_scale, Tensor? graph_ends, "
+    "Tensor? graph_ids, Tensor? graph_values, int graph_columns, Tensor? targets, Tensor? offsets, str metric, "
+    "Tensor? weight, Tensor? quality, Tensor? bonus, Tensor? start, Tensor? picks, "
+    "Tensor? mask, str fill, Tensor? group_key, int seed, float? stop_gain, float? stop_fraction, str? checkpoint, "
+    "str on_interrupt, int? max_memory, str? backend) "
+    "-> (Tensor ids, Tensor gains, Tensor offsets, Tensor value, Tensor bound, Tensor random, Tensor effective_k, "
+    "Tensor owner, Tensor share, Tensor step, Tensor slack)",
+    _run,
+    _fake,
+)
 
 
 def _picks(ground: Ground, rule: Rule, backend: str | None) -> Picks:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from mrtkern import _check
+from mrtkern import _cases, _device
 from mrtkern.ops.facility_location.ground import Features, Graph, Ground, Groups, Matrix
 from mrtkern.ops.facility_location.rule import Rule
+
+ABSENT = {"triton": "computes the gains of all candidates, but no whole selection"}  # backends that are not written
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class Problem:
     covered: int | None = None  # rows to cover; None: the candidates themselves
     capability: tuple[int, int] | None = None  # of the CUDA device; None: unknown
     edges: int = 0  # of a graph
+    K: int = 0  # kept of each group, in cases; no choice depends on this and the next
+    is_ragged: bool = False  # groups of 0 to `largest` rows instead of as many
 
     @property
     def M(self) -> int:
@@ -53,7 +57,7 @@ class Problem:
             largest=ground.largest,
             options=tuple(name for name, value in given.items() if value is not None),
             covered=None if covers_itself else int(ground.covered[1]),
-            capability=_check.capability(rows.device),
+            capability=_device.capability(rows.device),
             edges=len(ground.ids) if isinstance(ground, Graph) else 0,
         )
 
@@ -67,46 +71,33 @@ class Problem:
         """Multiplications and additions of all pairs when the groups are equal; the greedy steps come on top."""
         return 2 * self.T * (self.T // max(self.B, 1)) * self.D
 
-
-@dataclass(frozen=True)
-class Case:
-    """B groups of N rows of D features, keep K."""
-
-    name: str
-    B: int
-    N: int
-    K: int
-    D: int
-    dtype: torch.dtype
-    tags: frozenset[str]
-    ragged: bool = False  # group sizes from 0 to N instead of N
-
-    @property
-    def problem(self) -> Problem:
-        return Problem(Groups, self.B * self.N, self.D, self.B, self.dtype, "cpu", self.N)
-
-    def make_inputs(self, seed: int = 0) -> tuple[Tensor, Tensor]:
-        """x [T, D]: per group a few modes plus noise, as responses to one prompt have; offsets [B + 1]."""
+    def make_inputs(self, seed: int = 0) -> dict[str, Any]:
+        """Arguments of `facility_location`: per group a few modes plus noise, as responses to one prompt have."""
         generator = torch.Generator().manual_seed(seed)
-        sizes = torch.full((self.B,), self.N, dtype=torch.int64, device="cpu")
-        if self.ragged:
-            sizes = torch.randint(0, self.N + 1, (self.B,), generator=generator, dtype=torch.int64, device="cpu")
+        N = self.largest or 0
+        sizes = torch.full((self.B,), N, dtype=torch.int64, device="cpu")
+        if self.is_ragged:
+            sizes = torch.randint(0, N + 1, (self.B,), generator=generator, dtype=torch.int64, device="cpu")
         offsets = torch.cat([torch.zeros(1, dtype=torch.int64, device="cpu"), sizes.cumsum(0)])
         T = int(offsets[-1])
-        num_modes = max(2, self.N // 4)
+        num_modes = max(2, N // 4)
         within = torch.randint(0, num_modes, (T,), generator=generator, dtype=torch.int64, device="cpu")
         mode = torch.repeat_interleave(sizes) * num_modes + within
         centres = torch.randn(self.B * num_modes, self.D, generator=generator, dtype=torch.float32, device="cpu")
         x = torch.randn(T, self.D, generator=generator, dtype=torch.float32, device="cpu").mul_(0.7).add_(centres[mode])
-        return x.to(self.dtype), offsets
+        return {"x": x.to(self.dtype), "offsets": offsets, "k": self.K}
+
+
+Case = _cases.Case[Problem]
 
 
 def _bench(name: str, B: int, N: int, K: int, dtype: torch.dtype) -> Case:
-    return Case(f"{name} {str(dtype).removeprefix('torch.')}", B, N, K, 384, dtype, frozenset({"bench"}))
+    problem = Problem(Groups, B * N, 384, B, dtype, "cpu", N, K=K)
+    return Case(f"{name} {str(dtype).removeprefix('torch.')}", problem, frozenset({"bench"}))
 
 
 def _test(name: str, B: int, N: int, K: int, D: int, dtype: torch.dtype = torch.float32) -> Case:
-    return Case(name, B, N, K, D, dtype, frozenset({"test"}), ragged=True)
+    return Case(name, Problem(Groups, B * N, D, B, dtype, "cpu", N, K=K, is_ragged=True), frozenset({"test"}))
 
 
 CASES = (

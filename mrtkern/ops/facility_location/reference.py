@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mrtkern import _check, _random, lattice
+from mrtkern import _check, _device, _random, lattice
 from mrtkern.ops.facility_location import chance
 from mrtkern.ops.facility_location.ground import Features, Graph, Ground, Groups, Matrix
 from mrtkern.ops.facility_location.problem import Problem
@@ -136,7 +136,7 @@ def memory(problem: Problem) -> int:
 
 
 def forward(problem: Problem, ground: Ground, rule: Rule) -> Picks:
-    _check.fits(ground.caller.subject, memory(problem), rule.k.device)
+    _device.fits(ground.caller.subject, memory(problem), rule.k.device)
     if isinstance(ground, (Features, Groups)):
         ground.refuse_not_finite()
     if isinstance(ground, Features) and ground.targets is not None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mrtkern import _check
+from mrtkern import _check, _device
 from mrtkern.ops.cross_entropy.arguments import check_targets, rows_with_targets
 from mrtkern.ops.linear_cross_entropy.problem import Problem, memory
 
@@ -59,11 +59,11 @@ def _check_weight(op: str, weight: Any) -> None:
         )  # fmt: skip
 
 
-def check_memory(op: str, problem: Problem, rows: ModuleType, targets: Tensor) -> None:
+def check_memory(op: str, problem: Problem, kernels: ModuleType, targets: Tensor) -> None:
     """Refuse what cannot fit, before anything is allocated."""
-    needed = memory(problem, rows.chunk_size(problem), rows.multiplies(problem), targets.shape[0])
-    needed += rows.memory(problem)
-    _check.fits(f"{op}: hidden and weight", needed, targets.device)
+    needed = memory(problem, kernels.chunk_size(problem), kernels.multiplies(problem), targets.shape[0])
+    needed += kernels.memory(problem)
+    _device.fits(f"{op}: hidden and weight", needed, targets.device)
 
 
 def gradients_needed(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> list[int]:

@@ -12,21 +12,19 @@ import torch
 from torch import Tensor
 
 import mrtkern._C as _C
+from mrtkern import _device
+from mrtkern._device import address
 from mrtkern.ops.cross_entropy import cpu as cross_entropy
 from mrtkern.ops.cross_entropy.problem import Options, Rows
 from mrtkern.ops.linear_cross_entropy.problem import NO_TARGET, Cap, LogProbs, Problem, chunk_rows
 from mrtkern.ops.linear_cross_entropy.tiles import WORKSPACE, Products
 
-LIMITS = "float32, bfloat16 and float16"
+LIMITS = _device.NARROW_NAMES
 
 
 def why_not(problem: Problem) -> str | None:
     """None when the compiled kernel can run `problem`, otherwise the reason."""
-    if problem.device != "cpu":
-        return f"needs a CPU tensor, got one on {problem.device}"
-    if torch.float64 in (problem.hidden, problem.weight):
-        return "needs float32, bfloat16 or float16, got torch.float64"
-    return None
+    return _device.not_cpu(problem.device) or _device.not_narrow(problem.hidden, problem.weight)
 
 
 def multiplies(problem: Problem) -> torch.dtype:
@@ -63,7 +61,7 @@ def log_probs(z: Tensor, targets: Tensor, cap: Cap, wants_below: bool = False) -
     lse = z.new_empty(len(z), dtype=torch.float64)
     smoothed = torch.empty_like(nll) if wants_below else None  # the loss of nothing but smoothing
     results = _C.RowResults(
-        nll=nll.data_ptr(), weighted=_address(smoothed), entropy=entropy.data_ptr(), lse=lse.data_ptr()
+        nll=nll.data_ptr(), weighted=address(smoothed), entropy=entropy.data_ptr(), lse=lse.data_ptr()
     )
     _rows(z, targets, cap, torch.ones_like(nll), label_smoothing=float(wants_below), results=results)
     return LogProbs(nll.neg_(), entropy, lse, smoothed)
@@ -94,8 +92,8 @@ def _rows(
             targets=targets.data_ptr(),
             ignore_index=NO_TARGET,
             weight=w.data_ptr(),
-            entropy_weight=_address(c),
-            given_lse=_address(lse),
+            entropy_weight=address(c),
+            given_lse=address(lse),
         ),
         _C.LossOptions(
             label_smoothing=label_smoothing,
@@ -107,7 +105,3 @@ def _rows(
         results or _C.RowResults(),
         torch.get_num_threads(),
     )
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mrtkern import _check, _dispatch, _operators
+from mrtkern import _check, _device, _dispatch, _operators
 from mrtkern.ops.cross_entropy.arguments import check_values, checked_options
 from mrtkern.ops.cross_entropy.problem import IGNORE
 from mrtkern.ops.linear_cross_entropy import passes
 from mrtkern.ops.linear_cross_entropy.arguments import check_memory, checked, flags, gradients_needed, product_type
-from mrtkern.ops.linear_cross_entropy.problem import Cap, Problem, sums_in
+from mrtkern.ops.linear_cross_entropy.problem import Cap, Head, Problem, sums_in
 from mrtkern.ops.linear_cross_entropy.rows import entries
 
 OP = "linear_log_prob"
@@ -25,15 +25,16 @@ def _run(
     temperature: float, product: torch.dtype, backend: str | None, check: bool | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Every check that reads values, the choice of the backend and the pass, below torch.compile."""
-    problem = Problem.of(hidden, weight, bias, product, (False, False, False), is_log_prob=True)
-    rows = _dispatch.run(FOLDER, backend, problem, OP)
+    head = Head(hidden, weight, bias)
+    problem = Problem.of(head, product, (False, False, False), is_log_prob=True)
+    kernels = _dispatch.run(FOLDER, backend, problem, OP)
     check_values(OP, targets, None, problem.V, ignore_index, check)
-    check_memory(OP, problem, rows, targets)
+    check_memory(OP, problem, kernels, targets)
     counts = targets != ignore_index
-    may_wait = _check.may_wait(targets.device, check)
+    may_wait = _device.may_wait(targets.device, check)
     given = entries(targets, None, counts.to(sums_in(product)), counts, counts, may_wait)
     with torch.autocast(hidden.device.type, enabled=False):
-        return passes.log_probs(rows, problem, hidden, weight, bias, given, Cap(softcap, temperature))
+        return passes.log_probs(kernels, problem, head, given, Cap(softcap, temperature))
 
 
 def _run_backward(
@@ -42,22 +43,23 @@ def _run_backward(
     check: bool | None, needs: list[int],
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Gradients in the types of hidden, weight and bias; an empty tensor stands for one that nobody needs."""
-    problem = Problem.of(hidden, weight, bias, product, flags(needs), is_log_prob=True)
-    rows = _dispatch.run(FOLDER, backend, problem, OP)
-    check_memory(OP, problem, rows, targets)
+    head = Head(hidden, weight, bias)
+    problem = Problem.of(head, product, flags(needs), is_log_prob=True)
+    kernels = _dispatch.run(FOLDER, backend, problem, OP)
+    check_memory(OP, problem, kernels, targets)
     wide = sums_in(product)
     weights = torch.zeros(targets.shape, dtype=wide, device=targets.device) if dlogp is None else -dlogp.to(wide)
     counts = weights != 0
     if dentropy is not None:
         counts |= dentropy != 0
     valid = targets != ignore_index
-    given = entries(targets, None, weights, valid, counts & valid, _check.may_wait(targets.device, check))
+    given = entries(targets, None, weights, valid, counts & valid, _device.may_wait(targets.device, check))
     h = None if dentropy is None else dentropy.to(wide).contiguous()
     if h is not None and given.rows is not None:
         h = h[given.rows]
     with torch.autocast(hidden.device.type, enabled=False):
-        made = passes.log_probs_backward(rows, problem, hidden, weight, bias, given, Cap(softcap, temperature), h)
-    found = ((made.hidden, hidden), (made.weight, weight), (made.bias, bias))
+        made = passes.log_probs_backward(kernels, problem, head, given, Cap(softcap, temperature), h)
+    found = zip((made.hidden, made.weight, made.bias), head, strict=True)
     return tuple(hidden.new_empty(0) if d is None or x is None else passes.scaled(d, None, x.dtype) for d, x in found)
 
 

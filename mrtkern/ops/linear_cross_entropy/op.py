@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mrtkern import _check, _dispatch, _operators
+from mrtkern import _check, _device, _dispatch, _operators
 from mrtkern.ops.cross_entropy.arguments import check_details, check_values, checked_options, covered
 from mrtkern.ops.cross_entropy.details import LossDetails, response_details
 from mrtkern.ops.cross_entropy.problem import IGNORE, Options, Rows
 from mrtkern.ops.linear_cross_entropy import passes
 from mrtkern.ops.linear_cross_entropy.arguments import check_memory, checked, flags, gradients_needed, product_type
-from mrtkern.ops.linear_cross_entropy.problem import Problem, sums_in
+from mrtkern.ops.linear_cross_entropy.problem import Head, Problem, sums_in
 from mrtkern.ops.linear_cross_entropy.rows import entries
 
 OP = "linear_cross_entropy"
@@ -25,10 +25,11 @@ def _run(
     product: torch.dtype, backend: str | None, check: bool | None, wants_details: bool, needs: list[int],
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Every check that reads values, the choice of the backend and the pass, below torch.compile."""
-    problem = Problem.of(hidden, weight, bias, product, flags(needs))
-    rows = _dispatch.run(OP, backend, problem)
+    head = Head(hidden, weight, bias)
+    problem = Problem.of(head, product, flags(needs))
+    kernels = _dispatch.run(OP, backend, problem)
     check_values(OP, targets, target_offsets, problem.V, ignore_index, check)
-    check_memory(OP, problem, rows, targets)
+    check_memory(OP, problem, kernels, targets)
     wide = sums_in(product)
     counts = valid = targets != ignore_index
     if token_weight is None:
@@ -36,11 +37,11 @@ def _run(
     else:
         each = token_weight.to(wide)
         counts = counts if wants_details else counts & (each != 0)
-    given = entries(targets, target_offsets, each, valid, counts, _check.may_wait(targets.device, check))
+    given = entries(targets, target_offsets, each, valid, counts, _device.may_wait(targets.device, check))
     options = Options(ignore_index, label_smoothing, z_loss, softcap)
     with torch.autocast(hidden.device.type, enabled=False):  # `product` says already what may be lowered
         found, made = passes.losses(
-            rows, problem, hidden, weight, bias, given, options, targets.shape[0], wants_details
+            kernels, problem, head, given, options, num_entries=targets.shape[0], wants_details=wants_details
         )
     found = found._replace(loss=covered(found.loss, target_offsets, targets.shape[0], check))
     gradients = (made.hidden, made.weight, made.bias)

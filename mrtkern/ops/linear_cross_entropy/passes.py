@@ -1,7 +1,7 @@
 """The passes over the chunks: losses with their gradients, log-probabilities, the gradient of those,
 and how gradients leave.
 
-`rows` is the module of a backend: its `forward` does one chunk of logits, `products` makes it, `multiplies` and
+`kernels` is a backend's module: its `forward` does one chunk of logits, `products` makes it, `multiplies` and
 `chunk_size` say how.
 """
 
@@ -18,13 +18,13 @@ from mrtkern import _dispatch
 from mrtkern.ops.cross_entropy.problem import Options, Rows
 from mrtkern.ops.linear_cross_entropy import chunks
 from mrtkern.ops.linear_cross_entropy.chunks import Gradients
-from mrtkern.ops.linear_cross_entropy.problem import NO_TARGET, Cap, Problem, sums_in
+from mrtkern.ops.linear_cross_entropy.problem import NO_TARGET, Cap, Head, Problem, sums_in
 from mrtkern.ops.linear_cross_entropy.rows import Entries
 
 
 def losses(
-    rows: ModuleType, problem: Problem, hidden: Tensor, weight: Tensor, bias: Tensor | None, given: Entries,
-    options: Options, num_entries: int, wants_details: bool,
+    kernels: ModuleType, problem: Problem, head: Head, given: Entries, options: Options, *, num_entries: int,
+    wants_details: bool,
 ) -> tuple[Rows, Gradients]:  # fmt: skip
     """The loss and its gradients in one pass. Details are 0, argmax -1, where nothing counts."""
     T, E = (given.num_rows(problem.T), len(given.targets)) if wants_details else (0, 0)
@@ -36,14 +36,14 @@ def losses(
     def step(z: Tensor, chunk: slice) -> None:
         part = given.chunk(chunk)
         gradient = z if problem.wants_grad else None
-        found = rows.forward(z, part.targets, part.weight, part.offsets, options, gradient, wants_details)
+        found = kernels.forward(z, part.targets, part.weight, part.offsets, options, gradient, wants_details)
         parts.append(found.loss)
         if wants_details:
             given.put(nll, chunk, found.nll)
             given.put(weighted, chunk, found.weighted)
             entropy[chunk], argmax[chunk] = found.entropy, found.argmax
 
-    made = run(rows, problem, hidden, weight, bias, given, step)
+    made = run(kernels, problem, head, given, step)
     loss = torch.stack([part.double() for part in parts]).sum() if parts else given.weight.new_zeros(())
     loss = loss.to(given.weight.dtype)
     if not wants_details:
@@ -55,22 +55,20 @@ def losses(
     return Rows(loss, nll, weighted, entropy, argmax), made
 
 
-def log_probs(
-    rows: ModuleType, problem: Problem, hidden: Tensor, weight: Tensor, bias: Tensor | None, given: Entries, cap: Cap
-) -> tuple[Tensor, Tensor]:
+def log_probs(kernels: ModuleType, problem: Problem, head: Head, given: Entries, cap: Cap) -> tuple[Tensor, Tensor]:
     """logp [T], entropy [T]; 0 in rows that do not count."""
     logp, entropy = torch.empty_like(given.weight), torch.empty_like(given.weight)
 
     def step(z: Tensor, chunk: slice) -> None:
-        logp[chunk], entropy[chunk], *_ = rows.log_probs(z, given.targets[chunk], cap)
+        logp[chunk], entropy[chunk], *_ = kernels.log_probs(z, given.targets[chunk], cap)
 
-    run(rows, problem, hidden, weight, bias, given, step)
+    run(kernels, problem, head, given, step)
     return given.spread(logp, problem.T), given.spread(entropy, problem.T)
 
 
 def log_probs_backward(
-    rows: ModuleType, problem: Problem, hidden: Tensor, weight: Tensor, bias: Tensor | None, given: Entries, cap: Cap,
-    c: Tensor | None, *, lse: Tensor | None = None, **whole: Any,
+    kernels: ModuleType, problem: Problem, head: Head, given: Entries, cap: Cap, c: Tensor | None, *,
+    lse: Tensor | None = None, **whole: Any,
 ) -> Gradients:  # fmt: skip
     """Gradients of sum_t given.weight_t (-logp_t) + c_t H_t, from logits that are computed again.
 
@@ -79,19 +77,16 @@ def log_probs_backward(
 
     def step(z: Tensor, chunk: slice) -> None:
         c_part, lse_part = (None if value is None else value[chunk] for value in (c, lse))
-        rows.log_probs_backward(z, given.targets[chunk], cap, given.weight[chunk], c_part, lse=lse_part, **whole)
+        kernels.log_probs_backward(z, given.targets[chunk], cap, given.weight[chunk], c_part, lse=lse_part, **whole)
 
-    return run(rows, problem, hidden, weight, bias, given, step)
+    return run(kernels, problem, head, given, step)
 
 
-def run(
-    rows: ModuleType, problem: Problem, hidden: Tensor, weight: Tensor, bias: Tensor | None, given: Entries,
-    step: chunks.Step,
-) -> Gradients:  # fmt: skip
+def run(kernels: ModuleType, problem: Problem, head: Head, given: Entries, step: chunks.Step) -> Gradients:
     """The chunks of the rows that count, equal ones."""
-    size, product = rows.chunk_size(replace(problem, T=given.num_rows(problem.T))), rows.multiplies(problem)
+    size, product = kernels.chunk_size(replace(problem, T=given.num_rows(problem.T))), kernels.multiplies(problem)
     return chunks.run(
-        rows.products(weight, bias, product), hidden, problem.V, given.rows, step, size=size,
+        kernels.products(head.weight, head.bias, product), head.hidden, problem.V, given.rows, step, size=size,
         wide=sums_in(product), needs=problem.needs, keeps=given.keeps,
     )  # fmt: skip
 

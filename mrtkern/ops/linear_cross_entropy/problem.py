@@ -9,10 +9,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mrtkern import _check
+from mrtkern import _cases, _device
 from mrtkern.ops.cross_entropy.problem import IGNORE
 
 NO_TARGET = torch.iinfo(torch.int64).min  # in place of targets that do not count, where they cannot be dropped
+ABSENT = {  # backends that are not written
+    "cuda": "is not written in CUDA C++: the device's library multiplies, and between its products stands the kernel "
+    "of cross_entropy"
+}
 LOGITS_BYTES = 192 << 20  # of one chunk at most
 LEAST_ROWS = 16  # of a chunk, however large the vocabulary: fewer leave the registers of a product idle
 FRESH = 5.0  # a byte of fresh memory, page faults included, costs as much as this many bytes streamed (Zen 4, Linux 6)
@@ -27,6 +31,14 @@ class Cap(NamedTuple):
 
     softcap: float = 0.0
     temperature: float = 1.0
+
+
+class Head(NamedTuple):
+    """What is multiplied."""
+
+    hidden: Tensor  # [T, D]
+    weight: Tensor  # [V, D]
+    bias: Tensor | None  # [V]
 
 
 class LogProbs(NamedTuple):
@@ -57,16 +69,12 @@ class Problem:
     capability: tuple[int, int] | None = None  # of the CUDA device; None: unknown
 
     @classmethod
-    def of(
-        cls, hidden: Tensor, weight: Tensor, bias: Tensor | None, product: torch.dtype | None,
-        needs: tuple[bool, bool, bool], is_log_prob: bool = False,
-    ) -> Problem:  # fmt: skip
-        product = product or torch.promote_types(hidden.dtype, weight.dtype)
+    def of(cls, head: Head, product: torch.dtype, needs: tuple[bool, bool, bool], is_log_prob: bool = False) -> Problem:
+        hidden, weight, bias = head
         (T, D), V = hidden.shape, weight.shape[0]
-        types = (hidden.dtype, weight.dtype, product)
         return cls(
-            T, D, V, *types, hidden.device.type, needs, bias is not None, is_log_prob=is_log_prob,
-            capability=_check.capability(hidden.device),
+            T, D, V, hidden.dtype, weight.dtype, product, hidden.device.type, needs, has_bias=bias is not None,
+            is_log_prob=is_log_prob, capability=_device.capability(hidden.device),
         )  # fmt: skip
 
     @property
@@ -163,20 +171,9 @@ def memory(problem: Problem, size: int, product: torch.dtype, targets: int) -> i
     return total + 4 * problem.V * wide + 64 * targets
 
 
-@dataclass(frozen=True)
-class Case:
-    """A problem with a name and the places that use it: "test", "bench", "long": minutes with its peers.
-
-    Or what is timed alone: "logits", "hidden_gradient", "weight_gradient", one product each, or "log_prob".
-    """
-
-    name: str
-    problem: Problem
-    tags: frozenset[str]
-
-    def make_inputs(self, seed: int = 0) -> dict[str, Any]:
-        """Arguments of `linear_cross_entropy`."""
-        return self.problem.make_inputs(seed)
+# Of tag "long": minutes with its peers. Or of what is timed alone: "logits", "hidden_gradient", "weight_gradient", one
+# product each, or "log_prob".
+Case = _cases.Case[Problem]
 
 
 def _case(name: str, tags: str, T: int, D: int, V: int, dtype: torch.dtype, **more: Any) -> Case:

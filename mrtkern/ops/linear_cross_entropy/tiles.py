@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 import mrtkern._C as _C
+from mrtkern._device import DTYPES, address
 
 WORKSPACE = _C.MATMUL_WORKSPACE
-DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
 class Products:
@@ -56,7 +56,7 @@ class Products:
         """out [M, N] = a [M, K] b [N, K]^T + bias, or += the product."""
         _C.matmul(
             _operand(a), _operand(b), (len(a), len(b), a.shape[1]), out=(out.data_ptr(), out.stride(0)),
-            bias=0 if bias is None else bias.data_ptr(), adds=adds, is_half=self.is_half,
+            bias=address(bias), adds=adds, is_half=self.is_half,
             workspace=self.workspace.data_ptr(), threads=torch.get_num_threads(),
         )  # fmt: skip
 
@@ -69,7 +69,7 @@ def scaled(gradient: Tensor, factor: Tensor | None, dtype: torch.dtype, in_place
     out = gradient if in_place and dtype == torch.float32 else torch.empty_like(gradient, dtype=dtype)
     _C.scale(
         gradient.data_ptr(), out.data_ptr(), DTYPES[dtype], gradient.numel(),
-        factor=0 if factor is None else factor.data_ptr(), threads=torch.get_num_threads(),
+        factor=address(factor), threads=torch.get_num_threads(),
     )  # fmt: skip
     return out
 

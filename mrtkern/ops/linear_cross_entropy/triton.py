@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mrtkern import _triton
+from mrtkern import _device, _triton
 from mrtkern.ops.cross_entropy import triton as cross_entropy
 from mrtkern.ops.cross_entropy.problem import Options, Rows
 from mrtkern.ops.cross_entropy.triton.kernels import SCALED
@@ -26,11 +26,11 @@ LIMITS = cross_entropy.LIMITS
 
 def why_not(problem: Problem) -> str | None:
     """None when the kernels can run `problem`, otherwise the reason."""
-    if reason := _triton.why_not(problem.device, problem.capability):
-        return reason
-    if torch.float64 in (problem.hidden, problem.weight):
-        return "needs float32, bfloat16 or float16, got torch.float64"
-    return cross_entropy.too_wide(problem.V)
+    return (
+        _triton.why_not(problem.device, problem.capability)
+        or _device.not_narrow(problem.hidden, problem.weight)
+        or cross_entropy.too_many_columns(problem.V)
+    )
 
 
 def multiplies(problem: Problem) -> torch.dtype:

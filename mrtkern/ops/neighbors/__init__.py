@@ -30,5 +30,8 @@ once to float32 at the end.
 
 Links: rows are linked when cos >= threshold; components of that graph are what `deduplicate` keeps one row of.
 
-Cost: 2 D operations per pair of rows; without y each pair once.
+Cost: 2 D operations per pair of rows; without y each pair once. A kernel in CUDA C++ that compares every product with
+the running k-th of its row would leave k (1 + ln(N / k)) candidates a row on average and store nothing else. Triton's
+stores the largest of 16 products and reads it back: half a byte a pair, beside 2 D operations on tensor cores. On an
+H100 (989 TFLOP/s, 3.35 TB/s) with D = 384 that is 0.15 against 0.78 ps a pair.
 """

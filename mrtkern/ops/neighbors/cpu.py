@@ -12,23 +12,18 @@ import torch
 from torch import Tensor
 
 import mrtkern._C as _C
-from mrtkern import _check, _progress, lattice
+from mrtkern import _check, _device, _progress, lattice
+from mrtkern._device import address
 from mrtkern.ops.neighbors.problem import Inputs, Problem
 
-DTYPES = {
-    torch.float32: "float32",
-    torch.float64: "float64",
-    torch.bfloat16: "bfloat16",
-    torch.float16: "float16",
-}
 MOST_COLUMNS = 2**31 - 64  # row numbers are 32 bits wide inside
 LIMITS = f"up to {MOST_COLUMNS:,} rows, without metric rbf, and without metric dot of float64"
 
 
 def why_not(problem: Problem) -> str | None:
     """None when the compiled kernel can run `problem`, otherwise the reason."""
-    if problem.device != "cpu":
-        return f"needs a CPU tensor, got one on {problem.device}"
+    if reason := _device.not_cpu(problem.device):
+        return reason
     if problem.metric == "rbf":
         return "has no metric 'rbf', which sums differences instead of products"
     if problem.metric == "dot" and problem.dtype == torch.float64:
@@ -64,15 +59,15 @@ def forward(inputs: Inputs) -> tuple[Tensor, Tensor]:
     ids, scores = (x.new_empty((M, inputs.k), dtype=dtype) for dtype in (torch.int64, torch.float32))
     group_x, group_y = (None if group is None else group.contiguous() for group in (inputs.group_x, inputs.group_y))
     problem = _C.NeighborsProblem(
-        x=_features(x),
-        y=None if y is None else _features(y),
+        x=_device.features(_C, x),
+        y=None if y is None else _device.features(_C, y),
         M=M,
         N=M if y is None else y.shape[0],
         k=inputs.k,
         metric=inputs.metric,
         precision=inputs.precision,
         radius=lattice.fine_radius(D),
-        exclusion=_C.Exclusion(exclude_self=inputs.exclude_self, group_x=_address(group_x), group_y=_address(group_y)),
+        exclusion=_C.Exclusion(exclude_self=inputs.exclude_self, group_x=address(group_x), group_y=address(group_y)),
     )
     bad_x, bad_y = _C.neighbors(
         problem, ids.data_ptr(), scores.data_ptr(), progress=_progress.current(), threads=torch.get_num_threads()
@@ -89,24 +84,9 @@ def components(x: Tensor, threshold: float) -> Tensor:
     N, D = x.shape
     labels = torch.empty(N, dtype=torch.int64, device="cpu")
     bad = _C.components(
-        _features(x), N, threshold, lattice.fine_radius(D), labels=labels.data_ptr(), progress=_progress.current(),
-        threads=torch.get_num_threads(),
+        _device.features(_C, x), N, threshold, lattice.fine_radius(D), labels=labels.data_ptr(),
+        progress=_progress.current(), threads=torch.get_num_threads(),
     )  # fmt: skip
     if bad >= 0:
         _check.finite_rows("deduplicate: x", x[bad : bad + 1], bad)
     return labels
-
-
-def _features(x: Tensor) -> _C.Features:
-    """Where the rows lie."""
-    return _C.Features(
-        data=x.data_ptr(),
-        dtype=DTYPES[x.dtype],
-        row_stride=x.stride(0),
-        column_stride=x.stride(1),
-        columns=x.shape[1],
-    )
-
-
-def _address(value: Tensor | None) -> int:
-    return 0 if value is None else value.data_ptr()

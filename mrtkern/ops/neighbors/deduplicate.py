@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mrtkern import _check, _dispatch, _operators, _progress
+from mrtkern import _check, _device, _dispatch, _operators, _progress
 from mrtkern.ops.neighbors.problem import Problem
 
 OP = "deduplicate"
@@ -16,12 +16,12 @@ OP = "deduplicate"
 
 def _run(x: Tensor, threshold: float, backend: str | None) -> Tensor:
     """Every check that reads values, the choice of the backend and the call, below torch.compile."""
-    capability = _check.capability(x.device)
+    capability = _device.capability(x.device)
     problem = Problem(x.shape[0], None, 0, x.shape[1], x.dtype, x.device.type, kind="components", capability=capability)
-    module = _dispatch.run("neighbors", backend, problem, OP)
-    _check.fits(f"{OP}: x", module.memory(problem), x.device)
+    kernels = _dispatch.run("neighbors", backend, problem, OP)
+    _device.fits(f"{OP}: x", kernels.memory(problem), x.device)
     with torch.autocast(x.device.type, enabled=False):
-        labels: Tensor = module.components(x, threshold)
+        labels: Tensor = kernels.components(x, threshold)
     return labels
 
 

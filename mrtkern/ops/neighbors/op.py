@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mrtkern import _check, _dispatch, _operators, _progress
+from mrtkern import _check, _device, _dispatch, _operators, _progress
 from mrtkern.ops.neighbors.lists import Neighbors
 from mrtkern.ops.neighbors.problem import ENTRY_BYTES, METRICS, PRECISIONS, Inputs, Problem
 
@@ -21,14 +21,14 @@ def _run(
     group_x: Tensor | None, group_y: Tensor | None, backend: str | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Every check that reads values, the choice of the backend and the call, below torch.compile."""
-    inputs = Inputs(x, y, k, metric, gamma, precision, exclude_self, group_x, group_y)
+    inputs = Inputs(x, y, k, metric, gamma, precision, exclude_self, group_x=group_x, group_y=group_y)
     problem = Problem.of(inputs)
-    module = _dispatch.run(OP, backend, problem)
-    _check.fits(f"{OP}: x and k", problem.M * k * ENTRY_BYTES + module.memory(problem), x.device)
+    kernels = _dispatch.run(OP, backend, problem)
+    _device.fits(f"{OP}: x and k", problem.M * k * ENTRY_BYTES + kernels.memory(problem), x.device)
     if metric == "dot" and x.dtype == torch.float64:
         _finite_products(x, x if y is None else y)
     with torch.autocast(x.device.type, enabled=False):  # an operator's products would be lowered like the caller's
-        ids, scores = module.forward(inputs)
+        ids, scores = kernels.forward(inputs)
     return ids, scores
 
 

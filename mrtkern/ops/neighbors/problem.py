@@ -8,25 +8,29 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mrtkern import _check
+from mrtkern import _cases, _device
 
 METRICS = ("cosine", "dot", "shifted_cosine", "clamped_cosine", "rbf")
 PRECISIONS = ("exact", "int16", "float32")
 ENTRY_BYTES = 12  # one neighbour: an int64 id and a float32 score
+ABSENT = {  # backends that are not written
+    "cuda": "is not written in CUDA C++: a running threshold would spare at most a fifth of the time of the products "
+    "at 384 features (the strip maxima of Triton), and tensor cores in CUDA C++ cannot be tested without a GPU"
+}
 
 
 class Inputs(NamedTuple):
     """What every backend receives."""
 
     x: Tensor  # [M, D]
-    y: Tensor | None  # [N, D] of the type of x; None: x meets itself
-    k: int  # neighbours per row, may exceed what there is
-    metric: str
-    gamma: float  # for rbf
-    precision: str
-    exclude_self: bool  # only without y
-    group_x: Tensor | None  # [M] int64: rows of equal groups are no neighbours
-    group_y: Tensor | None  # [N] int64, without y the same; both or neither
+    y: Tensor | None = None  # [N, D] of the type of x; None: x meets itself
+    k: int = 0  # neighbours per row, may exceed what there is
+    metric: str = "cosine"
+    gamma: float = 1.0  # for rbf
+    precision: str = "exact"
+    exclude_self: bool = True  # only without y
+    group_x: Tensor | None = None  # [M] int64: rows of equal groups are no neighbours
+    group_y: Tensor | None = None  # [N] int64, without y the same; both or neither
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class Problem:
         x, N = inputs.x, None if inputs.y is None else inputs.y.shape[0]
         options = (inputs.metric, inputs.precision, inputs.exclude_self, inputs.group_x is not None)
         sizes = (x.shape[0], N, inputs.k, x.shape[1])
-        return cls(*sizes, x.dtype, x.device.type, *options, capability=_check.capability(x.device))
+        return cls(*sizes, x.dtype, x.device.type, *options, capability=_device.capability(x.device))
 
     @property
     def columns(self) -> int:
@@ -91,20 +95,10 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Case:
-    """A problem with a name and the places that use it: "test", "bench", "device" (a benchmark for GPUs alone).
+class Case(_cases.Case[Problem]):
+    """Of tag "device": a benchmark for GPUs alone. Rows of "glosses" come from bench/data.py."""
 
-    Rows of "glosses" come from bench/data.py.
-    """
-
-    name: str
-    problem: Problem
-    tags: frozenset[str]
     rows: str = "normal"
-
-    def make_inputs(self, seed: int = 0) -> dict[str, Any]:
-        """Arguments of `neighbors`."""
-        return self.problem.make_inputs(seed)
 
 
 def _test(name: str, M: int, N: int | None, K: int, D: int, dtype: torch.dtype = torch.float32, **more: Any) -> Case:

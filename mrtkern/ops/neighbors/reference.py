@@ -168,7 +168,7 @@ def components(x: Tensor, threshold: float) -> Tensor:
     """The lowest row of the component of every row, int64 [N], in the graph of pairs with cosine >= threshold."""
     _check.finite_rows("deduplicate: x", x)
     N, labels = x.shape[0], torch.arange(x.shape[0], dtype=torch.int64, device=x.device)
-    scorer = Scorer(Inputs(x, None, 0, "cosine", 1.0, "exact", True, None, None))
+    scorer = Scorer(Inputs(x))
     for rows in spans(0, N, BLOCK_M):
         block = scorer.prepared(x[rows], is_x=True)
         for columns in spans(rows.start, N, BLOCK_N):

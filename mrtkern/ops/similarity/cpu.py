@@ -16,19 +16,17 @@ import torch
 from torch import Tensor
 
 import mrtkern._C as _C
-from mrtkern import _check
+from mrtkern import _check, _device
+from mrtkern._device import address
 from mrtkern.ops.similarity.problem import Problem
 
-DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
-LIMITS = "float32, bfloat16 and float16, rows that begin at a multiple of the size of their type"
+LIMITS = f"{_device.NARROW_NAMES}, rows that begin at a multiple of the size of their type"
 
 
 def why_not(problem: Problem) -> str | None:
     """None when the compiled kernel can run `problem`, otherwise the reason."""
-    if problem.device != "cpu":
-        return f"needs a CPU tensor, got one on {problem.device}"
-    if problem.dtype not in DTYPES:
-        return f"needs float32, bfloat16 or float16, got {problem.dtype}"
+    if reason := _device.not_cpu(problem.device) or _device.not_narrow(problem.dtype):
+        return reason
     if not problem.is_aligned:
         return "needs rows that begin at a multiple of the size of their type, got x or y at an odd address"
     return None
@@ -66,9 +64,8 @@ def backward(
     grad = grad.resolve_neg().contiguous()
     dx = x.new_empty(x.shape) if need_x else None
     dy = x.new_empty(y.shape) if need_y and y is not None else None
-    dx_address, dy_address = (0 if value is None else value.data_ptr() for value in (dx, dy))
     _C.similarity_gradient(
-        _problem(x, y, offsets, metric, gamma), grad.data_ptr(), dx_address, dy_address, torch.get_num_threads()
+        _problem(x, y, offsets, metric, gamma), grad.data_ptr(), address(dx), address(dy), torch.get_num_threads()
     )
     return dx, dy
 
@@ -82,7 +79,7 @@ def _problem(x: Tensor, y: Tensor | None, offsets: Tensor | None, metric: str, g
     """What both passes share."""
     return _C.SimilarityProblem(
         B=offsets.shape[0] - 1 if offsets is not None else 1 if x.ndim == 2 else x.shape[0],
-        offsets=0 if offsets is None else offsets.data_ptr(),
+        offsets=address(offsets),
         x=_matrices(x),
         y=None if y is None else _matrices(y),
         metric=metric,
@@ -92,11 +89,5 @@ def _problem(x: Tensor, y: Tensor | None, offsets: Tensor | None, metric: str, g
 
 def _matrices(x: Tensor) -> _C.Matrices:
     """Where the matrices lie."""
-    first = _C.Features(
-        data=x.data_ptr(),
-        dtype=DTYPES[x.dtype],
-        row_stride=x.stride(-2),
-        column_stride=x.stride(-1),
-        columns=x.shape[-1],
-    )
-    return _C.Matrices(first=first, batch_stride=x.stride(0) if x.ndim == 3 else 0, rows_per_group=x.shape[-2])
+    batch_stride = x.stride(0) if x.ndim == 3 else 0
+    return _C.Matrices(first=_device.features(_C, x), batch_stride=batch_stride, rows_per_group=x.shape[-2])

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mrtkern import _check, _dispatch, _operators
+from mrtkern import _check, _device, _dispatch, _operators
 from mrtkern.ops.similarity.problem import METRICS, Problem
 
 OP = "similarity"
@@ -26,11 +26,11 @@ def _run(
         _check.offsets_values(OP, offsets, x.shape[0])
         sizes = offsets.diff()
         pairs, largest = int(sizes.square().sum()), int(sizes.max()) if len(sizes) else 0
-    module = _dispatch.run(OP, backend, problem)
+    kernels = _dispatch.run(OP, backend, problem)
     rows = "x" if y is None else "x and y"
-    _check.fits(f"{OP}: {rows}", pairs * x.element_size() + module.memory(problem, pairs, largest), x.device)
+    _device.fits(f"{OP}: {rows}", pairs * x.element_size() + kernels.memory(problem, pairs, largest), x.device)
     with torch.autocast(x.device.type, enabled=False):  # an operator's products would be lowered like the caller's
-        s: Tensor = module.forward(x, y, offsets, metric, gamma)
+        s: Tensor = kernels.forward(x, y, offsets, metric, gamma)
     return s
 
 
@@ -39,9 +39,9 @@ def _run_backward(
     need_x: bool, need_y: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """dL/dx and dL/dy; an empty tensor stands for the one that nobody needs."""
-    module = _dispatch.run(OP, backend, Problem.of(x, y, offsets, metric, gamma, True))
+    kernels = _dispatch.run(OP, backend, Problem.of(x, y, offsets, metric, gamma, True))
     with torch.autocast(x.device.type, enabled=False):
-        dx, dy = module.backward(grad, x, y, offsets, metric, gamma, need_x, need_y)
+        dx, dy = kernels.backward(grad, x, y, offsets, metric, gamma, need_x, need_y)
     return x.new_empty(0) if dx is None else dx, x.new_empty(0) if dy is None else dy
 
 

@@ -8,10 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mrtkern import _check
+from mrtkern import _cases, _device
 
 COSINES = ("cosine", "shifted_cosine", "clamped_cosine")
 METRICS = ("cosine", "dot", "shifted_cosine", "clamped_cosine", "rbf")
+ABSENT = {  # backends that are not written
+    "cuda": "is not written in CUDA C++: Triton stores each score once, from registers, and tensor cores in CUDA C++ "
+    "cannot be tested without a GPU"
+}
 
 
 @dataclass(frozen=True)
@@ -42,8 +46,8 @@ class Problem:
         N = None if y is None else y.shape[-2]
         is_aligned = all(rows is None or rows.data_ptr() % rows.element_size() == 0 for rows in (x, y))
         return cls(
-            kind, B, x.shape[-2], N, x.shape[-1], x.dtype, x.device.type, metric, gamma, wants_grad, is_aligned,
-            _check.capability(x.device),
+            kind, B, x.shape[-2], N, x.shape[-1], x.dtype, x.device.type, metric=metric, gamma=gamma,
+            wants_grad=wants_grad, is_aligned=is_aligned, capability=_device.capability(x.device),
         )  # fmt: skip
 
     @property
@@ -91,17 +95,7 @@ class Problem:
         return inputs
 
 
-@dataclass(frozen=True)
-class Case:
-    """A problem with a name and the places that use it: "test", "bench"."""
-
-    name: str
-    problem: Problem
-    tags: frozenset[str]
-
-    def make_inputs(self, seed: int = 0) -> dict[str, Any]:
-        """Arguments of `similarity`."""
-        return self.problem.make_inputs(seed)
+Case = _cases.Case[Problem]
 
 
 def _packed(sizes: tuple[int, ...], D: int, dtype: torch.dtype = torch.float32, **options: Any) -> Problem:

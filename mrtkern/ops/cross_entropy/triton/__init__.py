@@ -10,30 +10,29 @@ import torch
 import triton
 from torch import Tensor
 
-from mrtkern import _triton
+from mrtkern import _device, _triton
 from mrtkern.ops.cross_entropy.problem import Options, Problem, Rows
 from mrtkern.ops.cross_entropy.triton.kernels import CAPPED, PLAIN, SCALED, rows_kernel, scale_kernel, total_kernel
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MOST_COLUMNS = 2**31 - 2**17  # columns are counted in int32, the last tile included
 
 # Columns that a thread holds at a time, in as many registers of float32: 1,024 threads have 64 registers each.
 HELD, HELD_BESIDE_OTHERS = 32, 16
 REGISTERS = 65536  # of an NVIDIA multiprocessor
 BLOCK_E = 32  # targets of one row at a time
-LIMITS = f"float32, bfloat16 and float16, up to {MOST_COLUMNS:,} columns"
+LIMITS = f"{_device.NARROW_NAMES}, up to {MOST_COLUMNS:,} columns"
 
 
 def why_not(problem: Problem) -> str | None:
     """None when the kernels can run `problem`, otherwise the reason."""
-    if reason := _triton.why_not(problem.device, problem.capability):
-        return reason
-    if problem.dtype not in DTYPES:
-        return f"needs float32, bfloat16 or float16, got {problem.dtype}"
-    return too_wide(problem.V)
+    return (
+        _triton.why_not(problem.device, problem.capability)
+        or _device.not_narrow(problem.dtype)
+        or too_many_columns(problem.V)
+    )
 
 
-def too_wide(V: int) -> str | None:
+def too_many_columns(V: int) -> str | None:
     """None when the kernels can count V columns, otherwise the reason."""
     return f"needs at most {MOST_COLUMNS} columns, got {V}" if V > MOST_COLUMNS else None
 

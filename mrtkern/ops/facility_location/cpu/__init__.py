@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 
 import mrtkern._C as _C
+from mrtkern import _device
 from mrtkern.ops.facility_location import grouped
 from mrtkern.ops.facility_location.cpu import groups, large, split
 from mrtkern.ops.facility_location.ground import Features, Ground, Groups
@@ -22,10 +23,10 @@ LIMITS = f"up to {MOST_ROWS:,} candidates and rows"
 
 
 def why_not(problem: Problem) -> str | None:
-    if problem.device != "cpu":
-        return f"needs a CPU tensor, got one on {problem.device}"
-    if issubclass(problem.form, (Features, Groups)) and problem.dtype not in grouped.DTYPES:
-        return f"needs float32, bfloat16 or float16, got {problem.dtype}"
+    if reason := _device.not_cpu(problem.device):
+        return reason
+    if issubclass(problem.form, (Features, Groups)) and (reason := _device.not_narrow(problem.dtype)):
+        return reason
     if max(problem.largest or 0, problem.M) > MOST_ROWS:
         return f"takes {LIMITS}, got {max(problem.largest or 0, problem.M)}"
     return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 import mrtkern._C as _C
-from mrtkern import _check
+from mrtkern import _device
 from mrtkern.ops.facility_location import grouped
 from mrtkern.ops.facility_location.ground import Features, Groups
 from mrtkern.ops.facility_location.problem import Problem
@@ -25,10 +25,10 @@ def memory(problem: Problem, threads: int) -> int:
 
 def forward(ground: Features | Groups, rule: Rule) -> Picks:
     """All groups, or the only one."""
-    needed = memory(Problem.of(ground, rule), torch.get_num_threads())
-    _check.fits(ground.caller.subject, needed, ground.x.device)
+    threads = torch.get_num_threads()
+    _device.fits(ground.caller.subject, memory(Problem.of(ground, rule), threads), ground.x.device)
     call = grouped.Call(ground, rule)
-    bad = _C.facility_location_grouped(call.problem(_C), call.result(_C), torch.get_num_threads())
+    bad = _C.facility_location_grouped(call.problem(_C), call.result(_C), threads)
     if bad >= 0:
         ground.refuse_not_finite(bad, bad + 1)
     return call.picks(int(call.results.kept.sum()))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import time
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 import mrtkern._C as _C
-from mrtkern import _check, _progress, _random, lattice
+from mrtkern import _check, _device, _progress, _random, lattice
 from mrtkern.ops.facility_location import chance, checkpoint
 from mrtkern.ops.facility_location.cpu import oracles
 from mrtkern.ops.facility_location.ground import Features, Graph, Ground, Matrix
@@ -29,7 +28,7 @@ def budget(course: Course) -> int:
     """Bytes that the call may take beside its inputs."""
     if course.max_memory is not None:
         return course.max_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return _device.memory(torch.device("cpu")) // 2
 
 
 def memory(problem: Problem) -> int:

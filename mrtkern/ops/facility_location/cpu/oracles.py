@@ -8,13 +8,12 @@ import torch
 from torch import Tensor
 
 import mrtkern._C as _C
-from mrtkern import _check, lattice
-from mrtkern.ops.facility_location import grouped
+from mrtkern import _check, _device, lattice
+from mrtkern._device import address
 from mrtkern.ops.facility_location.ground import Features, Graph, Ground, Matrix
 from mrtkern.ops.facility_location.rule import Rule
 from mrtkern.ops.facility_location.units import fixed_point
 
-MATRIX_DTYPES = grouped.DTYPES | {torch.float64: "float64", torch.uint16: "uint16"}
 COLUMNS_AT_ONCE = 1 << 22  # entries of a matrix whose owners are looked for at a time
 
 
@@ -29,7 +28,7 @@ class Oracle(Protocol):
 
 def of(ground: Ground, rule: Rule, maximum: float, room: int) -> Oracle:
     """The ground's; `room`: bytes it may take."""
-    weights = _C.PairWeights(weight=_address(rule.weight), quality=_address(rule.quality), maximum=maximum)
+    weights = _C.PairWeights(weight=address(rule.weight), quality=address(rule.quality), maximum=maximum)
     if isinstance(ground, Matrix):
         return _Matrix(ground, weights)
     if isinstance(ground, Graph):
@@ -45,8 +44,8 @@ class _Features:
         x, y = ground.x, ground.targets
         self.M = len(x if y is None else y)
         problem = _C.LargeProblem(
-            candidates=_features(x),
-            covered=None if y is None else _features(y),
+            candidates=_device.features(_C, x),
+            covered=None if y is None else _device.features(_C, y),
             N=len(x),
             M=self.M,
             metric=ground.metric,
@@ -78,7 +77,7 @@ class _Matrix:
         self.ground, s = ground, ground.s
         self.handle = _C.TableOracle(
             data=s.data_ptr(),
-            dtype=MATRIX_DTYPES[s.dtype],
+            dtype=_device.DTYPES[s.dtype],
             shape=(s.shape[0], s.shape[1]),
             strides=(s.stride(0), s.stride(1)),
             scale=ground.scale,
@@ -139,17 +138,3 @@ def packed_bytes(N: int, M: int, D: int, is_self: bool) -> int:
     """Bytes of rows on the lattice, of bitmaps of dead tiles and of what a batch of candidates needs."""
     rows, width = N + 16 + (0 if is_self else M + 16), 2 * (D + 2)
     return rows * width + (N + 1024) * (M + 1024) // 2048 + 160 * (M + 64) + (320 << 20)
-
-
-def _features(x: Tensor) -> Any:
-    return _C.Features(
-        data=x.data_ptr(),
-        dtype=grouped.DTYPES[x.dtype],
-        row_stride=x.stride(0),
-        column_stride=x.stride(1),
-        columns=x.shape[1],
-    )
-
-
-def _address(value: Tensor | None) -> int:
-    return 0 if value is None else value.data_ptr()

@@ -64,7 +64,7 @@ def components(x: Tensor, threshold: float) -> Tensor:
     if not len(x):
         return labels
     with _triton.on(x.device):
-        rows = sides(Inputs(x, None, 0, "cosine", 1.0, "exact", True, None, None))[0]
+        rows = sides(Inputs(x))[0]
         return _grown(Graph(rows, limits(rows, x.shape[1], threshold)), labels, threshold)
 
 

@@ -1,14 +1,14 @@
-"""neighbors for Triton: tiles of products leave group maxima, few groups are multiplied again, fewer pairs are scored.
+"""neighbors for Triton: tiles of products leave strip maxima, few strips are multiplied again, fewer pairs are scored.
 
-    group_maxima  one program multiplies BLOCK_M rows with BLOCK_N columns and keeps the largest product of each group
+    strip_maxima  one program multiplies BLOCK_M rows with BLOCK_N columns and keeps the largest product of each strip
     survivors     one program finds what may belong to the k largest of each of its rows, and lists where it stands
-    members       one program multiplies its rows with the columns of some of their listed groups
+    members       one program multiplies its rows with the columns of some of their listed strips
     scores        one program scores pairs in the defined order: float64, or integers, or float32
     ranks         one program counts how many pairs of a row come before each of its own, and puts it in that place
 
-Idea   No tile is sorted or stored: the k-th largest group maximum is a lower bound of the k-th largest product, and
-       what lies further below it than rounding to the lattice can move two products is no neighbour. A group is every
-       (BLOCK_N / GROUP)-th column of a tile: in the layout of the tensor cores one thread holds all of it, so that its
+Idea   No tile is sorted or stored: the k-th largest strip maximum is a lower bound of the k-th largest product, and
+       what lies further below it than rounding to the lattice can move two products is no neighbour. A strip is every
+       (BLOCK_N / STRIP)-th column of a tile: in the layout of the tensor cores one thread holds all of it, so that its
        maximum needs no shuffle.
 Sums   products are integers of at most 2**24 in float32: exact in any order. Scores in the order of the reference.
 """
@@ -18,7 +18,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mrtkern._triton import described_product, grouped, product
+from mrtkern._triton import banded, described_product, product
 from mrtkern._triton.rows import LANES, halves, load_as
 
 NEVER = tl.constexpr(-(2.0**30))  # the product of a pair that is excluded, below every threshold
@@ -40,13 +40,13 @@ def excluded(
 
 
 @triton.jit
-def group_maxima(
-    X, Y, MAXIMA, GROUP_X, GROUP_Y, first, M, N, columns, num_groups, tiles_m, tiles_n,
-    IS_DESCRIBED: tl.constexpr, EXCLUDE_SELF: tl.constexpr, HAS_GROUPS: tl.constexpr, GROUP: tl.constexpr,
+def strip_maxima(
+    X, Y, MAXIMA, GROUP_X, GROUP_Y, first, M, N, columns, num_strips, tiles_m, tiles_n,
+    IS_DESCRIBED: tl.constexpr, EXCLUDE_SELF: tl.constexpr, HAS_GROUPS: tl.constexpr, STRIP: tl.constexpr,
     BAND: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """maxima [tiles_m BLOCK_M, num_groups] float32 of rows first … of x; lattice rows X, Y are [M, columns], [N, …]."""
-    tile_m, tile_n = grouped(tl.program_id(0), tiles_m, tiles_n, BAND)
+    """maxima [tiles_m BLOCK_M, num_strips] float32 of rows first … of x; lattice rows X, Y are [M, columns], [N, …]."""
+    tile_m, tile_n = banded(tl.program_id(0), tiles_m, tiles_n, BAND)
     m0, n0 = first + tile_m * BLOCK_M, tile_n * BLOCK_N
     if IS_DESCRIBED:
         products = described_product(X, Y, m0, n0, columns, BLOCK_M, BLOCK_N, BLOCK_D)
@@ -58,10 +58,10 @@ def group_maxima(
         rows = tl.minimum(m, M - 1)
         no = excluded(rows[:, None], n[None, :], N, GROUP_X, GROUP_Y, EXCLUDE_SELF, HAS_GROUPS)
         products = tl.where(no, NEVER, products)
-    best = tl.max(tl.reshape(products, (BLOCK_M, GROUP, BLOCK_N // GROUP)), axis=1)
-    out = (tile_m * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)[:, None] * num_groups
-    group = tile_n * (BLOCK_N // GROUP) + tl.arange(0, BLOCK_N // GROUP)
-    tl.store(MAXIMA + out + group[None, :], best)
+    best = tl.max(tl.reshape(products, (BLOCK_M, STRIP, BLOCK_N // STRIP)), axis=1)
+    out = (tile_m * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)[:, None] * num_strips
+    strip = tile_n * (BLOCK_N // STRIP) + tl.arange(0, BLOCK_N // STRIP)
+    tl.store(MAXIMA + out + strip[None, :], best)
 
 
 @triton.jit
@@ -112,29 +112,29 @@ def survivors(
 
 
 @triton.jit
-def column_of(place, GROUP: tl.constexpr, BLOCK_N: tl.constexpr, group):
-    """Column of the member `place` % GROUP of a group."""
-    step = BLOCK_N // GROUP
-    return group // step * BLOCK_N + place % GROUP * step + group % step
+def column_of(place, STRIP: tl.constexpr, BLOCK_N: tl.constexpr, strip):
+    """Column of the member `place` % STRIP of a strip."""
+    step = BLOCK_N // STRIP
+    return strip // step * BLOCK_N + place % STRIP * step + strip % step
 
 
 @triton.jit
 def members(
-    X, Y, GROUPS, COUNT, PRODUCTS, GROUP_X, GROUP_Y, first, rows, N, columns, capacity,
-    EXCLUDE_SELF: tl.constexpr, HAS_GROUPS: tl.constexpr, GROUP: tl.constexpr, BLOCK_N: tl.constexpr,
+    X, Y, STRIPS, COUNT, PRODUCTS, GROUP_X, GROUP_Y, first, rows, N, columns, capacity,
+    EXCLUDE_SELF: tl.constexpr, HAS_GROUPS: tl.constexpr, STRIP: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """products [rows, capacity * GROUP] float32 of rows with the columns of their listed groups."""
+    """products [rows, capacity * STRIP] float32 of rows with the columns of their listed strips."""
     m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     place = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    count = tl.minimum(tl.load(COUNT + m, mask=m < rows, other=0), capacity) * GROUP
+    count = tl.minimum(tl.load(COUNT + m, mask=m < rows, other=0), capacity) * STRIP
     if tl.program_id(0) * BLOCK_C >= tl.max(count, axis=0):
         return
     is_real = place[None, :] < count[:, None]
     row = (first + tl.where(m < rows, m, 0)).to(tl.int64)
-    listed = GROUPS + m.to(tl.int64)[:, None] * capacity + place[None, :] // GROUP
-    n = column_of(place[None, :], GROUP, BLOCK_N, tl.load(listed, mask=is_real, other=0))
-    is_read = (is_real & (n < N))[:, :, None]  # groups of the last tile may end beyond the columns
+    listed = STRIPS + m.to(tl.int64)[:, None] * capacity + place[None, :] // STRIP
+    n = column_of(place[None, :], STRIP, BLOCK_N, tl.load(listed, mask=is_real, other=0))
+    is_read = (is_real & (n < N))[:, :, None]  # strips of the last tile may end beyond the columns
     sums = tl.zeros((BLOCK_M, BLOCK_C, BLOCK_D), tl.float32)
     x = X + row[:, None, None] * columns + tl.arange(0, BLOCK_D)[None, None, :]
     y = Y + n.to(tl.int64)[:, :, None] * columns + tl.arange(0, BLOCK_D)[None, None, :]
@@ -143,7 +143,7 @@ def members(
         x += BLOCK_D
         y += BLOCK_D
     no = excluded(row[:, None], n, N, GROUP_X, GROUP_Y, EXCLUDE_SELF, HAS_GROUPS)
-    out = PRODUCTS + m.to(tl.int64)[:, None] * (capacity * GROUP) + place[None, :]
+    out = PRODUCTS + m.to(tl.int64)[:, None] * (capacity * STRIP) + place[None, :]
     tl.store(out, tl.where(no, NEVER, tl.sum(sums, axis=2)), mask=is_real)
 
 
@@ -171,14 +171,14 @@ def cosine_of(products, squares):
 
 @triton.jit
 def scores(
-    X, Y, ROWS, PLACES, GROUPS, COUNT, SQUARE_X, SQUARE_Y, KEYS, IDS, GROUP_X, GROUP_Y, rows, N, D, width, listed,
+    X, Y, ROWS, PLACES, STRIPS, COUNT, SQUARE_X, SQUARE_Y, KEYS, IDS, GROUP_X, GROUP_Y, rows, N, D, width, listed,
     x_stride_m, x_stride_d, y_stride_n, y_stride_d,
     METRIC: tl.constexpr, SUM: tl.constexpr, IS_LISTED: tl.constexpr, EXCLUDE_SELF: tl.constexpr,
-    HAS_GROUPS: tl.constexpr, GROUP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+    HAS_GROUPS: tl.constexpr, STRIP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """keys [rows, width] float64: what decides the order of rows `ROWS` with all columns, -infinity where excluded.
 
-    IS_LISTED: with the columns of count [rows] places within their groups [rows, listed] instead; ids are written.
+    IS_LISTED: with the columns of count [rows] places within their strips [rows, listed] instead; ids are written.
     """
     m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -192,8 +192,8 @@ def scores(
             return
         is_column = c[None, :] < count[:, None]
         place = tl.load(PLACES + out, mask=is_column, other=0)
-        group = tl.load(GROUPS + m.to(tl.int64)[:, None] * listed + place // GROUP, mask=is_column, other=0)
-        n = column_of(place, GROUP, BLOCK_N, group)
+        strip = tl.load(STRIPS + m.to(tl.int64)[:, None] * listed + place // STRIP, mask=is_column, other=0)
+        n = column_of(place, STRIP, BLOCK_N, strip)
         tl.store(IDS + out, n, mask=is_column)
     x = X + row[:, None, None] * x_stride_m
     y = Y + n.to(tl.int64)[:, :, None] * y_stride_n

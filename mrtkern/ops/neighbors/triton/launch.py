@@ -63,26 +63,26 @@ class Launch:
 
     def lists(self, sizes: Sizes, first: int, rows: int) -> tuple[Tensor, Tensor, Tensor]:
         """The k best keys [rows, k] float64 of rows first …, their ids, and which rows are not decided, bool [rows]."""
-        maxima = self.group_maxima(sizes, first, rows)
-        groups, num_groups = self.survivors(maxima, None, sizes.groups, first, rows)
-        products = self.members(sizes, first, rows, groups, num_groups)
-        places, count = self.survivors(products, num_groups * sizes.GROUP, sizes.places, first, rows)
-        keys, ids = self.listed_scores(sizes, first, rows, groups, places, count)
+        maxima = self.strip_maxima(sizes, first, rows)
+        strips, num_strips = self.survivors(maxima, None, sizes.strips, first, rows)
+        products = self.members(sizes, first, rows, strips, num_strips)
+        places, count = self.survivors(products, num_strips * sizes.STRIP, sizes.places, first, rows)
+        keys, ids = self.listed_scores(sizes, first, rows, strips, places, count)
         best, best_ids = self.ranks(keys, ids, count)
-        is_open = (num_groups > sizes.groups) | (count > sizes.places)
+        is_open = (num_strips > sizes.strips) | (count > sizes.places)
         if self.inputs.metric == "clamped_cosine":  # columns below 0 tie at 0 with others that no list has
             is_open |= ~(best[:, -1] > 0)
         return best, best_ids, is_open
 
-    def group_maxima(self, sizes: Sizes, first: int, rows: int) -> Tensor:
-        """Largest products of rows first … with the columns of every group, float32 [rows and more, num_groups]."""
+    def strip_maxima(self, sizes: Sizes, first: int, rows: int) -> Tensor:
+        """Largest products of rows first … with the columns of every strip, float32 [rows and more, num_strips]."""
         tile, columns, tiles_m = self.tile, self.x.q.shape[1], triton.cdiv(rows, self.tile.BLOCK_M)
-        tiles_n = sizes.num_groups * sizes.GROUP // tile.BLOCK_N
-        maxima = torch.empty((tiles_m * tile.BLOCK_M, sizes.num_groups), dtype=torch.float32, device=self.device)
+        tiles_n = sizes.num_strips * sizes.STRIP // tile.BLOCK_N
+        maxima = torch.empty((tiles_m * tile.BLOCK_M, sizes.num_strips), dtype=torch.float32, device=self.device)
         x, y, is_described = operands(self.x.q, self.y.q, tile)
-        kernels.group_maxima[(tiles_m * tiles_n,)](
-            x, y, maxima, *self.labels, first, self.M, self.N, columns, sizes.num_groups, tiles_m, tiles_n,
-            IS_DESCRIBED=is_described, **self.exclusion, GROUP=sizes.GROUP, BAND=BAND, **tile.blocks, **tile.options,
+        kernels.strip_maxima[(tiles_m * tiles_n,)](
+            x, y, maxima, *self.labels, first, self.M, self.N, columns, sizes.num_strips, tiles_m, tiles_n,
+            IS_DESCRIBED=is_described, **self.exclusion, STRIP=sizes.STRIP, BAND=BAND, **tile.blocks, **tile.options,
         )  # fmt: skip
         return maxima
 
@@ -101,24 +101,24 @@ class Launch:
         )  # fmt: skip
         return places, count
 
-    def members(self, sizes: Sizes, first: int, rows: int, groups: Tensor, num_groups: Tensor) -> Tensor:
-        width, (block_m, block_c) = sizes.groups * sizes.GROUP, self.blocks.members
+    def members(self, sizes: Sizes, first: int, rows: int, strips: Tensor, num_strips: Tensor) -> Tensor:
+        width, (block_m, block_c) = sizes.strips * sizes.STRIP, self.blocks.members
         products = torch.empty((rows, width), dtype=torch.float32, device=self.device)
         kernels.members[(triton.cdiv(width, block_c), triton.cdiv(rows, block_m))](
-            self.x.q, self.y.q, groups, num_groups, products, *self.labels, first, rows, self.N, self.x.q.shape[1],
-            sizes.groups, **self.exclusion, GROUP=sizes.GROUP, BLOCK_N=self.tile.BLOCK_N, BLOCK_M=block_m,
+            self.x.q, self.y.q, strips, num_strips, products, *self.labels, first, rows, self.N, self.x.q.shape[1],
+            sizes.strips, **self.exclusion, STRIP=sizes.STRIP, BLOCK_N=self.tile.BLOCK_N, BLOCK_M=block_m,
             BLOCK_C=block_c, BLOCK_D=lattice_rows.STEP, num_warps=self.warps(128), enable_fp_fusion=False,
         )  # fmt: skip
         return products
 
     def listed_scores(
-        self, sizes: Sizes, first: int, rows: int, groups: Tensor, places: Tensor, count: Tensor
+        self, sizes: Sizes, first: int, rows: int, strips: Tensor, places: Tensor, count: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Keys and ids of listed pairs [rows, places]."""
         keys = torch.empty(places.shape, dtype=torch.float64, device=self.device)
         ids = torch.empty(places.shape, dtype=torch.int32, device=self.device)
         which = torch.arange(first, first + rows, dtype=torch.int64, device=self.device)
-        self._scores(which, keys, self.blocks.listed, (places, groups, count, ids), sizes.GROUP)
+        self._scores(which, keys, self.blocks.listed, (places, strips, count, ids), sizes.STRIP)
         return keys, ids
 
     def all_scores(self, which: Tensor) -> Tensor:
@@ -128,14 +128,14 @@ class Launch:
         return keys
 
     def _scores(
-        self, which: Tensor, keys: Tensor, block: tuple[int, int], listed: tuple[Tensor, ...] | None, GROUP: int
+        self, which: Tensor, keys: Tensor, block: tuple[int, int], listed: tuple[Tensor, ...] | None, STRIP: int
     ) -> None:
         (rows, width), (block_m, block_c), x, y = keys.shape, block, self.x.scored, self.y.scored
-        places, groups, count, ids = listed or (which, which, which, which)
+        places, strips, count, ids = listed or (which, which, which, which)
         kernels.scores[(triton.cdiv(width, block_c), triton.cdiv(rows, block_m))](
-            x, y, which, places, groups, count, self.x.square, self.y.square, keys, ids, *self.labels, rows, self.N,
-            x.shape[1], width, groups.shape[-1], *x.stride(), *y.stride(), METRIC=self.inputs.metric,
-            SUM=SUMS[self.inputs.precision], IS_LISTED=listed is not None, **self.exclusion, GROUP=GROUP,
+            x, y, which, places, strips, count, self.x.square, self.y.square, keys, ids, *self.labels, rows, self.N,
+            x.shape[1], width, strips.shape[-1], *x.stride(), *y.stride(), METRIC=self.inputs.metric,
+            SUM=SUMS[self.inputs.precision], IS_LISTED=listed is not None, **self.exclusion, STRIP=STRIP,
             BLOCK_N=self.tile.BLOCK_N, BLOCK_M=block_m, BLOCK_C=block_c, num_warps=self.warps(64 if listed else 32),
             enable_fp_fusion=x.dtype != torch.float64,
         )  # fmt: skip

@@ -16,7 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mrtkern._triton import described_product, grouped, product
+from mrtkern._triton import banded, described_product, product
 from mrtkern.ops.neighbors.triton.kernels import cosine_of, dots
 
 
@@ -47,7 +47,7 @@ def count_near(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """count [end - first, tiles_n] int32, zero before: pairs of rows first … with columns from first on."""
-    tile_m, tile_n = grouped(tl.program_id(0), tiles_m, tiles_n, BAND)
+    tile_m, tile_n = banded(tl.program_id(0), tiles_m, tiles_n, BAND)
     if (tile_n + 1) * BLOCK_N <= tile_m * BLOCK_M + 1:  # below the diagonal
         return
     m, n = first + tile_m * BLOCK_M, first + tile_n * BLOCK_N
@@ -64,7 +64,7 @@ def write_near(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Columns of the pairs that were counted; ends [rows, tiles_n] int64: running sums of count, below 2**31."""
-    tile_m, tile_n = grouped(tl.program_id(0), tiles_m, tiles_n, BAND)
+    tile_m, tile_n = banded(tl.program_id(0), tiles_m, tiles_n, BAND)
     row = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     place = row.to(tl.int64) * tiles_n + tile_n
     count = tl.load(COUNT + place, mask=row < end - first, other=0)

@@ -18,8 +18,8 @@ from mrtkern.ops.neighbors.problem import Inputs, Problem
 
 TILE = 256  # rows and columns of the largest tile of products: what is under way is a multiple of it
 LARGEST_LIST = 1024  # neighbours in a list: its pairs are compared with each other
-MOST_GROUPED_COLUMNS = 16  # one thread holds all of such a group of a tile with 128 of them
-REREAD = 8  # what the product of one listed pair costs, in group maxima written and read
+LONGEST_STRIP = 16  # one thread holds all of such a strip of a tile with 128 of them
+REREAD = 8  # what the product of one listed pair costs, in strip maxima written and read
 SCRATCH = 2**28  # bytes for the rows under way
 MOST_ROWS = 2**15  # under way: the second axis of a grid is short
 PAIR = 48  # bytes for a pair that is scored and sorted
@@ -29,11 +29,11 @@ SUMS = {"exact": tl.float64, "int16": tl.int32, "float32": tl.float32}
 
 @dataclass(frozen=True)
 class Sizes:
-    """Groups of columns, the lists of a row, and how many rows are under way at once."""
+    """Strips of columns, the lists of a row, and how many rows are under way at once."""
 
-    GROUP: int  # columns of a group
-    num_groups: int  # of all columns
-    groups: int  # places for groups of a row
+    STRIP: int  # columns of a strip
+    num_strips: int  # of all columns
+    strips: int  # places for strips of a row
     places: int  # places for columns of a row
     rows: int
 
@@ -43,13 +43,13 @@ class Sizes:
         N, k = problem.columns, problem.K
         if not 0 < k <= min(LARGEST_LIST, N // 4):
             return None
-        GROUP = min(MOST_GROUPED_COLUMNS, 2 ** int(math.log2(max(1.0, math.sqrt(N / (REREAD * k))))))
-        num_groups = triton.cdiv(N, TILE) * TILE // GROUP
+        STRIP = min(LONGEST_STRIP, 2 ** int(math.log2(max(1.0, math.sqrt(N / (REREAD * k))))))
+        num_strips = triton.cdiv(N, TILE) * TILE // STRIP
         places = triton.cdiv(k + max(k, 192), 16) * 16
-        groups = min(places, num_groups)
-        each = 4 * (num_groups + groups * (1 + GROUP)) + 16 * (places + k)
+        strips = min(places, num_strips)
+        each = 4 * (num_strips + strips * (1 + STRIP)) + 16 * (places + k)
         rows = max(TILE, min(SCRATCH // each, MOST_ROWS) // TILE * TILE)
-        return cls(GROUP, num_groups, groups, places, min(rows, triton.cdiv(problem.M, TILE) * TILE))
+        return cls(STRIP, num_strips, strips, places, min(rows, triton.cdiv(problem.M, TILE) * TILE))
 
     def turns(self, M: int) -> Iterator[slice]:
         """Rows 0 … M - 1 as they are under way together."""
@@ -59,7 +59,7 @@ class Sizes:
     @property
     def bytes(self) -> int:
         """Of the lists of all rows under way, without their results."""
-        return self.rows * (4 * (self.num_groups + self.groups * (1 + self.GROUP)) + 16 * self.places + 16)
+        return self.rows * (4 * (self.num_strips + self.strips * (1 + self.STRIP)) + 16 * self.places + 16)
 
 
 def sorted_rows(problem: Problem) -> int:

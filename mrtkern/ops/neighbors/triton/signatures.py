@@ -31,11 +31,11 @@ def _lattice(targets: tuple[str, ...], tiles: Mapping[str, Launch] = _triton.CON
 
 def _maxima(name: str, targets: tuple[str, ...], exclusion: dict[str, bool]) -> Signature:
     rows, is_described = _lattice(targets)
-    numbers = dict.fromkeys(("first", "M", "N", "columns", "num_groups", "tiles_m", "tiles_n"), "i32")
-    constants = {"IS_DESCRIBED": is_described, "GROUP": 8, "BAND": BAND, **exclusion}
-    aligned = ("MAXIMA", "columns", "num_groups", *(() if is_described else rows))
+    numbers = dict.fromkeys(("first", "M", "N", "columns", "num_strips", "tiles_m", "tiles_n"), "i32")
+    constants = {"IS_DESCRIBED": is_described, "STRIP": 8, "BAND": BAND, **exclusion}
+    aligned = ("MAXIMA", "columns", "num_strips", *(() if is_described else rows))
     return Signature(
-        f"group_maxima {name}, {' '.join(targets)}", kernels.group_maxima,
+        f"strip_maxima {name}, {' '.join(targets)}", kernels.strip_maxima,
         {**rows, "MAXIMA": "*fp32", **LABELS, **numbers}, constants, aligned,
         launch=_triton.CONSUMED.__getitem__, has_matrix=True, has_wide_loads=True, targets=targets,
     )  # fmt: skip
@@ -78,13 +78,13 @@ def _scores(
     targets: tuple[str, ...] = _triton.TARGETS,
 ) -> Signature:
     pointers = {
-        "X": dtype, "Y": dtype, "ROWS": "*i64", "PLACES": "*i32", "GROUPS": "*i32", "COUNT": "*i32",
+        "X": dtype, "Y": dtype, "ROWS": "*i64", "PLACES": "*i32", "STRIPS": "*i32", "COUNT": "*i32",
         "SQUARE_X": "*fp64", "SQUARE_Y": "*fp64", "KEYS": "*fp64", "IDS": "*i32", **LABELS,
     }  # fmt: skip
     numbers = dict.fromkeys(("rows", "N", "D", "width", "listed", "x_stride_m", "y_stride_n"), "i32")
     block_m, block_c = ON_DEVICE.listed if is_listed else ON_DEVICE.pairs
     constants = {
-        "x_stride_d": 1, "y_stride_d": 1, "METRIC": metric, "SUM": sum_, "IS_LISTED": is_listed, **SELF, "GROUP": 8,
+        "x_stride_d": 1, "y_stride_d": 1, "METRIC": metric, "SUM": sum_, "IS_LISTED": is_listed, **SELF, "STRIP": 8,
         "BLOCK_N": 128, "BLOCK_M": block_m, "BLOCK_C": block_c,
     }  # fmt: skip
     aligned = (*pointers, "D", "x_stride_m", "y_stride_n") if is_aligned else ()
@@ -106,11 +106,11 @@ def _survivors(name: str, width: int, is_held: bool, is_aligned: bool) -> Signat
 
 
 def _members(name: str, exclusion: dict[str, bool]) -> Signature:
-    pointers = {"X": "*fp16", "Y": "*fp16", "GROUPS": "*i32", "COUNT": "*i32", "PRODUCTS": "*fp32", **LABELS}
+    pointers = {"X": "*fp16", "Y": "*fp16", "STRIPS": "*i32", "COUNT": "*i32", "PRODUCTS": "*fp32", **LABELS}
     numbers = dict.fromkeys(("first", "rows", "N", "columns", "capacity"), "i32")
     block_m, block_c = ON_DEVICE.members
     constants = {
-        "GROUP": 8, "BLOCK_N": 128, "BLOCK_M": block_m, "BLOCK_C": block_c, "BLOCK_D": lattice_rows.STEP, **exclusion,
+        "STRIP": 8, "BLOCK_N": 128, "BLOCK_M": block_m, "BLOCK_C": block_c, "BLOCK_D": lattice_rows.STEP, **exclusion,
     }  # fmt: skip
     aligned = (*pointers, "columns", "capacity")
     return Signature(

@@ -19,26 +19,23 @@ import torch
 import triton
 from torch import Tensor
 
-from mrtkern import _triton
+from mrtkern import _device, _triton
 from mrtkern.ops.similarity.problem import COSINES, Problem
 from mrtkern.ops.similarity.triton.kernels import project_rows, pull_rows, scale_rows, score_groups, score_tiles
 from mrtkern.ops.similarity.triton.signatures import GROUPS, ROWS, SIGNATURES, has_parts, pull_launch, row_launch
 
 __all__ = ["SIGNATURES", "backward", "forward", "memory", "why_not"]
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 PAD = 16  # features of a copy are a multiple of this, so that its rows begin at multiples of 16 bytes
 SMALL = 32  # rows of the largest group whose products one program keeps in registers
 IN_FLIGHT = 16  # programs of small groups per multiprocessor: their loads hide one another
-LIMITS = "float32, bfloat16 and float16, rows that begin at a multiple of the size of their type"
+LIMITS = f"{_device.NARROW_NAMES}, rows that begin at a multiple of the size of their type"
 
 
 def why_not(problem: Problem) -> str | None:
     """None when the kernels can run `problem`, otherwise the reason."""
-    if reason := _triton.why_not(problem.device, problem.capability):
+    if reason := _triton.why_not(problem.device, problem.capability) or _device.not_narrow(problem.dtype):
         return reason
-    if problem.dtype not in DTYPES:
-        return f"needs float32, bfloat16 or float16, got {problem.dtype}"
     if not problem.is_aligned:
         return "needs rows that begin at a multiple of the size of their type, got x or y at an odd address"
     return None
@@ -184,7 +181,7 @@ def _score_tiles(a: Rows, b: Rows, groups: Groups, metric: str, gamma: float, s:
         groups.B, groups.M, groups.N, x.shape[1], x.shape[0], y.shape[0], x.stride(column), y.stride(column),
         tiles, gamma,
         METRIC=metric, IS_PACKED=groups.offsets is not None, IS_DESCRIBED=is_described, HAS_GRAD=grad is not None,
-        GROUP=8, **launch.blocks, **launch.options,
+        BAND=8, **launch.blocks, **launch.options,
     )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mrtkern._triton import described_product, grouped, product
+from mrtkern._triton import banded, described_product, product
 
 LARGEST = tl.constexpr(3.4028234663852886e38)  # of float32: what exceeds it is infinite
 TINY, UP = tl.constexpr(2.0**-100), tl.constexpr(2.0**100)  # lift subnormals before their exponent is read
@@ -183,7 +183,7 @@ def measured(c, gamma, METRIC: tl.constexpr):
 def score_tiles(
     X, Y, INVERSE_X, INVERSE_Y, S, GRAD, OFFSETS, TILES, CELLS, B, M, N, D, T_X, T_Y, stride_x, stride_y, tiles, gamma,
     METRIC: tl.constexpr, IS_PACKED: tl.constexpr, IS_DESCRIBED: tl.constexpr, HAS_GRAD: tl.constexpr,
-    GROUP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    BAND: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Tiles of S: M x N scores of each of B entries, or n x n of each group; with HAS_GRAD of W instead."""
     each = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
@@ -200,7 +200,7 @@ def score_tiles(
             b = (tile // each).to(tl.int64)
             first_x, first_y, cell, inside = b * M, b * N, b * M * N, tile % each
             rows, columns = M, N
-        tile_m, tile_n = grouped(inside, tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N), GROUP)
+        tile_m, tile_n = banded(inside, tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N), BAND)
         m, n = tile_m * BLOCK_M, tile_n * BLOCK_N
         if METRIC == "rbf":
             c = distances(X + first_x, Y + first_y, m, n, rows, columns, D, stride_x, stride_y, BLOCK_M, BLOCK_N)

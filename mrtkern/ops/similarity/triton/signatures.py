@@ -98,7 +98,7 @@ def _tile(
         types["Y"] = f"tensordesc<{name}[{launch.BLOCK_N}, {launch.BLOCK_D}]>"
     constants = {
         **({} if is_packed else NONE), **({} if grad else {"GRAD": None}), "METRIC": metric, "HAS_GRAD": grad != "",
-        "IS_PACKED": is_packed, "IS_DESCRIBED": is_described, "GROUP": 8, **launch.blocks,
+        "IS_PACKED": is_packed, "IS_DESCRIBED": is_described, "BAND": 8, **launch.blocks,
     }  # fmt: skip
     rows = () if is_described else ("X", "Y", "stride_x", "stride_y")
     return Signature(

@@ -8,12 +8,11 @@ from torch import Tensor
 
 from mrtkern import lattice
 from mrtkern.ops.facility_location import reference
-from mrtkern.ops.facility_location.ground import METRICS, Features
-from mrtkern.ops.facility_location.problem import Problem
+from mrtkern.ops.facility_location.ground import METRICS
 from tests.tools import lists
 
 rows_of = pytest.importorskip("mrtkern._triton.rows", reason="needs Triton 3.4 or later")
-from mrtkern.ops.facility_location import triton as kernel  # noqa: E402
+from mrtkern.ops.facility_location import gains as kernel  # noqa: E402
 
 DEVICES = [pytest.param("cpu", marks=pytest.mark.interpret), pytest.param("cuda", marks=pytest.mark.gpu)]
 every_device = pytest.mark.parametrize("device", DEVICES)
@@ -93,10 +92,3 @@ def test_narrow_features_are_their_float32_values(dtype: torch.dtype, device: st
     x = lists.normal(60, 40).to(dtype)
     got, truth = both(x, x, covered(x, 6), "shifted_cosine", device)
     assert torch.equal(got, truth)
-
-
-def test_whole_selections_are_refused_with_a_sentence() -> None:
-    """The same one on every device: nobody is sent to a GPU that refuses too."""
-    for device in ("cpu", "cuda"):
-        problem = Problem(Features, 8, 4, 1, torch.float32, device, 8)
-        assert kernel.why_not(problem) == "computes the gains of all candidates, but no whole selection"

@@ -1,4 +1,4 @@
-"""facility_location for Triton: one program adds what BLOCK_M candidates gain on BLOCK_N rows to cover.
+"""Gains of facility_location for Triton: one program adds what BLOCK_M candidates gain on BLOCK_N rows to cover.
 
     gain[n] = sum over m of max(t[m, n] - best[m], 0)
     t[m, n] = min(32767, rint(float32(max(0, base + dot[m, n])) * (unit[m] * quality[n])))
@@ -21,18 +21,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from mrtkern import _triton, lattice
-from mrtkern._triton import described_product, grouped, product
-from mrtkern.ops.facility_location.problem import Problem
+from mrtkern._triton import banded, described_product, product
 
 TO_INTEGER = tl.constexpr(1.5 * 2**23)  # a float32 below 2**22 plus this is rounded half to even
 STEPS = tl.constexpr(lattice.STEPS)
 BAND = 8  # tiles of candidates that meet the same rows while these are in the cache
-
-
-def why_not(problem: Problem) -> str:
-    """The reason, always and on every device: these are the gains of one step of greedy."""
-    del problem
-    return "computes the gains of all candidates, but no whole selection"
 
 
 @triton.jit
@@ -42,7 +35,7 @@ def sum_gains(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """X rows to cover, Y candidates; BEST, to which TO_INTEGER is added, and UNIT are padded to whole tiles."""
-    tile_n, tile_m = grouped(tl.program_id(0), tiles_n, tiles_m, BAND)
+    tile_n, tile_m = banded(tl.program_id(0), tiles_n, tiles_m, BAND)
     n0, m0 = tile_n * BLOCK_M, tile_m * BLOCK_N
     if IS_DESCRIBED:
         dots = described_product(Y, X, n0, m0, columns, BLOCK_M, BLOCK_N, BLOCK_D)

@@ -35,10 +35,11 @@ check: $(VENV)/built $(VENV)/layers ## Run what CI runs: layout, types, every te
 	$(VENV)/bin/clang-format --dry-run -Werror $(SOURCES)
 	$(MAKE) test
 	$(RUN) -m pytest -q -n $(JOBS) --dist loadfile -m "($(LAYERS)) and not full"
+	$(MAKE) imitate
 	$(MAKE) gpu DRY=1 PYTHON=$(RUN)
 
 imitate: $(VENV)/built $(VENV)/layers ## Run the tests marked gpu on an imitated device.
-	$(RUN) -m pytest -q -p tests.tools.imitation -m "gpu and not full"
+	$(RUN) -m pytest -q -n $(JOBS) --dist loadfile -p tests.tools.imitation -m "gpu and not full"
 
 full: $(VENV)/built $(VENV)/layers ## Run every test, the long ones too.
 	$(RUN) -m pytest -q -m ""

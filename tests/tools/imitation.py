@@ -13,7 +13,7 @@ import os
 import time
 import types
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is first imported
 
@@ -209,6 +209,12 @@ def answered(value: Any) -> Callable[..., Any]:
     return lambda *_, **__: value
 
 
+def no_profiler(**_: Any) -> NoReturn:
+    """As on a machine whose driver lets nobody watch: the host's own would make the interpreter ten times slower."""
+    raise RuntimeError("an imitated device has no profiler")
+
+
+torch.profiler.profile = no_profiler  # type: ignore[misc,assignment]
 Tensor.to = moving(Tensor.to)  # type: ignore[assignment,method-assign]
 Tensor.cuda = lambda self, *_, **__: self.to(THERE)  # type: ignore[assignment,method-assign]
 torch.tensor, torch.as_tensor = placed(torch.tensor), placed(torch.as_tensor)

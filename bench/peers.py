@@ -49,6 +49,13 @@ def torch_diagonal(x: Tensor, B: int, N: int, K: int) -> Tensor:
     return greedy(s.mul_(scale.unsqueeze(1)).mul_(scale.unsqueeze(2)).add_(1.0).mul_(0.5), K)
 
 
+def sklearn_rbf(x: Tensor, gamma: float) -> Tensor:
+    """exp(-gamma |x_i - x_j|^2) of all pairs of rows."""
+    from sklearn.metrics.pairwise import rbf_kernel
+
+    return torch.from_numpy(rbf_kernel(x.numpy(), gamma=gamma))
+
+
 def numpy_similarity(x: Tensor, B: int, N: int) -> np.ndarray:
     """(1 + cos) / 2 of every group [B, N, N], float32: numpy knows no bfloat16."""
     u = x.float().numpy().reshape(B, N, -1)

@@ -115,6 +115,11 @@ CASES = (
     _case("batch of 10,000 x 16 x 384 float32", "bench", Problem("batched", 10_000, 16, None, 384, torch.float32)),
     _case("8,192 x 384 with itself float32", "bench", Problem("dense", 1, 8192, None, 384, torch.float32)),
     _case("8,192 x 8,192 x 384 float32", "bench", Problem("dense", 1, 8192, 8192, 384, torch.float32)),
+    _case(
+        "4,000 x 384 with itself, rbf, float32",
+        "bench",
+        Problem("dense", 1, 4000, None, 384, torch.float32, metric="rbf", gamma=1 / 384),
+    ),
     _case("dense", "test", Problem("dense", 1, 5, 7, 3, torch.float32)),
     _case("dense with itself", "test", Problem("dense", 1, 9, None, 16, torch.float32)),
     _case("dense bfloat16", "test", Problem("dense", 1, 6, 4, 33, torch.bfloat16)),

@@ -93,9 +93,9 @@ def ops() -> list[str]:
 
 
 def cases(op: str) -> list[Any]:
-    """The cases of an operation that are made for benchmarks, and those for GPUs alone."""
+    """The cases of an operation that are made for benchmarks, but for those of CPUs alone, and those of GPUs alone."""
     found = importlib.import_module(f"mrtkern.ops.{op}.problem").CASES
-    return [case for case in found if case.tags & {"bench", "device"}]
+    return [case for case in found if case.tags & {"bench", "device"} and "host" not in case.tags]
 
 
 # Floors, without a device

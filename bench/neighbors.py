@@ -30,6 +30,8 @@ THRESHOLD = 0.9  # of deduplicate
 PART = 6272  # rows that faiss is timed on, at most
 SLOW_PART = 784  # and the slower peers
 CHECKED = 16  # rows of the sample that everyone searches for, and as many among all rows of ours
+MEASURED = 1000  # rows whose recall is measured
+MOST_CLUSTERED = 200_000  # rows that faiss is asked to search in cells
 MOST_PAIRS = 10**9  # of cases that variants of ours are timed on too
 ROUNDINGS = 64  # cosines that are further off than this many float32 roundings are no cosines
 FLASH_KMEANS = "flash-kmeans, tf32"
@@ -45,6 +47,8 @@ TARGETS = (
     Target("50,000 normal", ">= 3 x faiss.knn", "speedup", 3.0, "faiss.knn"),
     Target("117,791 glosses", ">= 2.5 x faiss.knn", "speedup", 2.5, "faiss.knn"),
     Target("117,791 glosses", "<= 1.5 GiB beyond inputs and outputs", "memory", 1536.0),
+    Target("approximate, 100,000", ">= 10 x faiss.IndexIVFFlat", "speedup", 10.0, "faiss.IndexIVFFlat"),
+    Target("approximate, 1,000,000", "<= 4 GiB beyond inputs", "memory", 4096.0),
     Target("deduplicate", ">= 5 x the torch program", "speedup", 5.0, "torch program"),
 )
 _PRODUCT = "it would take 90 % of the float32 peak; torch's largest product has 85 %, ours 82 % with lists and sorting"
@@ -68,9 +72,11 @@ MOST_ROUNDS = {
     "50,000 normal": 5,
     "117,791 glosses": 3,
     "deduplicate 20,000 glosses": 7,
+    "approximate, 100,000 clusters": 3,
+    "approximate, 1,000,000 clusters": 1,
 }
 
-Inputs = dict[str, Any]  # x, y or None, k (None: deduplicate), precision
+Inputs = dict[str, Any]  # x, y or None, k (None: deduplicate), precision, approximate (None: all pairs)
 
 
 def cases() -> list[Any]:
@@ -84,6 +90,9 @@ def make_inputs(case: Any) -> Inputs:
     """What one call gets. Glosses are drawn without replacement, or all of them taken in their own order."""
     problem = case.problem
     k = None if problem.kind == "components" else problem.K
+    if case.rows == "clusters":
+        x = clusters(problem.M, problem.D)
+        return {"x": x, "y": None, "k": k, "precision": problem.precision, "approximate": problem.num_probes}
     if case.rows == "normal":
         given = case.make_inputs(seed=0)
         return {"x": given["x"], "y": given.get("y"), "k": k, "precision": problem.precision}
@@ -115,7 +124,10 @@ def ours(inputs: Inputs, **changes: Any) -> Any:
     """The library's call."""
     if inputs["k"] is None:
         return mrtkern.deduplicate(inputs["x"], THRESHOLD, **changes)
-    return mrtkern.neighbors(inputs["x"], inputs["k"], **{"y": inputs["y"], "precision": inputs["precision"]} | changes)
+    options = {"y": inputs["y"], "precision": inputs["precision"]}
+    if inputs.get("approximate") is not None:  # another revision's may lack it
+        options["approximate"] = inputs["approximate"]
+    return mrtkern.neighbors(inputs["x"], inputs["k"], **options | changes)
 
 
 def own(inputs: Inputs) -> list[Competitor]:
@@ -138,6 +150,8 @@ def pairs(inputs: Inputs) -> int:
 
 def others(inputs: Inputs) -> list[Competitor]:
     """The peers that are installed."""
+    if inputs.get("approximate") is not None:
+        return approximate_others(inputs)
     if inputs["k"] is None:
         note = "F.normalize + blocks of mm above the diagonal + scipy's connected components"
         return [Competitor("torch program", partial(search.torch_chains, inputs["x"], THRESHOLD), note=note)]
@@ -150,9 +164,21 @@ def others(inputs: Inputs) -> list[Competitor]:
     return [competitor for competitor in found if competitor is not None]
 
 
+def approximate_others(inputs: Inputs) -> list[Competitor]:
+    """faiss with as many cells and probes, trained on as many rows; not of a million rows, where it takes minutes."""
+    from mrtkern.ops.neighbors import approximate  # here: another revision's may lack it
+
+    x, k, probes = inputs["x"], inputs["k"], inputs["approximate"]
+    if len(x) > MOST_CLUSTERED or not search.is_installed(search.faiss_knn):
+        return []
+    cells = approximate.num_cells(len(x))
+    run = partial(search.faiss_cells, x, k, cells, probes, approximate.ROWS_PER_CELL, approximate.ROUNDS)
+    return [Competitor("faiss.IndexIVFFlat", run, note=f"{cells} cells, {probes} probes, inner products, k + 1")]
+
+
 def limits(inputs: Inputs) -> list[Competitor]:
     """Multiplying alone, in registers: the peak that the products of a case are held against."""
-    if inputs["k"] is None:
+    if inputs["k"] is None or inputs.get("approximate") is not None:
         return []
     kind = "float32" if inputs["precision"] == "float32" else "int16"
     flops = 2 * pairs(inputs) * inputs["x"].shape[1] // (1 if inputs["y"] is not None else 2)
@@ -173,6 +199,8 @@ def searcher(name: str, knn: search.Search, inputs: Inputs, most: int, note: str
 def sample(inputs: Inputs) -> Tensor:
     """Rows whose answers are compared, ascending: the first are among the rows that every peer searches for."""
     M = len(inputs["x"])
+    if inputs.get("approximate") is not None:
+        return torch.linspace(0, M - 1, MEASURED).long().unique()
     return torch.cat([torch.arange(CHECKED), torch.linspace(CHECKED, M - 1, CHECKED).long()]).unique()
 
 
@@ -190,6 +218,8 @@ def check(inputs: Inputs, answers: Mapping[str, dict[str, Tensor]]) -> dict[str,
     """How far each answer is off, as text; WrongAnswer when one cannot be right. Ours is named "mrtkern"."""
     if inputs["k"] is None:
         return check_kept(inputs["x"], answers)
+    if inputs.get("approximate") is not None:
+        return check_approximate(inputs, answers)
     x, y, k, rows = inputs["x"], inputs["x"] if inputs["y"] is None else inputs["y"], inputs["k"], sample(inputs)
     exclude = None if inputs["y"] is not None else (rows, torch.arange(len(y)))
     reference = mrtkern.neighbors(x[rows], k, y=y, exclude_group=exclude, backend="reference")
@@ -215,6 +245,25 @@ def check(inputs: Inputs, answers: Mapping[str, dict[str, Tensor]]) -> dict[str,
     return found
 
 
+def check_approximate(inputs: Inputs, answers: Mapping[str, dict[str, Tensor]]) -> dict[str, str]:
+    """Recall of each answer, on average and of the worst tenth; its cosines must be those of the rows it found."""
+    x, rows = inputs["x"], sample(inputs)
+    exact = mrtkern.neighbors(x[rows], inputs["k"], y=x, exclude_group=(rows, torch.arange(len(x))))
+    u = F.normalize(x[rows].double(), dim=1)
+    found = {}
+    for name, given in answers.items():
+        limit = lattice_limit(x.shape[1]) if name == "mrtkern, int16" else ROUNDINGS * torch.finfo(torch.float32).eps
+        ids, real = given["ids"].clamp(min=0), given["ids"] >= 0
+        cosines = torch.stack([F.normalize(x[one].double(), dim=1) @ row for one, row in zip(ids, u, strict=True)])
+        error = float((cosines - given["scores"])[real].abs().max())
+        if not error <= limit:
+            raise WrongAnswer(f"{name} is off by {error:.1e}, allowed are {limit:.1e}")
+        shares = (((cosines >= exact.scores[:, -1:] - limit) & real).double().mean(dim=1)).sort().values
+        worst = float(shares[: -(-len(shares) // 10)].mean())
+        found[name] = f"recall {float(shares.mean()):.3f}, worst tenth {worst:.3f}"
+    return found
+
+
 def figure(folder: Path) -> str:
     """Draw time against the number of rows of y, and return the paragraph that shows it."""
     path = folder / f"{OP}.png"
@@ -229,6 +278,19 @@ def figure(folder: Path) -> str:
 def competitors(inputs: Inputs) -> list[Competitor]:
     """Ours and the peers, without our variants."""
     return [*own(inputs)[:1], *others(inputs)]
+
+
+def clusters(rows: int, D: int) -> Tensor:
+    """Rows of length 1 around 300 centres whose sizes fall off as a power law, from near to far."""
+    generator = torch.Generator().manual_seed(0)
+    centres = F.normalize(torch.randn(300, D, generator=generator), dim=1)
+    share = torch.arange(1, 301).double().reciprocal()
+    x = torch.randn(rows, D, generator=generator)
+    for block in torch.arange(rows).split(65_536):  # in place: a million rows are 1.5 GB
+        own = torch.multinomial(share, len(block), replacement=True, generator=generator)
+        noise = torch.rand(len(block), 1, generator=generator).mul_(1.5).add_(0.5).div_(D**0.5)
+        x[block] = F.normalize(centres[own] + noise * x[block], dim=1)
+    return x
 
 
 def normal_rows(rows: int, seed: int) -> Tensor:

@@ -68,6 +68,23 @@ def faiss_knn(x: Tensor, y: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(ids), torch.from_numpy(cosines)
 
 
+def faiss_cells(x: Tensor, k: int, cells: int, probes: int, per_cell: int, rounds: int) -> tuple[Tensor, Tensor]:
+    """Rows among themselves in faiss's cells; a row is kept out of its own list."""
+    faiss = load_faiss()
+    faiss.omp_set_num_threads(torch.get_num_threads())
+
+    def knn(u: Tensor, y: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        index = faiss.IndexIVFFlat(faiss.IndexFlatIP(y.shape[1]), y.shape[1], cells, faiss.METRIC_INNER_PRODUCT)
+        index.cp.niter, index.cp.max_points_per_centroid, index.cp.min_points_per_centroid = rounds, per_cell, 1
+        index.train(y.numpy())
+        index.add(y.numpy())
+        index.nprobe = probes
+        cosines, ids = index.search(u.numpy(), k)
+        return torch.from_numpy(ids), torch.from_numpy(cosines)
+
+    return found(knn, x, None, k, len(x))
+
+
 def sklearn_knn(x: Tensor, y: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """scikit-learn's fused search, by squared distances."""
     from sklearn.metrics._pairwise_distances_reduction import ArgKmin

@@ -27,10 +27,14 @@ class NeighborsProblem:
         N: int,
         k: int,
         metric: str,
+        gamma: float,
         precision: str,
         radius: float,
         exclusion: Exclusion,
     ) -> None: ...
+
+class Cells:
+    def __init__(self, *, count: int, cell: int, num_probes: int, probes: int) -> None: ...
 
 class SelectionGroups:
     def __init__(
@@ -195,6 +199,14 @@ def multiply_only(dtype: str, flops: int, threads: int) -> None: ...
 def neighbors(
     problem: NeighborsProblem, ids: int, scores: int, progress: Callable[[float], Any] | None, threads: int
 ) -> tuple[int, int]: ...
+def neighbors_in_cells(
+    problem: NeighborsProblem,
+    cells: Cells,
+    ids: int,
+    scores: int,
+    progress: Callable[[float], Any] | None,
+    threads: int,
+) -> None: ...
 def components(
     x: Features,
     N: int,

@@ -49,6 +49,18 @@ def shown(op: str, progress: bool | Callable[[float], Any]) -> Iterator[None]:
             bar.clear()
 
 
+@contextmanager
+def part(first: float, last: float) -> Iterator[None]:
+    """Inside, a whole is the part from `first` to `last` of the call under way."""
+    whole = _callable.get()
+    inner = None if whole is None else lambda fraction: whole(first * (1 - fraction) + last * fraction)
+    token = _callable.set(inner)
+    try:
+        yield
+    finally:
+        _callable.reset(token)
+
+
 class Bar:
     """One line on stderr."""
 

@@ -41,6 +41,7 @@ class ListMemory {
     lists.first = first;
     lists.last = last;
     lists.capacity = capacity_;
+    lists.rows = nullptr;
     std::fill(lists.count, lists.count + (last - first), 0);
     std::fill(lists.threshold, lists.threshold + (last - first), std::numeric_limits<Score>::lowest());
     std::fill(lists.threshold + (last - first), lists.threshold + round_up(last - first, PANEL), never());

@@ -17,6 +17,7 @@ struct NeighborsProblem {
   bool is_self;
   int64_t k;
   Metric metric;
+  double gamma;  // of rbf
   Precision precision;
   double radius;                     // of the lattice: |q| of a row stays below 2^15
   bool exclude_self;                 // only when is_self
@@ -36,21 +37,37 @@ struct BadRows {
 // Throws Interrupted, OutOfMemory. Peak memory: memory_of_neighbors.
 BadRows neighbors(const NeighborsProblem& problem, const NeighborsResult& result, int threads);
 
+// Which rows of y a row of x is compared with: the members of the cells that it probes.
+struct Cells {
+  int64_t count;
+  const int64_t* cell;    // [N] of every row of y
+  int64_t num_probes;     // P
+  const int64_t* probes;  // [M, P] cells of every row of x, all different, the nearest first
+};
+
+// The same search among fewer pairs. Throws Interrupted, OutOfMemory. Rows must be finite.
+void neighbors_in_cells(const NeighborsProblem& problem, const Cells& cells, const NeighborsResult& result,
+                        int threads);
+
 // labels[i] = the lowest row of the component of row i in the graph of pairs with cosine >= threshold (float64).
 // Returns the first bad row or -1.
 int64_t components(const Features& x, int64_t N, double threshold, double radius, int64_t* labels, int threads);
 
-// Candidates of consecutive rows while tiles are scanned: row first + r has the slots r * capacity … of scores and ids.
+// Candidates of some rows while tiles are scanned: list r has the slots r * capacity … of scores and ids, and belongs to
+// row first + r, or to rows[r].
 // Scores below its threshold cannot be among its k largest. `full` must make room once fewer than PANEL slots are left.
 template <class Score>
 struct Lists {
   int64_t first, last, capacity;  // rows first … last - 1
+  const int32_t* rows;            // or null
   Score* threshold;  // [rows, padded to panels] the largest value for padding and for rows that take nothing
   int32_t* count;    // [rows]
   Score* scores;     // [rows, capacity]
   int32_t* ids;      // [rows, capacity]
   void (*full)(void* context, Lists& lists, int64_t r);
   void* context;
+
+  MRT_INLINE int64_t row(int64_t r) const { return rows == nullptr ? first + r : rows[r]; }
 };
 
 // What to do with a pair of rows i < j.
@@ -61,6 +78,13 @@ struct Exclusion {
   bool self;
   const int64_t *group_x, *group_y;
   bool any() const { return self || group_x != nullptr; }
+};
+
+// Picked rows and the members of one cell.
+struct Meeting {
+  const int32_t* slots;    // [picked rows, padded] the list of each; padding has one whose threshold nothing reaches
+  const int32_t* members;  // [places of y] the row of y that lies there
+  int64_t end;             // places from here on are padding
 };
 
 }  // namespace mrt

@@ -13,6 +13,8 @@ struct ScanKernels {
                int64_t N);
   void (*scan_both)(const Panels& rows, const Panels& columns, int64_t U, Lists<Score>& row_lists,
                     Lists<Score>& column_lists, const Exclusion& exclusion, int64_t N);
+  void (*scan_cell)(const Panels& rows, const Panels& columns, int64_t U, Lists<Score>& lists,
+                    const Exclusion& exclusion, const Meeting& meeting);
   void (*cut)(Lists<Score>& lists, int64_t r, int64_t k, int64_t slack, Score margin);
 };
 

@@ -12,6 +12,7 @@ constexpr ScanKernels<typename Kind::Sum> scan_table() {
   ScanKernels<typename Kind::Sum> table{};
   table.scan = scan<Kind>;
   table.scan_both = scan_both<Kind>;
+  table.scan_cell = scan_cell<Kind>;
   table.cut = cut<typename Kind::Sum>;
   return table;
 }

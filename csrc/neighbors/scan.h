@@ -2,6 +2,7 @@
 //
 //   scan        every tile: scores that reach the threshold of their row (or, in the symmetric schedule, of their column)
 //               are appended to the row's (the column's) list
+//   scan_cell   the same for rows picked from several panels, and columns that lie in another order than their numbers
 //   connect     every tile: pairs that reach a threshold are reported
 //   cut         a list is shortened to what can still be among its k largest
 //
@@ -100,6 +101,50 @@ void scan_both(const Panels& rows, const Panels& columns, int64_t U, Lists<typen
   using Score = typename Kind::Sum;
   const bool is_upper = rows.first == columns.first;
   tiles<Kind>(rows, columns, U, is_upper, Scan<Score, true>{row_lists, column_lists, exclusion, N});
+}
+
+template <class Score>
+struct ScanCell {
+  Lists<Score>& lists;
+  const Exclusion& exclusion;
+  const Meeting& meeting;
+
+  MRT_INLINE void operator()(int64_t row, int64_t column, const Score* tile) const {
+    const int32_t* const slots = meeting.slots + row;
+    alignas(32) uint16_t hits[PANEL];
+    for (int r = 0; r < PANEL; ++r)
+      hits[r] = static_cast<uint16_t>(at_least(tile + r * PANEL, lists.threshold[slots[r]]));
+    const uint32_t hit_rows = not_zero(hits);
+    if (hit_rows != 0) take(slots, column, tile, hits, hit_rows);
+  }
+
+  __attribute__((noinline)) void take(const int32_t* slots, int64_t column, const Score* tile, const uint16_t* hits,
+                                      uint32_t hit_rows) const {
+    const int32_t* const ids = meeting.members + column;
+    const uint32_t inside = meeting.end - column < PANEL ? (1u << (meeting.end - column)) - 1 : 0xffff;
+    for (; hit_rows != 0; hit_rows &= hit_rows - 1) {
+      const int r = __builtin_ctz(hit_rows);
+      const int64_t slot = slots[r];
+      uint32_t mask = hits[r] & inside;
+      if (exclusion.any()) mask = allowed(lists.row(slot), ids, mask);
+      append(lists, slot, tile + r * PANEL, ids, mask);
+    }
+  }
+
+  uint32_t allowed(int64_t row, const int32_t* ids, uint32_t mask) const {
+    for (uint32_t rest = mask; rest != 0; rest &= rest - 1) {
+      const int c = __builtin_ctz(rest);
+      const bool is_group = exclusion.group_x != nullptr && exclusion.group_x[row] == exclusion.group_y[ids[c]];
+      if (is_group || (exclusion.self && ids[c] == row)) mask &= ~(1u << c);
+    }
+    return mask;
+  }
+};
+
+template <class Kind>
+void scan_cell(const Panels& rows, const Panels& columns, int64_t U, Lists<typename Kind::Sum>& lists,
+               const Exclusion& exclusion, const Meeting& meeting) {
+  tiles<Kind>(rows, columns, U, false, ScanCell<typename Kind::Sum>{lists, exclusion, meeting});
 }
 
 // Pairs of the upper triangle whose product reaches a threshold, one by one.

@@ -8,20 +8,20 @@ namespace {
 
 constexpr int64_t AHEAD = 3;  // rows fetched before their product is due
 
-// Sixteen interleaved float64 sums of products; a product of two features of at most 24 bits is exact.
-template <class T>
-MRT_INLINE double dot(const double* __restrict x, const T* __restrict y, int64_t D) {
-  Products products;
+// Sixteen interleaved float64 sums of what Terms makes of two features; a product of two of at most 24 bits is exact.
+template <class Terms, class T>
+MRT_INLINE double summed(const double* __restrict x, const T* __restrict y, int64_t D) {
+  Terms terms;
   int64_t d = 0;
-  for (; d + LANES <= D; d += LANES) products.add(x + d, y + d);
+  for (; d + LANES <= D; d += LANES) terms.add(x + d, y + d);
   if (d < D) {
     double rest[LANES] = {};
     T other[LANES] = {};
     memcpy(rest, x + d, (D - d) * sizeof *x);
     memcpy(other, y + d, (D - d) * sizeof *y);
-    products.add(rest, other);
+    terms.add(rest, other);
   }
-  return products.total();
+  return terms.total();
 }
 
 // Row of x as float64, a float64 row times the power of two that brings its largest component to about 1. `scratch`
@@ -35,16 +35,17 @@ void wide_row(const Features& x, int64_t row, float* scratch, double* __restrict
   for (int64_t d = 0; d < x.columns; ++d) out[d] = in[d];
 }
 
-// dots[i] = <x, row ids[i] of y>. Scratch: D floats and D doubles.
-void exact_dots(const double* x, const Features& y, const int32_t* ids, int64_t n, float* scratch, double* wide,
-                double* dots) {
+// sums[i] = the sum of Terms of x and row ids[i] of y. Scratch: D floats and D doubles.
+template <class Terms>
+void exact_sums(const double* x, const Features& y, const int32_t* ids, int64_t n, float* scratch, double* wide,
+                double* sums) {
   for (int64_t i = 0; i < n; ++i) {
     if (i + AHEAD < n) prefetch_half_row(y, ids[i + AHEAD], 0), prefetch_half_row(y, ids[i + AHEAD], 1);
     if (y.dtype == DType::float64) {
       wide_row(y, ids[i], scratch, wide);
-      dots[i] = dot(x, wide, y.columns);
+      sums[i] = summed<Terms>(x, wide, y.columns);
     } else {
-      dots[i] = dot(x, load_row(y, ids[i], scratch), y.columns);
+      sums[i] = summed<Terms>(x, load_row(y, ids[i], scratch), y.columns);
     }
   }
 }
@@ -53,7 +54,7 @@ void exact_dots(const double* x, const Features& y, const int32_t* ids, int64_t 
 void squares(const Features& x, int64_t first, int64_t count, float* scratch, double* wide, double* out) {
   for (int64_t i = 0; i < count; ++i) {
     wide_row(x, first + i, scratch, wide);
-    out[i] = dot(wide, wide, x.columns);
+    out[i] = summed<Products>(wide, wide, x.columns);
   }
 }
 

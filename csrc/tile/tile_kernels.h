@@ -25,6 +25,8 @@ struct TileKernels {
   void (*wide_row)(const Features& x, int64_t row, float* scratch, double* out);
   void (*exact_dots)(const double* x, const Features& y, const int32_t* ids, int64_t n, float* scratch, double* wide,
                      double* dots);
+  void (*exact_distances)(const double* x, const Features& y, const int32_t* ids, int64_t n, float* scratch,
+                          double* wide, double* squares);
   void (*squares)(const Features& x, int64_t first, int64_t count, float* scratch, double* wide, double* out);
   // see tile/peak.h
   int64_t (*multiply_int16)(int64_t flops);

@@ -25,7 +25,8 @@ constexpr TileKernels tile_table() {
   table.halves.pack = pack_panel<HalfUnits>;
   table.halves.multiply = multiply_panels<Half>;
   table.wide_row = wide_row;
-  table.exact_dots = exact_dots;
+  table.exact_dots = exact_sums<Products>;
+  table.exact_distances = exact_sums<SquaredDifferences>;
   table.squares = squares;
   table.multiply_int16 = multiply_only<Pairs>;
   table.multiply_float32 = multiply_only<Floats>;

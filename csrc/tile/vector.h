@@ -93,6 +93,18 @@ struct Products {
   MRT_INLINE double total() const { return sums.total(); }
 };
 
+// Sixteen interleaved float64 sums of squared differences; each difference and each square rounded.
+struct SquaredDifferences {
+  Squares sums;
+  template <class T>
+  MRT_INLINE void add(const double* x, const T* y) {
+    const __m512d a = _mm512_sub_pd(load_wide(x), load_wide(y)), b = _mm512_sub_pd(load_wide(x + 8), load_wide(y + 8));
+    sums.low = _mm512_add_pd(sums.low, _mm512_mul_pd(a, a));
+    sums.high = _mm512_add_pd(sums.high, _mm512_mul_pd(b, b));
+  }
+  MRT_INLINE double total() const { return sums.total(); }
+};
+
 // q = rint(x * scale) for 16 features, half to even, in float64; remembers the largest |q|.
 struct Rounder {
   __m512d scale;
@@ -277,6 +289,18 @@ struct Products {
   template <class T>
   MRT_INLINE void add(const double* x, const T* y) {
     for (int i = 0; i < 16; ++i) squares.sums[i] += x[i] * static_cast<double>(y[i]);
+  }
+  MRT_INLINE double total() { return squares.total(); }
+};
+
+struct SquaredDifferences {
+  Squares squares;
+  template <class T>
+  MRT_INLINE void add(const double* x, const T* y) {
+    for (int i = 0; i < 16; ++i) {
+      const double difference = x[i] - static_cast<double>(y[i]);
+      squares.sums[i] += difference * difference;
+    }
   }
   MRT_INLINE double total() { return squares.total(); }
 };

@@ -20,6 +20,12 @@ from tests.tools.repository import ROOT
 RECTANGLE = Case("40 x 200", Problem(40, 200, 5, 16, torch.float32, exclude_self=False), frozenset({"bench"}))
 GRAPH = replace(RECTANGLE, problem=Problem(60, None, 5, 16, torch.float32))
 CHAINS = replace(RECTANGLE, problem=Problem(60, None, 0, 2, torch.float32, kind="components"))
+IN_CELLS = Case(
+    "400 clusters",
+    Problem(400, None, 5, 16, torch.float32, num_cells=20, num_probes=4),
+    frozenset({"bench"}),
+    "clusters",
+)
 SEARCHES = [search.torch_knn, *search.PACKAGES]
 
 
@@ -28,11 +34,23 @@ def answers_of(inputs: dict[str, Any]) -> dict[str, Any]:
     return {competitor.name: neighbors.answer(inputs, competitor.run()) for competitor in found}
 
 
-@pytest.mark.parametrize("case", [RECTANGLE, GRAPH, CHAINS])
+@pytest.mark.parametrize("case", [RECTANGLE, GRAPH, CHAINS, IN_CELLS])
 def test_all_competitors_are_accepted(case: Case) -> None:
     inputs = neighbors.make_inputs(case)
     answers = answers_of(inputs)
     assert neighbors.check(inputs, answers).keys() == answers.keys()
+
+
+def test_approximate_answers_tell_their_recall_and_may_not_lie_about_scores() -> None:
+    inputs = neighbors.make_inputs(IN_CELLS)
+    result = neighbors.ours(inputs)
+    mine = neighbors.answer(inputs, result)
+    found = neighbors.check(inputs, {"mrtkern": mine})["mrtkern"]
+    exact = neighbors.answer(inputs, neighbors.ours({**inputs, "approximate": 20}))
+    shares = [len({*a} & {*b}) / 5 for a, b in zip(mine["ids"].tolist(), exact["ids"].tolist(), strict=True)]
+    assert len(shares) == 400 and found.startswith(f"recall {sum(shares) / 400:.3f}, worst tenth ")
+    with pytest.raises(neighbors.WrongAnswer, match="peer is off by"):
+        neighbors.check(inputs, {"peer": {**mine, "scores": mine["scores"] + 1e-3}})
 
 
 @pytest.mark.parametrize("knn", SEARCHES, ids=lambda knn: knn.__name__)

@@ -76,7 +76,7 @@ def test_what_is_no_number_is_a_type_error(op: str, name: str) -> None:
     [
         *((op, "ignore_index") for op in (*LOSSES, "response_weights")),
         *((op, "k") for op in ("neighbors", "facility_location", "select_responses")),
-        *((op, "seed") for op in ("facility_location", "select_responses")),
+        *((op, "seed") for op in ("neighbors", "facility_location", "select_responses")),
         *(("allocate_k", name) for name in ("total", "min_k", "max_k")),
         *(("optimal_k", name) for name in ("max_k", "num_prompts")),
         ("vocabulary_parallel_cross_entropy", "first_class"),

@@ -37,8 +37,8 @@ BUILD: dict[str, Any] = runpy.run_path(str(ROOT / "setup.py"))
 REQUIRED = {"__init__", "problem", "op", "reference"}
 # of one operation or two
 PARTS = {
-    "arguments", "ground", "graphs", "rule", "units", "selection", "chance", "checkpoint", "grouped", "lists",
-    "deduplicate", "chains", "chunks", "details", "gains", "library", "log_prob", "passes", "rows", "tiles",
+    "approximate", "arguments", "ground", "graphs", "rule", "units", "selection", "chance", "checkpoint", "grouped",
+    "lists", "deduplicate", "chains", "chunks", "details", "gains", "library", "log_prob", "passes", "rows", "tiles",
 }  # fmt: skip
 ALLOWED = REQUIRED | {*BACKENDS, *PARTS}
 # who may import whom: what stands higher may import what stands lower, and its own kind; below all, what is named _…

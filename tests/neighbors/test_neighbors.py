@@ -103,12 +103,36 @@ def test_scores_are_similarities(case: Case) -> None:
         oracle.assert_summed(got.scores[real], value[real], 1, magnitude[real])
 
 
+def assert_smallest_distances(got: Neighbors, inputs: dict[str, Any]) -> None:
+    """The ids of the smallest float64 distances, whose exponential is within one rounding of each score."""
+    keys = oracle.neighbor_scores(inputs["x"], inputs.get("y", inputs["x"]), "distance")
+    ids, best = oracle.nearest(keys, inputs["k"], excluded(inputs))
+    assert torch.equal(got.ids, torch.from_numpy(ids))
+    real, truth = got.ids >= 0, torch.from_numpy(np.exp(best * inputs["gamma"]))
+    assert bool((got.scores[~real] == -torch.inf).all())
+    oracle.assert_summed(got.scores[real], truth[real], 1, truth[real])
+
+
+@every_backend
 @every_case
-def test_rbf_orders_by_float64_differences(case: Case) -> None:
+def test_rbf_orders_by_float64_differences(case: Case, backend: str) -> None:
     inputs = replace(case.problem, metric="rbf").make_inputs() | {"gamma": 0.01}
-    scores = oracle.neighbor_scores(inputs["x"], inputs.get("y", inputs["x"]), "rbf", 0.01)
-    ids, _ = oracle.nearest(scores, inputs["k"], excluded(inputs))
-    assert torch.equal(neighbors(**inputs).ids, torch.from_numpy(ids))
+    assert_smallest_distances(found(backend, **inputs), inputs)
+
+
+@every_backend
+@pytest.mark.parametrize("gamma", [0.01, 1e6])  # with the larger one most scores are 0, and still in order
+@pytest.mark.parametrize("name", lists.HARD)
+def test_rbf_orders_hard_rows_by_float64_differences(name: str, gamma: float, backend: str) -> None:
+    inputs = {"x": lists.HARD[name](), "k": 9, "metric": "rbf", "gamma": gamma}
+    assert_smallest_distances(found(backend, **inputs), inputs)
+
+
+@every_backend
+def test_distances_far_from_the_origin_are_told_apart(backend: str) -> None:
+    """Squares of 1e8 whose differences are 1e-4: the products see nothing, float64 decides."""
+    inputs = {"x": lists.normal(400, 6) * 1e-3 + 4096, "k": 5, "metric": "rbf", "gamma": 1.0}
+    assert_smallest_distances(found(backend, **inputs), inputs)
 
 
 @pytest.mark.parametrize("metric", [metric for metric in METRICS if metric != "rbf"])

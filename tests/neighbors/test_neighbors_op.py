@@ -127,6 +127,12 @@ def test_nothing_of_the_callers_is_overwritten(backend: str) -> None:
             r"exclude_group must have one entry per row of x, .*\[4\]",
         ),
         ({"exclude_group": torch.zeros(5)}, "exclude_group must be int64, got torch.float32"),
+        ({"approximate": 0}, "approximate must be at least 1, got 0"),
+        ({"seed": -1}, r"seed must be from 0 to 2\*\*63 - 1, got -1"),
+        (
+            {"approximate": 2, "metric": "dot", "precision": "int16"},
+            "precision must be 'exact' for metric 'dot' with approximate, got 'int16'",
+        ),
         ({"backend": "numpy"}, "backend must be one of cuda, triton, cpu, reference, got 'numpy'"),
     ],
 )
@@ -146,6 +152,8 @@ def test_bad_arguments_are_named(arguments: dict[str, Any], sentence: str) -> No
             "exclude_group must be a pair .*Tensor",
         ),
         ({"exclude_group": [0] * 5}, r"exclude_group must be a torch\.Tensor, got list"),
+        ({"approximate": 2.0}, "approximate must be an int or None, got float"),
+        ({"approximate": True}, "approximate must be an int or None, got bool"),
         ({"progress": "yes"}, "progress must be True, False or a callable, got str"),
         ({"gamma": "1"}, "gamma must be a number, got str"),
     ],
@@ -207,7 +215,8 @@ def test_the_choice_for_a_gpu_is_made_without_one() -> None:
     for kind in ("lists", "components"):
         chosen = _dispatch.choose("neighbors", None, example(device="cuda", kind=kind))
         assert chosen == ("triton" if has_triton else "reference")
-    assert _dispatch.choose("neighbors", None, example(device="cuda", metric="rbf")) == "reference"
+    for changes in ({"metric": "rbf"}, {"num_cells": 9, "num_probes": 2}):
+        assert _dispatch.choose("neighbors", None, example(device="cuda", **changes)) == "reference"
     with pytest.raises(ValueError, match="neighbors: backend 'cuda' cannot run this: is not written in CUDA"):
         _dispatch.choose("neighbors", "cuda", example(device="cuda"))
 
@@ -217,9 +226,11 @@ def test_the_compiled_kernel_is_the_choice_on_a_cpu() -> None:
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         assert _dispatch.choose("neighbors", None, example(dtype=dtype)) == "cpu"
     assert _dispatch.choose("neighbors", None, example(kind="components", N=None)) == "cpu"
-    assert _dispatch.choose("neighbors", None, example(metric="rbf")) == "reference"
-    with pytest.raises(ValueError, match="neighbors: backend 'cpu' cannot run this: "):
-        neighbors(torch.ones(2, 2), 1, metric="rbf", backend="cpu")
+    for metric in ("dot", "rbf"):
+        assert _dispatch.choose("neighbors", None, example(metric=metric)) == "cpu"
+        assert _dispatch.choose("neighbors", None, example(metric=metric, dtype=torch.float64)) == "reference"
+        with pytest.raises(ValueError, match=f"neighbors: backend 'cpu' cannot run this: takes metric '{metric}' of"):
+            neighbors(torch.ones(2, 2).double(), 1, metric=metric, backend="cpu")
 
 
 def test_cases_know_their_size() -> None:

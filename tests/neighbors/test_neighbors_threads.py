@@ -145,6 +145,10 @@ MEASURED: dict[str, tuple[Callable[..., Any], Problem]] = {
         lambda x, y: neighbors(x, 9, y=y, backend="cpu"),
         Problem(3_000, 60_000, 9, 128, torch.float32),
     ),
+    "distances": (
+        lambda x, y: neighbors(x, 64, metric="rbf", backend="cpu"),
+        Problem(12_000, None, 64, 256, torch.float32, metric="rbf"),
+    ),
     "rectangle in float32": (
         lambda x, y: neighbors(x, 9, y=y, precision="float32", backend="cpu"),
         Problem(3_000, 60_000, 9, 128, torch.float32, precision="float32"),

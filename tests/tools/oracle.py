@@ -108,9 +108,10 @@ def similarity(
 
 
 def neighbor_scores(x: Tensor, y: Tensor, metric: str = "cosine", gamma: float = 1.0) -> Any:
-    """float64 scores [M, N] as `mrtkern.neighbors` defines them: 16 interleaved lanes ascending, then by halves."""
+    """float64 scores [M, N] as `mrtkern.neighbors` defines them: 16 interleaved lanes ascending, then by halves. What
+    rbf is ordered by is "distance", -|x - y|^2."""
     a, b = (v.double().numpy() for v in (x, y))
-    if metric not in ("dot", "rbf") and x.dtype == torch.float64:
+    if metric not in ("dot", "rbf", "distance") and x.dtype == torch.float64:
         a, b = (np.ldexp(v, -np.frexp(np.abs(v).max(axis=1, keepdims=True, initial=0))[1]) for v in (a, b))
 
     def summed(term: Callable[[Any, Any], Any], a: Any, b: Any) -> Any:
@@ -121,8 +122,9 @@ def neighbor_scores(x: Tensor, y: Tensor, metric: str = "cosine", gamma: float =
             lanes = lanes[..., :half] + lanes[..., half : 2 * half]
         return lanes[..., 0]
 
-    if metric == "rbf":
-        return np.exp(summed(lambda u, v: (u - v) ** 2, a[:, None], b[None]) * -gamma)
+    if metric in ("rbf", "distance"):
+        squares = summed(lambda u, v: (u - v) ** 2, a[:, None], b[None])
+        return -squares if metric == "distance" else np.exp(squares * -gamma)
     dots = summed(np.multiply, a[:, None], b[None])
     if metric == "dot":
         return dots

@@ -14,6 +14,9 @@ Scores are float64 numbers of the given inputs in this one order, every product 
 float32, bfloat16 and float16 features are exact in float64. float64 rows are first scaled by a power of two (cosines
 only), as `mrtkern.lattice.scaled` does.
 
+Approximate: rows of y belong to cells, and a row of x meets the members of those that it probes, by the definition
+above; `approximate.py` says how cells come about and what the answer misses.
+
 Order: larger score first, equal scores by the lower index. A row has no itself among its neighbours (unless asked), no
 row of its own group where groups are given, and where fewer than K are left the list ends with ids -1, scores -inf.
 
@@ -26,7 +29,7 @@ The fine lattice has r = 32767 - sqrt(D) / 2 and q = rint(x_d (r / length)), hal
 in int32. length is |x| = sqrt(dot(x, x)) for cosines. For dot, rows of x take their own length and all rows of y the
 largest |y|; without y all rows take the largest |x|; the score is p (a b / r^2), a and b those lengths. float64 rows
 are rounded to float32 first, scaled as above. rbf, and dot of float64, have precision exact only. Scores are rounded
-once to float32 at the end.
+once to float32 at the end. rbf is ordered by its squared distances, smaller first.
 
 Links: rows are linked when cos >= threshold; components of that graph are what `deduplicate` keeps one row of.
 

@@ -23,16 +23,23 @@ class Neighbors:
     ids [M, k] int64: columns (rows of y, or of x), nearest first, equal scores by the lower id; -1 where there is none.
     scores [M, k] float32: larger is nearer; -inf where there is none.
     num_columns: how many rows could be neighbours, N.
+    recall: of an approximate search, the share of the true neighbours that it found, measured on rows drawn at random:
+        on average, and in recall_worst_tenth on average over the tenth of those rows that fared worst. None: exact.
     """
 
     ids: Tensor
     scores: Tensor
     num_columns: int
+    recall: float | None = None
+    recall_worst_tenth: float | None = None
 
     def __repr__(self) -> str:
         """A line: millions of numbers help nobody."""
         M, k = self.ids.shape
-        return f"Neighbors({k} of {self.num_columns} for each of {M} rows)"
+        found = ""
+        if self.recall is not None:
+            found = f", recall about {self.recall:.3f}, of the worst tenth {self.recall_worst_tenth:.3f}"
+        return f"Neighbors({k} of {self.num_columns} for each of {M} rows{found})"
 
     def csr(self, diagonal: float | None = None, clamp: bool = False) -> Tensor:
         """The lists as a sparse matrix [M, N] float32: columns ascending, places without a neighbour left out.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +19,14 @@ ABSENT = {  # backends that are not written
 }
 
 
+class Cells(NamedTuple):
+    """Which rows meet: a row of x the rows of y whose cell it probes."""
+
+    num_cells: int
+    cell: Tensor  # [N] int64, of each row of y
+    probes: Tensor  # [M, P] int64, of each row of x, all different, the nearest first
+
+
 class Inputs(NamedTuple):
     """What every backend receives."""
 
@@ -31,6 +39,7 @@ class Inputs(NamedTuple):
     exclude_self: bool = True  # only without y
     group_x: Tensor | None = None  # [M] int64: rows of equal groups are no neighbours
     group_y: Tensor | None = None  # [N] int64, without y the same; both or neither
+    cells: Cells | None = None  # None: every row meets every other
 
 
 @dataclass(frozen=True)
@@ -49,13 +58,17 @@ class Problem:
     has_groups: bool = False
     kind: str = "lists"
     capability: tuple[int, int] | None = None  # of the CUDA device; None: unknown
+    num_cells: int = 0  # of an approximate search; 0: every row meets every other
+    num_probes: int = 0
 
     @classmethod
     def of(cls, inputs: Inputs) -> Problem:
         x, N = inputs.x, None if inputs.y is None else inputs.y.shape[0]
         options = (inputs.metric, inputs.precision, inputs.exclude_self, inputs.group_x is not None)
         sizes = (x.shape[0], N, inputs.k, x.shape[1])
-        return cls(*sizes, x.dtype, x.device.type, *options, capability=_device.capability(x.device))
+        cells = (0, 0) if inputs.cells is None else (inputs.cells.num_cells, inputs.cells.probes.shape[1])
+        problem = cls(*sizes, x.dtype, x.device.type, *options, capability=_device.capability(x.device))
+        return replace(problem, num_cells=cells[0], num_probes=cells[1])
 
     @property
     def columns(self) -> int:
@@ -64,7 +77,10 @@ class Problem:
 
     @property
     def flops(self) -> int:
-        """Multiplications and additions of the products; without y each pair of different rows once."""
+        """Multiplications and additions of the products; without y each pair of different rows once. In cells as if
+        each had as many members: of those that are probed more are large ones."""
+        if self.num_cells:
+            return 2 * self.M * self.columns * self.num_probes // self.num_cells * self.D
         pairs = self.M * (self.M - 1) // 2 if self.N is None else self.M * self.N
         return 2 * pairs * self.D
 
@@ -83,6 +99,8 @@ class Problem:
             return x.mul_(length).to(self.device, self.dtype)
 
         inputs: dict[str, Any] = {"x": rows(self.M), "k": self.K, "metric": self.metric, "precision": self.precision}
+        if self.num_cells:
+            inputs["approximate"] = self.num_probes
         if self.N is None:
             inputs["exclude_self"] = self.exclude_self
         else:
@@ -96,7 +114,10 @@ class Problem:
 
 @dataclass(frozen=True)
 class Case(_cases.Case[Problem]):
-    """Of tag "device": a benchmark for GPUs alone. Rows of "glosses" come from bench/data.py."""
+    """Of tag "device": a benchmark for GPUs alone; of tags "bench" and "host": for CPUs alone.
+
+    Rows of "glosses" and "clusters" come from bench.
+    """
 
     rows: str = "normal"
 
@@ -128,6 +149,18 @@ CASES = (
         "262,144 x 4,096 normal, the nearest",
         Problem(262_144, 4096, 1, 256, torch.float32, exclude_self=False),
         frozenset({"device"}),
+    ),
+    Case(
+        "approximate, 100,000 clusters",
+        Problem(100_000, None, 64, 384, torch.float32, num_cells=317, num_probes=8),
+        frozenset({"bench", "host"}),
+        "clusters",
+    ),
+    Case(
+        "approximate, 1,000,000 clusters",
+        Problem(1_000_000, None, 64, 384, torch.float32, num_cells=1000, num_probes=8),
+        frozenset({"bench", "host"}),
+        "clusters",
     ),
     _test("one row of one feature", 1, 1, 1, 1),
     _test("one feature", 9, 20, 4, 1),

@@ -28,7 +28,11 @@ def memory(problem: Problem) -> int:
     """Bytes beyond inputs and result, at most: rows in float64, 16 lanes and copies of a block of scores, lists."""
     rows = min(BLOCK_M, problem.M) + min(BLOCK_N, problem.columns)
     pairs = min(BLOCK_M, problem.M) * (min(BLOCK_N, problem.columns) + problem.K)
-    return 80 * rows * (problem.D + lattice.LANES) + 256 * pairs + 16 * (problem.M + problem.columns)
+    return (
+        80 * rows * (problem.D + lattice.LANES)
+        + (256 + problem.num_probes) * pairs
+        + 16 * (problem.M + problem.columns)
+    )
 
 
 def summed(x: Tensor, y: Tensor, term: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
@@ -76,7 +80,7 @@ class Scorer:
     def keys(self, x: tuple[Tensor, Tensor], y: tuple[Tensor, Tensor]) -> Tensor:
         """What the order is decided by, float64 [M, N]."""
         if self.metric == "rbf":
-            return (summed(x[0], y[0], lambda a, b: (a - b).square_()) * -self.gamma).exp_()
+            return summed(x[0], y[0], lambda a, b: (a - b).square_()).neg_()
         if self.precision == "exact":
             dots = summed(x[0], y[0], torch.mul)
             return self.measured(cosines(dots, x[1], y[1])) if self.is_cosine else dots
@@ -94,6 +98,8 @@ class Scorer:
 
     def scores(self, keys: Tensor, lengths: Tensor) -> Tensor:
         """float64 scores of keys [M, k]; lengths [M] of the rows of x."""
+        if self.metric == "rbf":
+            return (keys * self.gamma).exp_()
         if self.precision == "exact":
             return keys
         if self.common is not None:
@@ -161,6 +167,8 @@ def exclusions(inputs: Inputs, rows: slice, columns: slice) -> Tensor:
     excluded = (i[:, None] == j) if inputs.exclude_self else torch.zeros_like(i[:, None] == j)
     if inputs.group_x is not None and inputs.group_y is not None:
         excluded |= inputs.group_x[rows, None] == inputs.group_y[columns]
+    if inputs.cells is not None:
+        excluded |= (inputs.cells.probes[rows, :, None] != inputs.cells.cell[columns]).all(dim=1)
     return excluded
 
 

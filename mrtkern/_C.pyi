@@ -86,6 +86,7 @@ class LargeProblem:
         metric: str,
         radius: float,
         weights: PairWeights,
+        is_ordered: bool,
         list_bytes: int,
         threads: int,
     ) -> None: ...

@@ -33,7 +33,7 @@ struct PairWeights {
 // covered None: the candidates themselves.
 inline mrt::LargeProblem large_problem(const mrt::Features& candidates, const std::optional<mrt::Features>& covered,
                                        int64_t N, int64_t M, const std::string& metric, double radius,
-                                       const PairWeights& weights, int64_t list_bytes, int threads) {
+                                       const PairWeights& weights, bool is_ordered, int64_t list_bytes, int threads) {
   mrt::LargeProblem problem{};
   problem.candidates = candidates;
   problem.covered = covered ? *covered : candidates;
@@ -45,6 +45,7 @@ inline mrt::LargeProblem large_problem(const mrt::Features& candidates, const st
   problem.weight = at<const float>(weights.weight);
   problem.quality = at<const float>(weights.quality);
   problem.maximum = weights.maximum;
+  problem.is_ordered = is_ordered;
   problem.list_bytes = list_bytes;
   problem.threads = threads;
   return problem;
@@ -99,8 +100,8 @@ inline void bind_oracles(py::module_& m) {
            py::kw_only(), py::arg("weight"), py::arg("quality"), py::arg("maximum"));
   py::class_<mrt::LargeProblem>(m, "LargeProblem", py::module_local())
       .def(py::init(&large_problem), py::kw_only(), py::arg("candidates"), py::arg("covered"), py::arg("N"),
-           py::arg("M"), py::arg("metric"), py::arg("radius"), py::arg("weights"), py::arg("list_bytes"),
-           py::arg("threads"));
+           py::arg("M"), py::arg("metric"), py::arg("radius"), py::arg("weights"), py::arg("is_ordered"),
+           py::arg("list_bytes"), py::arg("threads"));
   py::class_<mrt::Oracle>(m, "Oracle", py::module_local())
       .def(
           "cover",

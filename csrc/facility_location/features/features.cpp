@@ -2,6 +2,7 @@
 #include "facility_location/features/features.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <numeric>
@@ -45,20 +46,32 @@ FeaturesOracle::FeaturesOracle(const LargeProblem& problem)
       quality_(round_up(problem.N, TABLE_LANES), 1.0f),
       reached_((stride() + TABLE_LANES) * sizeof(uint16_t)) {
   if (!is_self()) y_.emplace(packed(problem.covered, problem.M, problem.radius, problem.threads));
+  if (problem.is_ordered && bad_candidate() < 0 && bad_covered() < 0) put_in_order();
   const int64_t one = std::llrint(problem.radius * problem.radius);
   const bool is_shifted = problem.metric == Metric::shifted_cosine;
   const double scale = static_cast<double>(is_shifted ? 2 * one : one) * problem.maximum;
   for (int64_t i = 0; i < problem.M; ++i)
-    unit_[i] = static_cast<float>((problem.weight == nullptr ? 1.0 : problem.weight[i]) * STEPS / scale);
-  if (problem.quality != nullptr) std::copy(problem.quality, problem.quality + problem.N, quality_.begin());
+    unit_[i] = static_cast<float>((problem.weight == nullptr ? 1.0 : problem.weight[y_order().id(i)]) * STEPS / scale);
+  for (int64_t j = 0; j < problem.N && problem.quality != nullptr; ++j) quality_[j] = problem.quality[x_order_.id(j)];
   rule_ = {static_cast<int32_t>(is_shifted ? one : 0), unit_.data(), quality_.data(), problem.N};
   std::memset(reached_.data(), 0, reached_.size());
 }
 
 FeaturesOracle::~FeaturesOracle() = default;
 
+void FeaturesOracle::put_in_order() {
+  const Packing packing{{problem_.radius}, {}};
+  const int threads = problem_.threads;
+  x_order_ = order_by_leaders(x_, problem_.N, y(), problem_.M, threads);
+  if (y_) {
+    y_order_ = order_by_leaders(*y_, problem_.M, *y_, problem_.M, threads);
+    y_.emplace(problem_.covered, y_order_.ids(), packing, threads);
+  }
+  x_ = PackedRows(problem_.candidates, x_order_.ids(), packing, threads);
+}
+
 int64_t FeaturesOracle::refresh_after() const {
-  return static_cast<int64_t>(REFRESH_SHARE * static_cast<double>(problem_.N)) + 1;
+  return static_cast<int64_t>(REFRESH_SHARE * alive_share_ * static_cast<double>(problem_.N)) + 1;
 }
 
 std::unique_ptr<TableOracle> FeaturesOracle::table() {
@@ -126,11 +139,13 @@ void FeaturesOracle::linear_bounds(int64_t* bounds) const {
              total[2 * u + 1] * static_cast<int16_t>(row[u * PANEL] >> 16);
     const double below = std::max(0.0, std::sqrt(static_cast<double>(square(row))) * longest + 1 - base);
     const double linear = quality_[j] * (dot + (base + below) * units);
-    bounds[j] = static_cast<int64_t>(std::ceil(linear + ROUNDING * static_cast<double>(M) + 1));
+    bounds[x_order_.id(j)] = static_cast<int64_t>(std::ceil(linear + ROUNDING * static_cast<double>(M) + 1));
   });
 }
 
-void FeaturesOracle::gains(const int32_t* ids, int64_t count, int64_t* out) {
+void FeaturesOracle::gains(const int32_t* named, int64_t count, int64_t* out) {
+  const std::vector<int32_t> positions = x_order_.positions(named, count);
+  const int32_t* const ids = positions.data();
   if (lists_ != nullptr) return lists_->gains(ids, count, reached(), out);
   std::fill(out, out + count, int64_t{0});
   for (int64_t first = 0; first < count; first += MOST_GATHERED) {
@@ -150,27 +165,42 @@ void FeaturesOracle::gains(const int32_t* ids, int64_t count, int64_t* out) {
 }
 
 void FeaturesOracle::all_gains(int64_t* out) {
+  std::vector<int64_t> sums(problem_.N, 0);
   if (lists_ != nullptr) {
     std::vector<int32_t> all(problem_.N);
     std::iota(all.begin(), all.end(), 0);
-    return lists_->gains(all.data(), problem_.N, reached(), out);
+    lists_->gains(all.data(), problem_.N, reached(), sums.data());
+  } else {
+    sum_all_gains(sums.data());
   }
-  std::fill(out, out + problem_.N, int64_t{0});
+  for (int64_t j = 0; j < problem_.N; ++j) out[x_order_.id(j)] = sums[j];
+}
+
+void FeaturesOracle::sum_all_gains(int64_t* sums) {
   const Grid grid(x_, problem_.N, y(), problem_.M);
   if (alive_.empty()) alive_.assign(grid.size() * BLOCK_PANELS, ~uint64_t{0});
   LaneSums lanes(problem_.threads);
+  std::atomic<int64_t> alive{0}, tiles{0};
   parallel_for(grid.size(), 1, problem_.threads, [&](Worker& worker, int64_t item) {
     const BlockPair pair = grid.at(item);
+    uint64_t* const bits = alive_.data() + item * BLOCK_PANELS;
+    const PairBlock block = grid.block(pair, bits);
     const GainLanes mine =
         lanes.of(worker.index(), pair.row * BLOCK_ROWS, (grid.is_mirrored() ? pair.column : pair.row) * BLOCK_ROWS);
-    facility_location_kernels().pairs_gained(grid.block(pair, alive_.data() + item * BLOCK_PANELS), rule_, reached(),
-                                             mine);
-    LaneSums::add(mine, problem_.N, out);
+    facility_location_kernels().pairs_gained(block, rule_, reached(), mine);
+    LaneSums::add(mine, problem_.N, sums);
+    const int64_t width = block.columns.last - block.columns.first, height = block.rows.last - block.rows.first;
+    for (int64_t p = 0; p < height; ++p)
+      alive += __builtin_popcountll(bits[p] & (width == BLOCK_PANELS ? ~uint64_t{0} : (uint64_t{1} << width) - 1));
+    tiles += width * height;
   });
+  alive_share_ = static_cast<double>(alive) / static_cast<double>(std::max<int64_t>(tiles, 1));
 }
 
-void FeaturesOracle::take(const int32_t* ids, int64_t count, int64_t* gained) {
+void FeaturesOracle::take(const int32_t* named, int64_t count, int64_t* gained) {
   const FacilityLocationKernels& kernel = facility_location_kernels();
+  const std::vector<int32_t> positions = x_order_.positions(named, count);
+  const int32_t* const ids = positions.data();
   if (lists_ != nullptr) {
     for (int64_t i = 0; i < count; ++i) {
       gained[i] = lists_->gain(ids[i], reached());
@@ -242,7 +272,9 @@ double FeaturesOracle::live_share() {
   return static_cast<double>(live) / static_cast<double>(SAMPLED_CANDIDATES * rows);
 }
 
-void FeaturesOracle::owners(const int32_t* ids, int64_t count, int32_t* owner) {
+void FeaturesOracle::owners(const int32_t* named, int64_t count, int32_t* owner) {
+  const std::vector<int32_t> positions = x_order_.positions(named, count);
+  const int32_t* const ids = positions.data();
   const int64_t rows = round_up(problem_.M, PANEL);
   std::vector<int32_t> reached(rows, 0), found(rows, -1), who(rows, -1);
   const double scale = static_cast<double>(problem_.metric == Metric::shifted_cosine ? 2 : 1) *
@@ -262,11 +294,13 @@ void FeaturesOracle::owners(const int32_t* ids, int64_t count, int32_t* owner) {
         if (found[i] >= 0) who[i] = static_cast<int32_t>(first + std::exchange(found[i], -1));
     });
   }
-  std::copy(who.begin(), who.begin() + problem_.M, owner);
+  for (int64_t i = 0; i < problem_.M; ++i) owner[y_order().id(i)] = who[i];
 }
 
-int64_t FeaturesOracle::cover(const int32_t* ids, int64_t count, const int32_t* rows, int64_t num_rows) {
-  const GatheredRows right(y(), unit_, rows, num_rows);
+int64_t FeaturesOracle::cover(const int32_t* named, int64_t count, const int32_t* rows, int64_t num_rows) {
+  const std::vector<int32_t> positions = x_order_.positions(named, count);
+  const int32_t* const ids = positions.data();
+  const GatheredRows right(y(), unit_, y_order().positions(rows, num_rows).data(), num_rows);
   std::vector<int32_t> reached(round_up(num_rows, PANEL), 0), who(reached.size());
   for (int64_t first = 0; first < count; first += MOST_GATHERED) {
     const GatheredRows left(x_, quality_, ids + first, std::min(MOST_GATHERED, count - first));

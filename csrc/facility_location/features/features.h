@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "facility_location/facility_location.h"
+#include "facility_location/features/order.h"
 #include "facility_location/features/pair_block.h"
 #include "facility_location/lists.h"
 #include "facility_location/matrix/matrix.h"
@@ -25,6 +26,7 @@ struct LargeProblem {
   double radius;                  // of the lattice
   const float *weight, *quality;  // [M], [N] or null: ones
   double maximum;                 // the largest weight times quality
+  bool is_ordered;                // whether rows are put in an order in which tiles die early
   int64_t list_bytes;             // that lists may take
   int threads;
 };
@@ -60,11 +62,14 @@ class FeaturesOracle : public Oracle {
  private:
   struct Sample;
 
+  const Order& y_order() const { return is_self() ? x_order_ : y_order_; }
+  void put_in_order();
   bool is_self() const { return problem_.is_self; }
   const PackedRows& y() const { return is_self() ? x_ : *y_; }
   int64_t U() const { return x_.U(); }
   uint16_t* reached() { return reinterpret_cast<uint16_t*>(reached_.data()); }
   int64_t stride() const { return round_up(problem_.M, TABLE_LANES); }
+  void sum_all_gains(int64_t* sums);
   double live_share();
   void filter(const uint8_t* is_open, double share);
   void linear_bounds(int64_t* bounds) const;
@@ -72,10 +77,13 @@ class FeaturesOracle : public Oracle {
   const LargeProblem problem_;
   PackedRows x_;
   std::optional<PackedRows> y_;
+  Order x_order_, y_order_;
+  // From here on everything is numbered by positions.
   std::vector<float> unit_, quality_;  // [M], [N], padded to panels
   PairRule rule_;
   Buffer reached_;               // [M] uint16, padded
   std::vector<uint64_t> alive_;  // 64 words a block of pairs; empty until a pass has made it
+  double alive_share_ = 1.0;     // of all tiles
   std::unique_ptr<Sample> sample_;
   std::unique_ptr<PairLists> lists_;
 };

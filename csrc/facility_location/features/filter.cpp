@@ -71,8 +71,8 @@ void FeaturesOracle::filter(const uint8_t* is_open, double share) {
   const bool is_mirrored = grid.is_mirrored();
   const int64_t side = side_of(share, is_mirrored);
   if (alive_.empty()) alive_.assign(grid.size() * BLOCK_PANELS, ~uint64_t{0});
-  std::vector<uint8_t> open(is_open, is_open + problem_.N);
-  open.resize(round_up(problem_.N, PANEL), 0);
+  std::vector<uint8_t> open(round_up(problem_.N, PANEL), 0);
+  for (int64_t j = 0; j < problem_.N; ++j) open[j] = is_open[x_order_.id(j)];
   auto lists = std::make_unique<PairLists>(problem_.N, problem_.threads);
   std::vector<Buffer> scratch(std::max(problem_.threads, 1));
   for (int64_t C = 0; C < grid.column_blocks(); C += side)

@@ -43,6 +43,8 @@ class _Features:
     def __init__(self, ground: Features, weights: Any, room: int) -> None:
         x, y = ground.x, ground.targets
         self.M = len(x if y is None else y)
+        left = room - packed_bytes(len(x), self.M, x.shape[1], y is None)
+        has_table = _C.TableOracle.bytes(len(x), self.M) <= left
         problem = _C.LargeProblem(
             candidates=_device.features(_C, x),
             covered=None if y is None else _device.features(_C, y),
@@ -51,7 +53,8 @@ class _Features:
             metric=ground.metric,
             radius=lattice.radius(x.shape[1]),
             weights=weights,
-            list_bytes=max(room - packed_bytes(len(x), self.M, x.shape[1], y is None), 0),
+            is_ordered=not has_table,
+            list_bytes=max(left, 0),
             threads=torch.get_num_threads(),
         )
         self.rows = _C.FeaturesOracle(problem)
@@ -60,7 +63,6 @@ class _Features:
             ground.refuse_not_finite(bad_x, bad_x + 1)
         if bad_y >= 0 and y is not None:
             _check.finite_rows(f"{ground.caller.op}: targets", y[bad_y : bad_y + 1], bad_y)
-        has_table = packed_bytes(len(x), self.M, x.shape[1], y is None) + _C.TableOracle.bytes(len(x), self.M) <= room
         self.handle = self.rows.table() if has_table else self.rows
 
     def owners(self, ids: Tensor) -> Tensor:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 import os
 import warnings
 from typing import Any
@@ -153,3 +155,98 @@ def test_neighbours_are_a_graph_whose_diagonal_is_one() -> None:
     nearest = mk.neighbors(x, 9)
     expected = mk.facility_location(similarity=dense_of(nearest, 90), k=12, backend="reference")
     same(mk.facility_location(graph=nearest, k=12), expected)
+
+
+def mixture(N: int, D: int = 24, seed: int = 1) -> Tensor:
+    """Rows of a few dozen clusters of different sizes."""
+    g = torch.Generator().manual_seed(seed)
+    centres = torch.randn(40, D, generator=g)
+    which = (40 * torch.rand(N, generator=g) ** 2).long()
+    return centres[which] + 0.8 * torch.randn(N, D, generator=g)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_more_rows_than_a_block_on_the_cpu(way: str) -> None:
+    """Blocks and squares of pairs end in the middle of a panel; some candidates and rows are left over."""
+    x, given = mixture(2077), {"k": 60, "metric": METRICS[0], "quality": torch.rand(2077) + 0.5}
+    found = mk.facility_location(x, **given, max_memory=room(way, 2077, 2077, 24, True), backend="cpu", mask=ones(2077))
+    same(found, reference(x=x, **given), is_bound_exact=way == "table")
+    y = mixture(1500, seed=2)
+    found = mk.facility_location(x, **given, targets=y, max_memory=room(way, 2077, 1500, 24, False), backend="cpu")
+    same(found, reference(x=x, **given, targets=y), is_bound_exact=way == "table")
+
+
+def ones(N: int) -> Tensor:
+    """A mask that forbids nothing, and keeps the kernels for groups away."""
+    return torch.ones(N, dtype=torch.bool)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_same_bits_for_every_number_of_threads_large_cpu(way: str, threads: Any) -> None:
+    x = mixture(1300)
+    found = []
+    for count in (1, 2, 3, 8):
+        torch.set_num_threads(count)
+        found.append(mk.facility_location(x, 40, mask=ones(1300), max_memory=room(way, 1300, 1300, 24, True)))
+    for other in found[1:]:
+        same(other, found[0])
+
+
+def test_groups_of_any_size_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large ones by themselves, small ones together, answers in their order."""
+    sizes = torch.tensor([3, 50, 0, 7, 60, 61, 1, 20])
+    offsets = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+    x, k = mixture(int(sizes.sum())), torch.tensor([2, 9, 0, 7, 10, 0, 1, 5])
+    picks = mk.facility_location(x, k, offsets=offsets, backend="reference").ids.flip(0)
+    group = torch.repeat_interleave(k)
+    picks = picks.flip(0)[torch.argsort(group, stable=True)]
+    values = {"weight": torch.rand(len(x)), "quality": torch.rand(len(x)), "bonus": torch.rand(len(x)) * 0.1}
+    for given in ({}, values, {"fill": "coverage", **values}, {"picks": picks}):
+        expected = mk.facility_location(x, k, offsets=offsets, backend="reference", **given)
+        with monkeypatch.context() as patch:
+            patch.setattr(C, "LARGEST_GROUP", 40)
+            same(mk.facility_location(x, k, offsets=offsets, backend="cpu", **given), expected)
+
+
+def test_the_bound_holds_and_greedy_reaches_its_share_on_the_cpu() -> None:
+    """Against the best of all subsets, alone and among those that hold a start set."""
+    for seed in range(40):
+        x = torch.randn(10, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        similarity = (1 + mk.similarity(x)) / 2
+        for start in (None, torch.tensor([4, 7])):
+            held = set() if start is None else set(start.tolist())
+            sets = [s for s in itertools.combinations(range(10), 3 + len(held)) if held <= set(s)]
+            best = max(float(similarity[:, list(s)].amax(dim=1).sum()) for s in sets)
+            for way in WAYS:
+                memory = room(way, 10, 10, 3, True)
+                found = mk.facility_location(x, 3, start=start, mask=ones(10), max_memory=memory, backend="cpu")
+                assert float(found.upper_bound) >= best
+                assert start is not None or float(found.value) >= (1 - math.exp(-1)) * best
+
+
+def test_sums_over_many_rows_are_exact_on_the_cpu() -> None:
+    """Twenty thousand copies of a row and as many of its opposite: a value beyond what float32 or int32 can count."""
+    x = torch.cat([torch.ones(20_000, 2), -torch.ones(20_000, 2)])
+    found = mk.facility_location(x, 2, max_memory=room("products", 40_000, 40_000, 2, True), backend="cpu")
+    assert found.ids.tolist() == [0, 20_000]
+    assert float(found.value) == pytest.approx(40_000, abs=float(found.upper_bound - found.value))
+    assert found.share.tolist() == [0.5, 0.5]
+    assert found.gains.tolist() == sorted(found.gains.tolist(), reverse=True)
+
+
+def test_what_has_no_room_is_refused_with_the_number_on_the_cpu() -> None:
+    x = torch.zeros(1, 1).expand(5000, 4)
+    with pytest.raises(MemoryError, match=r"facility_location: x must leave room for [0-9]+ bytes, got 1000 bytes"):
+        mk.facility_location(x, 2, max_memory=1000)
+    with pytest.raises(MemoryError, match=r"facility_location: similarity must leave room for [0-9]+ bytes, got 1000"):
+        mk.facility_location(similarity=torch.eye(30), k=2, max_memory=1000)
+
+
+@pytest.mark.parametrize("row", [0, 4500, 4999])
+def test_a_row_that_is_not_finite_is_named_on_the_cpu(row: int) -> None:
+    x = mixture(5000)
+    x[row, 3] = torch.nan
+    with pytest.raises(ValueError, match=f"facility_location: x must be finite, got nan in row {row}"):
+        mk.facility_location(x, 3)
+    with pytest.raises(ValueError, match=f"facility_location: targets must be finite, got nan in row {row}"):
+        mk.facility_location(mixture(50), 3, targets=x)

@@ -236,12 +236,13 @@ def _matrix_scale(s: Tensor, scale: float | None) -> float:
         if not (scale > 0 and most <= scale):
             _check.fail(OP, "similarity_scale", f"be at least the largest similarity {most}", scale)
         return float(scale)
-    bad = ~(torch.isfinite(s) & (s >= 0))
-    if bool(bad.any()):
-        m, n = divmod(int(bad.flatten().int().argmax()), s.shape[1])
+    low, high = s.aminmax() if s.numel() else (s.new_zeros(()), s.new_ones(()))  # one pass; a NaN makes both NaN
+    if not (math.isfinite(low) and math.isfinite(high) and low >= 0):
+        m = next(i for i, row in enumerate(s) if not bool((torch.isfinite(row) & (row >= 0)).all()))
+        n = _check.first(~(torch.isfinite(s[m]) & (s[m] >= 0)))
         mends = "shift it to (1 + s) / 2 or clamp it at 0"
         _check.fail(OP, "similarity", f"be finite and not negative ({mends})", f"{float(s[m, n])} at [{m}, {n}]")
-    largest = float(s.max()) if s.numel() else 1.0
+    largest = float(high)
     if scale is not None and not (scale > 0 and largest <= scale):
         _check.fail(OP, "similarity_scale", f"be at least the largest similarity {largest}", scale)
     return scale or largest or 1.0

@@ -84,6 +84,7 @@ class Call:
             is_short = False
         else:
             is_short = self._select()
+        _progress.report(1.0)
         ids, gains = self.found()
         ids, effective = torch.cat([self.start, ids]), int((gains > 0).sum())
         if self.rule.picks is None and not is_short:
@@ -180,7 +181,8 @@ class Call:
             rest = Call(self.ground, plain)
             narrow = ids.int()
             rest.greedy.start(ids=narrow.data_ptr(), count=len(narrow))
-            rest._select()
+            with _progress.shown(self.op, False):  # it was heard of to the end already
+                rest._select()
             more = rest.found()[0]
             is_open[more] = False
         left = is_open.nonzero()[:, 0]

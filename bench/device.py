@@ -148,6 +148,7 @@ class Options:
 
 SMALLER: dict[str, Callable[[Any], dict[str, Any]]] = {  # what takes an instant anywhere
     "similarity": lambda p: {"B": min(p.B, 4), "M": 64, "N": p.N and 64, "sizes": p.sizes and (16,) * 4},
+    "facility_location": lambda p: {"T": 4 * (p.largest or 0), "B": 4},
     "neighbors": lambda p: {"M": 32, "N": p.N and 100, "K": min(p.K, 4), "D": 32},
     "cross_entropy": lambda p: {"T": 6, "V": 1000},
     "linear_cross_entropy": lambda p: {"T": 64, "D": 32, "V": 500},
@@ -156,8 +157,6 @@ SMALLER: dict[str, Callable[[Any], dict[str, Any]]] = {  # what takes an instant
 
 def shrunk(op: str, case: Any) -> Any:
     """A small case of the same kind."""
-    if op == "facility_location":
-        return replace(case, B=4)
     return replace(case, problem=replace(case.problem, **SMALLER[op](case.problem)))
 
 

@@ -11,5 +11,6 @@ device_time     kernels and host, apart           gpu/        `make gpu`: build,
 """
 
 OPS = (  # bench/<op>.py
-    "facility_location", "similarity", "neighbors", "cross_entropy", "linear_cross_entropy", "head_products",
+    "facility_location", "large_selection", "similarity", "neighbors", "cross_entropy", "linear_cross_entropy",
+    "head_products",
 )  # fmt: skip

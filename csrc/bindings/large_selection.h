@@ -113,6 +113,15 @@ inline void bind_oracles(py::module_& m) {
   py::class_<mrt::TableOracle, mrt::Oracle>(m, "TableOracle", py::module_local())
       .def(py::init(&table_of_matrix), py::kw_only(), py::arg("data"), py::arg("dtype"), py::arg("shape"),
            py::arg("strides"), py::arg("scale"), py::arg("weights"), py::arg("threads"))
+      .def(
+          "owners",
+          [](const mrt::TableOracle& oracle, Address ids, int64_t count, int64_t covered, Address owner) {
+            released([&] {
+              oracle.owners(at<const int32_t>(ids), count, covered, at<int32_t>(owner));
+              return 0;
+            });
+          },
+          py::kw_only(), py::arg("ids"), py::arg("count"), py::arg("covered"), py::arg("owner"))
       .def_static("bytes", &mrt::TableOracle::bytes, py::arg("candidates"), py::arg("covered"));
   py::class_<mrt::GraphOracle, mrt::Oracle>(m, "GraphOracle", py::module_local())
       .def(py::init(&graph_oracle), py::kw_only(), py::arg("offsets"), py::arg("ids"), py::arg("values"),

@@ -29,6 +29,7 @@ struct FacilityLocationKernels {
   // see matrix/rows.h
   int64_t (*excess)(const uint16_t* t, const uint16_t* reached, int64_t count);
   void (*reach)(const uint16_t* t, int64_t count, uint16_t* reached);
+  void (*own)(const uint16_t* t, int64_t count, int32_t k, uint16_t* reached, int32_t* owner);
   // see list_gain.h
   int64_t (*list_gain)(uint32_t* list, int64_t* length, const uint16_t* reached);
   // see matrix/steps.h

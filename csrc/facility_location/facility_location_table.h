@@ -29,6 +29,7 @@ constexpr FacilityLocationKernels facility_location_table() {
   table.pairs_owned = pairs_owned;
   table.excess = row_excess;
   table.reach = row_reach;
+  table.own = row_own;
   table.list_gain = list_gain;
   table.matrix_steps = matrix_steps;
   return table;

@@ -201,7 +201,8 @@ int64_t LazyGreedy::largest_bounds(int64_t k) const {
 // the next bound.
 int64_t LazyGreedy::largest_gains(int64_t k) {
   if (k == 0) return 0;
-  std::vector<int64_t> best;  // a heap whose top is the least of the k largest so far
+  const int64_t many = std::max(oracle_.batch(), k / 4);  // a few of them are not needed in the end
+  std::vector<int64_t> best;                              // a heap whose top is the least of the k largest so far
   std::vector<int32_t> batch;
   int64_t sum = 0;
   const auto consider = [&](int64_t gain) {
@@ -219,7 +220,7 @@ int64_t LazyGreedy::largest_gains(int64_t k) {
   std::vector<Entry> rest = heap_;
   for (;;) {
     batch.clear();
-    while (!rest.empty() && static_cast<int64_t>(batch.size()) < oracle_.batch()) {
+    while (!rest.empty() && static_cast<int64_t>(batch.size()) < many) {
       const Entry top = rest.front();
       if (top.bound <= 0 || (static_cast<int64_t>(best.size()) == k && top.bound <= best.front())) break;
       std::pop_heap(rest.begin(), rest.end());

@@ -31,6 +31,14 @@ MRT_INLINE void load_reached(const uint16_t* reached, Steps& out) {
   out = __builtin_convertvector(narrow, Steps);
 }
 
+// Rounded half to even, at most STEPS.
+MRT_INLINE void rounded_steps(const Factors& given, Steps& t) {
+  Factors steps = (given + INTEGERS) - INTEGERS;
+  const Factors most = Factors{} + static_cast<float>(STEPS);
+  steps = steps < most ? steps : most;
+  t = __builtin_convertvector(steps, Steps);
+}
+
 // fixed_point of pair_table.h for a whole row of a tile.
 MRT_INLINE void fixed_points(const int32_t* products, int32_t base, const float* unit, float quality, Steps& t) {
   Steps s;
@@ -39,11 +47,7 @@ MRT_INLINE void fixed_points(const int32_t* products, int32_t base, const float*
   memcpy(&u, unit, sizeof u);
   s += base;
   s = s > 0 ? s : Steps{};
-  Factors steps = __builtin_convertvector(s, Factors) * (u * quality);
-  steps = (steps + INTEGERS) - INTEGERS;
-  const Factors most = Factors{} + static_cast<float>(STEPS);
-  steps = steps < most ? steps : most;
-  t = __builtin_convertvector(steps, Steps);
+  rounded_steps(__builtin_convertvector(s, Factors) * (u * quality), t);
 }
 
 MRT_INLINE bool is_any(const Steps& lanes) {

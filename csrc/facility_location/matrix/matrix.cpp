@@ -41,7 +41,8 @@ TableOracle::TableOracle(const MatrixView& s, const float* weight, const float* 
   const PairRule rule{0, unit.data(), q.data(), s.N};
   parallel_for((s.N + CANDIDATES - 1) / CANDIDATES, 1, threads, [&](Worker& worker, int64_t strip) {
     const int64_t first = strip * CANDIDATES, last = std::min(s.N, first + CANDIDATES);
-    std::fill(t() + first * stride_, t() + last * stride_, uint16_t{0});
+    for (int64_t j = first; j < last; ++j)
+      std::fill(t() + j * stride_ + round_up(s.M, PANEL), t() + (j + 1) * stride_, uint16_t{0});
     for (int64_t i = 0; i < s.M; i += ROWS) {
       facility_location_kernels().matrix_steps(s, rule, first, i, t(), stride_);
       worker.checkpoint();
@@ -75,6 +76,18 @@ void TableOracle::take(const int32_t* ids, int64_t count, int64_t* gained) {
     gains(ids + i, 1, gained + i);
     facility_location_kernels().reach(row(ids[i]), stride_, reached);
   }
+}
+
+void TableOracle::owners(const int32_t* ids, int64_t count, int64_t covered, int32_t* owner) const {
+  std::vector<uint16_t> best(covered, 0);
+  std::fill(owner, owner + covered, -1);
+  constexpr int64_t PART = 4096;  // rows that stay in the first-level cache while all candidates pass
+  parallel_for((covered + PART - 1) / PART, 1, threads_, [&](Worker&, int64_t part) {
+    const int64_t first = part * PART, many = std::min(PART, covered - first);
+    for (int64_t k = 0; k < count; ++k)
+      facility_location_kernels().own(row(ids[k]) + first, many, static_cast<int32_t>(k), best.data() + first,
+                                      owner + first);
+  });
 }
 
 int64_t TableOracle::cover(const int32_t* ids, int64_t count, const int32_t* rows, int64_t num_rows) {

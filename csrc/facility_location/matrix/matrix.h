@@ -21,6 +21,9 @@ class TableOracle : public Oracle {
   TableOracle(const MatrixView& s, const float* weight, const float* quality, double maximum, int threads);
   static int64_t bytes(int64_t candidates, int64_t covered) { return 2 * candidates * round_up(covered, TABLE_LANES); }
 
+  // owner[i] = the position, among `count` candidates, of the first with the largest pair with row i, -1 where that is 0.
+  void owners(const int32_t* ids, int64_t count, int64_t covered, int32_t* owner) const;
+
   uint16_t* t() { return reinterpret_cast<uint16_t*>(table_.data()); }
   int64_t stride() const { return stride_; }
   std::vector<int64_t>& sums() { return sums_; }  // [N] of each row of the table: the gains of a first pick

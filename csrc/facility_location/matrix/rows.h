@@ -21,5 +21,14 @@ void row_reach(const uint16_t* __restrict t, int64_t count, uint16_t* __restrict
   for (int64_t i = 0; i < count; ++i) reached[i] = t[i] > reached[i] ? t[i] : reached[i];
 }
 
+// Candidate k owns the rows that it reaches further than all before it.
+void row_own(const uint16_t* __restrict t, int64_t count, int32_t k, uint16_t* __restrict reached,
+             int32_t* __restrict owner) {
+  for (int64_t i = 0; i < count; ++i) {
+    owner[i] = t[i] > reached[i] ? k : owner[i];
+    reached[i] = t[i] > reached[i] ? t[i] : reached[i];
+  }
+}
+
 }  // namespace
 }  // namespace mrt

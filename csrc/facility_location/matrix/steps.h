@@ -3,6 +3,8 @@
 //   t[j][i] = min(32767, rint(float32(s[i][j] / scale) * (unit_i * quality_j))), s / scale in float64
 #pragma once
 
+#include <type_traits>
+
 #include "facility_location/features/pairs.h"
 #include "facility_location/matrix/view.h"
 #include "tile/convert.h"
@@ -17,15 +19,18 @@ MRT_INLINE double wide(T value) {
   return static_cast<double>(value);
 }
 
-// Sixteen entries of row i, 0 beyond the candidates.
+// Sixteen similarities of row i, 0 beyond the candidates.
 template <class T, class Widen>
-MRT_INLINE void matrix_row(const MatrixView& s, int64_t i, int64_t j, int count, const Widen& widen, double* out) {
+MRT_INLINE void matrix_row(const MatrixView& s, int64_t i, int64_t j, int count, const Widen& widen, Factors& out) {
   const T* const in = static_cast<const T*>(s.data) + i * s.row_stride + j * s.column_stride;
-  if (s.column_stride == 1 && count == PANEL) {
-    for (int c = 0; c < PANEL; ++c) out[c] = widen(in[c]);
-    return;
+  if constexpr (std::is_same<T, float>::value) {  // a division by 1 takes as long as any
+    if (s.scale == 1.0 && s.column_stride == 1 && count == PANEL) {
+      memcpy(&out, in, sizeof out);
+      return;
+    }
   }
-  for (int c = 0; c < PANEL; ++c) out[c] = c < count ? widen(in[c * s.column_stride]) : 0.0;
+  for (int c = 0; c < PANEL; ++c)
+    out[c] = c < count ? static_cast<float>(widen(in[c * s.column_stride]) / s.scale) : 0.0f;
 }
 
 // Candidates j … j + 63 with rows i … i + 255, as many as there are.
@@ -38,19 +43,23 @@ MRT_INLINE void steps_of(const MatrixView& s, const PairRule& rule, int64_t firs
     const int rows = static_cast<int>(last_i - i < PANEL ? last_i - i : PANEL);
     for (int64_t j = first_j; j < last_j; j += PANEL) {
       const int count = static_cast<int>(last_j - j < PANEL ? last_j - j : PANEL);
+      Factors quality;
+      memcpy(&quality, rule.quality + j, sizeof quality);
       alignas(64) int32_t tile[TILE] = {}, turned[TILE];
       for (int r = 0; r < rows; ++r) {
-        double entries[PANEL];
-        matrix_row<T>(s, i + r, j, count, widen, entries);
-        for (int c = 0; c < PANEL; ++c) {
-          const float similarity = static_cast<float>(entries[c] / s.scale);
-          const float steps = (similarity * (rule.unit[i + r] * rule.quality[j + c]) + INTEGERS) - INTEGERS;
-          tile[r * PANEL + c] = static_cast<int32_t>(steps < STEPS ? steps : static_cast<float>(STEPS));
-        }
+        Factors similarity;
+        Steps steps;
+        matrix_row<T>(s, i + r, j, count, widen, similarity);
+        rounded_steps(similarity * (rule.unit[i + r] * quality), steps);
+        memcpy(tile + r * PANEL, &steps, sizeof steps);
       }
       transpose(reinterpret_cast<const Unit*>(tile), PANEL, reinterpret_cast<Unit*>(turned));
-      for (int c = 0; c < count; ++c)
-        for (int r = 0; r < PANEL; ++r) t[(j + c) * stride + i + r] = static_cast<uint16_t>(turned[c * PANEL + r]);
+      for (int c = 0; c < count; ++c) {
+        Steps steps;
+        memcpy(&steps, turned + c * PANEL, sizeof steps);
+        const Reached narrow = __builtin_convertvector(steps, Reached);
+        memcpy(t + (j + c) * stride + i, &narrow, sizeof narrow);
+      }
     }
   }
 }

@@ -30,7 +30,7 @@ def of(ground: Ground, rule: Rule, maximum: float, room: int) -> Oracle:
     """The ground's; `room`: bytes it may take."""
     weights = _C.PairWeights(weight=address(rule.weight), quality=address(rule.quality), maximum=maximum)
     if isinstance(ground, Matrix):
-        return _Matrix(ground, weights)
+        return _Matrix(ground, rule, weights)
     if isinstance(ground, Graph):
         return _Graph(ground, rule, weights)
     assert isinstance(ground, Features)
@@ -75,8 +75,9 @@ class _Features:
 class _Matrix:
     """A table of the matrix in fixed point."""
 
-    def __init__(self, ground: Matrix, weights: Any) -> None:
+    def __init__(self, ground: Matrix, rule: Rule, weights: Any) -> None:
         self.ground, s = ground, ground.s
+        self.is_weighed = rule.weight is not None or rule.quality is not None
         self.handle = _C.TableOracle(
             data=s.data_ptr(),
             dtype=_device.DTYPES[s.dtype],
@@ -91,6 +92,10 @@ class _Matrix:
         s = self.ground.s
         if not len(ids) or not len(s):
             return ids.new_full((len(s),), -1)
+        if not self.is_weighed:  # then the table is of the similarities themselves
+            owner, narrow = torch.empty(len(s), dtype=torch.int32, device="cpu"), ids.int()
+            self.handle.owners(ids=narrow.data_ptr(), count=len(ids), covered=len(s), owner=owner.data_ptr())
+            return owner.long()
         ones, found = torch.ones(max(len(s), len(ids)), dtype=torch.float32, device="cpu"), []
         for rows in s.split(max(COLUMNS_AT_ONCE // len(ids), 1)):
             plain = fixed_point(

@@ -141,8 +141,19 @@ def select_responses(
         chunk = _Chunk(ground, rule, values, alpha, lam, backend)
         if method == "quality_diversity" and span.first == 0:
             chunk.warn_if_reward_suffices()
-        joined.append(getattr(chunk, method)())
+        joined.append(chunk.selection(method))
     return joined.result()
+
+
+def asked_of_one_set(
+    embeddings: Tensor, k: int, method: str, *, reward: Tensor | None, alpha: float, lam: float, seed: int
+) -> dict[str, Any]:
+    """What a method other than stratified asks of facility_location where all rows are one prompt: its arguments."""
+    span = _Span(first=0, last=1, first_row=0, last_row=len(embeddings), total=k, largest=len(embeddings))
+    offsets = torch.tensor([0, len(embeddings)], dtype=torch.int64, device=embeddings.device)
+    rule = span.rule(k, offsets, None, "none", seed)
+    values = None if reward is None else reward.double()
+    return _Chunk(span.ground(embeddings, offsets, METRICS[0]), rule, values, alpha, lam, None).asked(method)
 
 
 class _Span(NamedTuple):
@@ -199,24 +210,26 @@ class _Chunk:
         prompts = torch.arange(len(rule.k), dtype=torch.int64, device=self.device)
         self.prompt = torch.repeat_interleave(prompts, self.offsets.diff(), output_size=self.num_rows)
 
-    def coverage(self) -> Selection:
-        return self._solve()
+    def selection(self, method: str) -> Selection:
+        """What a method keeps."""
+        if method == "stratified":
+            return self.stratified()
+        found = self._solve(**self.asked(method))
+        return self._with_overlap(found) if method in ("quality_diversity", "additive") else found
 
-    def random(self) -> Selection:
-        return self._solve(picks=self._first(self._hash(_random.KEPT)))
-
-    def reward(self) -> Selection:
-        return self._solve(picks=self._best_rewards())
-
-    def quality_diversity(self) -> Selection:
-        a = self._scaled().clamp(FLOOR, 1.0).pow(self.alpha)
-        picks = self._solve(weight=a.clamp(min=FLOOR).float(), quality=a.float())
-        return self._with_overlap(picks)
-
-    def additive(self) -> Selection:
-        q = self._scaled()
-        picks = self._solve(quality=torch.full_like(q, 1.0 - self.lam).float(), bonus=(self.lam * q).float())
-        return self._with_overlap(picks)
+    def asked(self, method: str) -> dict[str, Any]:
+        """What a method asks of facility_location: the picks, or the values that the objective has."""
+        if method == "random":
+            return {"picks": self._first(self._hash(_random.KEPT))}
+        if method == "reward":
+            return {"picks": self._best_rewards()}
+        if method == "quality_diversity":
+            a = self._scaled().clamp(FLOOR, 1.0).pow(self.alpha)
+            return {"weight": a.clamp(min=FLOOR).float(), "quality": a.float()}
+        if method == "additive":
+            q = self._scaled()
+            return {"quality": torch.full_like(q, 1.0 - self.lam).float(), "bonus": (self.lam * q).float()}
+        return {}
 
     def stratified(self) -> Selection:
         """Centres by coverage; each owns a stratum, whose member with the smallest hash represents it."""
@@ -242,10 +255,10 @@ class _Chunk:
         """Compare reward alone with greedy under the quality_diversity objective, on the first prompts."""
         few = min(len(self.k), SAMPLED_PROMPTS)
         end, total = torch.stack([self.offsets[few], self.k[:few].sum()]).tolist()
-        a = self._scaled().clamp(FLOOR, 1.0).pow(self.alpha).float()[:end]
+        values = {name: value[:end] for name, value in self.asked("quality_diversity").items()}
         ground = replace(self.ground, x=self.ground.x[:end], offsets=self.offsets[: few + 1])
         kept = {"k": self.k[:few], "total": total, "group_key": self.rule.group_key[:few], "fill": "none"}
-        rule = replace(self.rule, **kept, weight=a.clamp(min=FLOOR), quality=a)
+        rule = replace(self.rule, **kept, **values)
         rules = (rule, replace(rule, picks=self._best_rewards()[:total]))
         greedy, reward = (float(solve(ground, each, self.backend).value.sum()) for each in rules)
         if greedy > 0 and reward > SUFFICES * greedy:

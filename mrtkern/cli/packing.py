@@ -26,7 +26,7 @@ TURNS = ({"role", "content"}, {"from", "value"})  # fields of a turn of a conver
 class Wanted:
     """Names of the columns to read."""
 
-    group: str
+    group: str | None  # None: all rows are one prompt
     embedding: str | None
     text: str | None
     reward: str | None
@@ -110,8 +110,10 @@ def is_nested(source: Source, wanted: Wanted) -> bool:
     return nested
 
 
-def check_group(source: Source, name: str) -> None:
+def check_group(source: Source, name: str | None) -> None:
     """Refuse prompt ids that are lists, or numbers that reading has made equal."""
+    if name is None:
+        return
     kind = source.schema.field(name).type
     if is_list(kind):
         raise InputError(f"column {name!r} must hold one prompt id a row, got {kind}")
@@ -182,7 +184,9 @@ class Pass:
 
     def add(self, batch: Any, first_row: int, wanted: Wanted, is_nested: bool) -> None:
         """Check and pack one batch."""
-        codes = self.groups.encode(combined(batch, wanted.group), first_row)
+        codes = np.zeros(batch.num_rows, dtype=np.int64)
+        if wanted.group is not None:
+            codes = self.groups.encode(combined(batch, wanted.group), first_row)
         splits = None
         found: dict[str, Any] = {}
         for name in wanted.names():
@@ -246,7 +250,10 @@ def read_columns(source: Source, wanted: Wanted, advance: Callable[[int], None])
     """Read, check and pack; `advance` is told how many rows were read."""
     nested = is_nested(source, wanted)
     capacity = None if nested else source.num_rows
-    state = Pass(check.Groups(wanted.group), Rows(capacity), Rows(capacity), Rows(capacity))
+    groups = check.Groups(wanted.group or "")
+    if wanted.group is None:
+        groups.keys, groups.labels = [0], ["all rows"]
+    state = Pass(groups, Rows(capacity), Rows(capacity), Rows(capacity))
     cut, uncut = list_columns(source, wanted) if nested else ([], {})
     needed = list(dict.fromkeys(wanted.names() + cut))
     num_rows = 0

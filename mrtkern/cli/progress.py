@@ -45,3 +45,7 @@ class Steps:
     def advance(self, count: int) -> None:
         """`count` more are done."""
         self.bar.advance(self.task, count)
+
+    def reach(self, fraction: float) -> None:
+        """This part, from 0 to 1, of what was begun without a total is done."""
+        self.bar.update(self.task, total=1.0, completed=fraction)

@@ -13,8 +13,9 @@ For rows i of a prompt, kept rows S, unit vectors e, s_ij = (1 + cos_ij) / 2, an
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -49,6 +50,13 @@ class Scores:
     def as_json(self) -> dict[str, float | None]:
         """The fields that are numbers."""
         return {name: value for name, value in vars(self).items() if name != "prompt_coverage"}
+
+
+class Row(Protocol):
+    """A line of the table."""
+
+    def as_json(self) -> dict[str, float | None]:
+        """The fields that are numbers."""
 
 
 class Sums(NamedTuple):
@@ -160,8 +168,8 @@ def score(vectors: Tensor, packed: Packed, selection: Any, a: Tensor) -> Scores:
     )
 
 
-COLUMNS = ("coverage", "diversity", "mean_reward", "value", "skill", "effective_k", "reward_top_k")
-HEADINGS = ("coverage", "diversity", "reward", "value", "skill", "eff. K", "top K")
+COLUMNS = ("coverage", "diversity", "mean_reward", "value", "upper_bound", "skill", "effective_k", "reward_top_k")
+HEADINGS = ("coverage", "diversity", "reward", "value", "bound", "skill", "eff. K", "top K")
 
 
 def cell(name: str, number: float | None) -> str:
@@ -170,21 +178,24 @@ def cell(name: str, number: float | None) -> str:
         return "–"
     if name == "reward_top_k":
         return f"{100 * number:.0f} %"
-    return f"{number:.2f}" if name == "effective_k" else f"{number:.4g}" if name == "mean_reward" else f"{number:.3f}"
+    if name == "mean_reward":
+        return f"{number:.4g}"
+    return f"{number:.2f}" if name == "effective_k" else f"{number:,.3f}"
 
 
-def print_table(scores: dict[str, Scores], method: str, title: str, notes: list[str]) -> None:
+def print_table(scores: Mapping[str, Row], method: str, title: str, notes: list[str]) -> None:
     """The comparison on the terminal; the method that was written is marked."""
     console = Console(highlight=False)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("method", no_wrap=True)
-    used = [i for i, name in enumerate(COLUMNS) if any(getattr(s, name) is not None for s in scores.values())]
+    numbers = {name: row.as_json() for name, row in scores.items()}
+    used = [i for i, name in enumerate(COLUMNS) if any(row.get(name) is not None for row in numbers.values())]
     for i in used:
         table.add_column(HEADINGS[i], justify="right", no_wrap=True)
-    for name, row in scores.items():
+    for name, row in numbers.items():
         mark = "→" if name == method and len(scores) > 1 else " "
         style = "bold" if mark == "→" else None
-        table.add_row(f"{mark} {name}", *(cell(COLUMNS[i], getattr(row, COLUMNS[i])) for i in used), style=style)
+        table.add_row(f"{mark} {name}", *(cell(COLUMNS[i], row[COLUMNS[i]]) for i in used), style=style)
     needed = console.measure(table, options=console.options.update(max_width=1000)).maximum
     console.width = max(console.width, needed)  # no number is cut on a narrow terminal
     console.print(title, style="bold", soft_wrap=True, markup=False)  # a table's own title wraps at its width
@@ -193,7 +204,7 @@ def print_table(scores: dict[str, Scores], method: str, title: str, notes: list[
         console.print(note, soft_wrap=True, markup=False)
 
 
-def as_json(facts: dict[str, Any], scores: dict[str, Scores], notes: list[str]) -> bytes:
+def as_json(facts: dict[str, Any], scores: Mapping[str, Row], notes: list[str]) -> bytes:
     """The report: what was asked, every method's numbers, what the terminal said."""
     methods = {name: row.as_json() for name, row in scores.items()}
     report = without_nan({**facts, "methods": methods, "notes": notes})

@@ -2,6 +2,7 @@
 
 reading.py streams the table; packing.py packs the needed columns (pass 1); features.py turns texts into vectors; the
 library selects; writing.py streams the table again and writes what is kept (pass 2); report.py and plot.py tell of it.
+With --global whole.py selects from all rows as one set, and whole_plot.py draws them.
 Memory: the packed features, and one batch of the table; twice the features when the rows of a prompt stand apart.
 """
 
@@ -12,6 +13,7 @@ import importlib
 import math
 import os
 import warnings
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from typing import Any
 import torch
 
 from mrtkern import __version__
-from mrtkern.cli import InputError, check_isa, counted, features, report
+from mrtkern.cli import InputError, check_isa, counted, features, report, whole
 from mrtkern.cli.packing import Packed, Wanted, is_nested, read_columns
 from mrtkern.cli.progress import Steps
 from mrtkern.cli.reading import Source, ending, open_source
@@ -28,9 +30,9 @@ from mrtkern.select import METHODS, select_responses
 
 NEEDS_REWARD = ("quality_diversity", "additive", "reward")
 DRY = 0.5  # part of the prompts that run out of gains from which the report says so
-SUMMARY = "keep K of the rows of every group of a parquet, jsonl or csv file"
+SUMMARY = "keep K of the rows of every group, or of all rows, of a parquet, jsonl or csv file"
 DESCRIPTION = """\
-Keep K of the N responses of every prompt.
+Keep K of the N responses of every prompt, or (--global) K rows of the whole table.
 
 A row is a response, or (nested) a row is a prompt whose --embedding, --text and --reward columns hold lists. Rows of a
 prompt may stand anywhere in the file; their order inside the prompt is what identifies them, so with the same seed the
@@ -42,14 +44,24 @@ In a nested output every list column with one entry per response is cut to the k
 conversation (a list of turns with role and content); --cut and --whole decide otherwise. With --all-rows nothing is cut
 and the lists stay in input order. There mrt_owner is a position, from 0, in the prompt's list as the
 input has it (lists of a prompt that is spread over several rows count as one, in file order).
+
+--global takes a table of a row per response. The exact selection meets every pair of rows; with --approximate it meets
+the 64 nearest of each, for millions of rows. The report has the value, an upper bound on the best possible one, and the
+skill: 0 is a random draw, 1 the bound.
 """
 EXAMPLE = """\
 example: 4 glosses of each of 517 words, all methods compared; from the folder of the repository
   mrtkern select mrtkern/data/wordnet_senses.parquet -o kept.parquet --group-by word --k 4 \\
       --text gloss --reward tag_count --compare --report report.json --plot kept.png
+the same, of all 9,275 glosses together 100
+  mrtkern select mrtkern/data/wordnet_senses.parquet -o kept.parquet --global --k 100 --text gloss --plot kept.png
+the form for millions of rows; stopped by Ctrl-C, the same command goes on from the picks in its checkpoint
+  mrtkern select rows.parquet -o kept.parquet --global --k 10000 --embedding vector --approximate 16 \\
+      --checkpoint picks.json --max-memory 4G --stop-fraction 0.001
 
 The same seed gives the same bytes (with --text: with the same version of scikit-learn).
-exit status: 0 done; 2 input that cannot be used: one sentence names row and column, and no output is written
+exit status: 0 done; 2 input that cannot be used: one sentence names row and column, and no output is written;
+130 Ctrl-C: no output is written
 """
 
 
@@ -67,11 +79,13 @@ def add_parser(subparsers: Any) -> None:
     add(
         "-o", "--output", type=Path, metavar="OUT", required=True, help="where to write it, in the format of its ending"
     )
-    add("--group-by", metavar="COL", required=True, help="the prompt of a row")
+    among = parser.add_mutually_exclusive_group(required=True)
+    among.add_argument("--group-by", metavar="COL", help="the prompt of a row")
+    among.add_argument("--global", dest="is_global", action="store_true", help="keep K rows of the whole table")
     add(
         "--k", type=int, metavar="K", required=True, help="rows to keep of every prompt; smaller prompts are kept whole"
     )
-    add("--method", choices=METHODS, default="random", help="default: %(default)s")
+    add("--method", choices=METHODS, help="default: random, with --global coverage")
     vectors = parser.add_mutually_exclusive_group(required=True)
     vectors.add_argument("--embedding", metavar="COL", help="vectors, all of one length")
     vectors.add_argument("--text", metavar="COL", help="texts, turned into vectors by TF-IDF and SVD")
@@ -90,10 +104,13 @@ def add_parser(subparsers: Any) -> None:
     add("--compare", action="store_true", help="run every method and show all of them; OUT holds --method")
     add("--report", type=Path, metavar="R.json", help="write the numbers as JSON")
     add("--plot", type=Path, metavar="P.png", help="write a picture of what was kept")
+    whole.add_arguments(parser)
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Refuse what no table could satisfy."""
+    """Refuse what no table could satisfy; settle the default of --method."""
+    args.method = args.method or ("coverage" if args.is_global else "random")
+    whole.check_arguments(args)
     if args.k < 1:
         raise InputError(f"--k must be at least 1, got {args.k}")
     if not 0 <= args.alpha < math.inf:
@@ -112,13 +129,15 @@ def check_arguments(args: argparse.Namespace) -> None:
     if args.plot is not None and args.plot.suffix.lower() != ".png":
         raise InputError(f"--plot must end in .png, got {str(args.plot)!r}")
     paths = {"input": args.input, "output": args.output, "--report": args.report, "--plot": args.plot}
+    paths["--checkpoint"] = args.checkpoint
     seen: dict[str, str] = {}
     for role, path in paths.items():
         other = path and seen.setdefault(os.path.realpath(path), role)
         if path is not None and other != role:
             raise InputError(f"{role} must not be the {other.lstrip('-')} itself, got {str(path)!r}")
     features.check_model(args.text_model)
-    for module in (["sklearn"] if args.text else []) + (["matplotlib"] if args.plot else []):
+    has_learning = args.text or (args.is_global and (args.approximate or args.plot))
+    for module in (["sklearn"] if has_learning else []) + (["matplotlib"] if args.plot else []):
         importlib.import_module(module)
 
 
@@ -128,7 +147,7 @@ def run(args: argparse.Namespace) -> int:
     check_isa()
     source = open_source(args.input)
     wanted = Wanted(args.group_by, args.embedding, args.text, args.reward, tuple(args.cut), tuple(args.whole))
-    is_nested(source, wanted)
+    whole.check_layout(args, is_nested(source, wanted))
     check_schema(source, args.output.suffix.lower())
     with ExitStack() as stack:
         out = Temporary(args.output, "output").opened(stack)
@@ -142,22 +161,64 @@ def run(args: argparse.Namespace) -> int:
         steps.begin("turning texts into vectors" if args.text else "checking")
         vectors = as_vectors(args, packed)
         notes = rounded(source, args.output)
-        steps.begin(f"selecting ({args.method})")
-        selection = selected(args, packed, vectors, args.method, notes)
-        steps.begin("writing", packed.num_rows)
-        write_rows(source, packed, added(packed, selection), args.all_rows, out, steps.advance)
-        out.commit()
-        selections = {args.method: selection} | compared(args, packed, vectors, notes, steps)
-        ordered = {name: selections[name] for name in METHODS if name in selections}
-        steps.begin("scoring")
-        a = report.qualities(packed, args.alpha)
-        scores = {name: report.score(vectors, packed, found, a) for name, found in ordered.items()}
-        notes = remarks(args, packed, scores) + notes
-        steps.begin("drawing")
-        tell(args, packed, vectors, ordered, scores, notes, extras)
-        steps.stop()
-        report.print_table(scores, args.method, title(packed, scores[args.method], args), notes)
+
+        def written(selection: Any) -> None:
+            steps.begin("writing", packed.num_rows)
+            write_rows(source, packed, added(packed, selection), args.all_rows, out, steps.advance)
+            out.commit()
+
+        course = whole_course if args.is_global else prompts_course
+        course(args, packed, vectors, notes, steps=steps, written=written, extras=extras)
     return 0
+
+
+def prompts_course(
+    args: argparse.Namespace, packed: Packed, vectors: Any, notes: list[str], *, steps: Steps,
+    written: Callable[[Any], None], extras: list[Temporary | None],
+) -> None:  # fmt: skip
+    """Select from every prompt, write, tell."""
+    steps.begin(f"selecting ({args.method})")
+    selection = selected(args, packed, vectors, args.method, notes)
+    written(selection)
+    selections = {args.method: selection} | compared(args, packed, vectors, notes, steps)
+    ordered = {name: selections[name] for name in METHODS if name in selections}
+    steps.begin("scoring")
+    a = report.qualities(packed, args.alpha)
+    scores = {name: report.score(vectors, packed, found, a) for name, found in ordered.items()}
+    notes = remarks(args, packed, scores) + notes
+    steps.begin("drawing")
+    numbers = facts(args, packed, vectors)
+
+    def draw(file: Any) -> None:
+        plot = importlib.import_module("mrtkern.cli.plot")
+        plot.draw(file, packed, vectors, ordered, scores, args.method)
+
+    tell(args.output, lambda: report.as_json(numbers, scores, notes), draw, extras)
+    steps.stop()
+    report.print_table(scores, args.method, title(packed, scores[args.method], args), notes)
+
+
+def whole_course(
+    args: argparse.Namespace, packed: Packed, vectors: Any, notes: list[str], *, steps: Steps,
+    written: Callable[[Any], None], extras: list[Temporary | None],
+) -> None:  # fmt: skip
+    """Select from the table as one set, write, tell."""
+    found = whole.selected(args, packed, vectors, notes, steps)
+    written(found.selection)
+    steps.begin("scoring")
+    scores = {args.method: whole.score(vectors, packed, found)}
+    notes = whole.remarks(args, packed, found) + notes
+    steps.begin("drawing")
+    numbers = {name: value for name, value in facts(args, packed, vectors).items() if "prompts" not in name}
+    numbers |= whole.facts(args, found)
+
+    def draw(file: Any) -> None:
+        plot = importlib.import_module("mrtkern.cli.whole_plot")
+        plot.draw(file, vectors, found.selection, args.method)
+
+    tell(args.output, lambda: report.as_json(numbers, scores, notes), draw, extras)
+    steps.stop()
+    report.print_table(scores, args.method, whole.title(args, packed, found), notes)
 
 
 def rounded(source: Source, output: Path) -> list[str]:
@@ -255,23 +316,16 @@ def facts(args: argparse.Namespace, packed: Packed, vectors: Any) -> dict[str, A
 
 
 def tell(
-    args: argparse.Namespace,
-    packed: Packed,
-    vectors: Any,
-    selections: dict[str, Any],
-    scores: dict[str, report.Scores],
-    notes: list[str],
-    extras: list[Temporary | None],
+    output: Path, numbers: Callable[[], bytes], draw: Callable[[Any], None], extras: list[Temporary | None]
 ) -> None:
     """The JSON report and the picture. The kept rows are already in place, and stay there when this fails."""
-    numbers, picture = extras
+    report_file, picture = extras
     try:
-        if numbers is not None:
-            numbers.file.write(report.as_json(facts(args, packed, vectors), scores, notes))
-            numbers.commit()
+        if report_file is not None:
+            report_file.file.write(numbers())
+            report_file.commit()
         if picture is not None:
-            plot = importlib.import_module("mrtkern.cli.plot")
-            plot.draw(picture.file, packed, vectors, selections, scores, args.method)
+            draw(picture.file)
             picture.commit()
     except (InputError, OSError, MemoryError, ValueError, OverflowError) as error:
-        raise InputError(f"{args.output} is written, but what was asked beside it is not: {error}") from error
+        raise InputError(f"{output} is written, but what was asked beside it is not: {error}") from error

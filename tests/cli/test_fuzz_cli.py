@@ -155,7 +155,10 @@ def case(number: int, folder: Path) -> tuple[Path, list[str]]:
         options += ["--report", str(folder / "r.json")]
     if rng.random() < 0.02:
         options += ["--plot", str(folder / "p.png")]
-    return source, ["select", str(source), "-o", str(out), "--group-by", rng.choice(("p", "p", "p", "note")), *options]
+    among = ["--group-by", rng.choice(("p", "p", "p", "note"))] if rng.random() < 0.8 else ["--global"]
+    if among == ["--global"] and rng.random() < 0.5:
+        options += rng.choice((["--approximate", "1"], ["--stop-fraction", "0.5"], ["--max-memory", "1G"]))
+    return source, ["select", str(source), "-o", str(out), *among, *options]
 
 
 def run_case(number: int, main: Callable[[list[str]], int], folder: Path) -> int:

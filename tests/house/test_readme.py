@@ -45,3 +45,12 @@ def test_demo_prints_the_table(tmp_path):
     assert (tmp_path / "kept.parquet").exists() and (tmp_path / "report.json").exists()
     share = re.search(r"no row adds anything in (\d+) %", done.stdout + done.stderr)
     assert share and f"On the sample {share[1]} % of the prompts" in README
+
+
+def test_the_command_for_a_whole_table_runs(tmp_path):
+    found = re.search(r"mrtkern (select .*--global.*)", README)
+    assert found
+    words = [word.replace("kept.", f"{tmp_path}/kept.") for word in shlex.split(found[1])]
+    subprocess.run([sys.executable, "-m", "mrtkern", *words], cwd=ROOT, capture_output=True, check=True)
+    assert (tmp_path / "kept.parquet").exists()
+    assert (tmp_path / "kept.png").stat().st_size > 10_000

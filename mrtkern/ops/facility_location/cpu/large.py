@@ -117,9 +117,9 @@ class Call:
                 _check.fail(self.op, "checkpoint", rule, f"another gain of pick {other}")
         try:
             is_short = self._pick(file)
-        except KeyboardInterrupt:
+        except BaseException as error:  # Ctrl-C, or what a handler of another signal raises
             self._save(file)
-            if self.rule.course.on_interrupt == "raise":
+            if self.rule.course.on_interrupt == "raise" or not isinstance(error, KeyboardInterrupt):
                 raise
             return True
         self._save(file)

@@ -208,6 +208,15 @@ def test_any_number_of_rows_and_neighbours(M: int, N: int | None, k: int, backen
 
 
 @every_backend
+@pytest.mark.parametrize("metric", METRICS)
+def test_rows_without_features_are_all_neighbours(metric: str, backend: str) -> None:
+    """Nothing to cluster, which the libraries do not survive."""
+    x = torch.zeros(20, 0)
+    found = neighbors(x, 3, metric=metric, approximate=1, backend=backend)
+    assert torch.equal(found.ids, neighbors(x, 3, metric=metric, backend="reference").ids) and found.recall == 1.0
+
+
+@every_backend
 def test_lists_end_where_the_cells_do(backend: str) -> None:
     x = clustered(120, 5)
     got = neighbors(x, 119, approximate=2, backend=backend)

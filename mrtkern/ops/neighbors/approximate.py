@@ -48,10 +48,10 @@ def num_cells(N: int) -> int:
 
 
 def search(inputs: Inputs, num_probes: int, seed: int, backend: str | None) -> Found:
-    """Cells, lists and recall; the exact lists where every row would probe every cell."""
+    """Cells, lists and recall; the exact lists where every row would probe every cell or there are no features."""
     y = inputs.x if inputs.y is None else inputs.y
     count = num_cells(y.shape[0])
-    if num_probes >= count:
+    if num_probes >= count or y.shape[1] == 0:
         return Found(*exact(inputs, backend), 1.0, 1.0)
     _check.finite_rows(f"{OP}: x", inputs.x)
     _check.finite_rows(f"{OP}: y", y)

@@ -182,13 +182,13 @@ inline void bind_large_selection(py::module_& m) {
           py::kw_only(), py::arg("ids"), py::arg("gains"), py::arg("count"), py::arg("bound"))
       .def(
           "finish",
-          [](mrt::LazyGreedy& greedy, int64_t k) {
+          [](mrt::LazyGreedy& greedy, int64_t k, bool is_quick) {
             released([&] {
-              greedy.finish(k);
+              greedy.finish(k, is_quick);
               return 0;
             });
           },
-          py::kw_only(), py::arg("k"))
+          py::kw_only(), py::arg("k"), py::arg("is_quick"))
       .def_property_readonly("leading", &mrt::LazyGreedy::leading)
       .def("pick", &pick, py::kw_only(), py::arg("until"), py::arg("k"), py::arg("least"), py::arg("progress"))
       .def("copy_picks", &copy_picks, py::kw_only(), py::arg("ids"), py::arg("gains"))

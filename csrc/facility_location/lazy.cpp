@@ -45,9 +45,10 @@ int64_t LazyGreedy::resume(const int32_t* ids, const int64_t* gains, int64_t cou
   return -1;
 }
 
-void LazyGreedy::finish(int64_t k) {
-  if (!oracle_.is_cheap()) refresh();
-  bound_ = std::min(bound_, value_ + largest_gains(k));
+void LazyGreedy::finish(int64_t k, bool is_quick) {
+  if (is_quick && !is_prepared_) return;
+  if (!is_quick && !oracle_.is_cheap()) refresh();
+  bound_ = std::min(bound_, value_ + (is_quick ? largest_bounds(k) : largest_gains(k)));
 }
 
 void LazyGreedy::follow(const int32_t* ids, int64_t count, int64_t k) {

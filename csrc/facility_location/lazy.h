@@ -31,8 +31,8 @@ class LazyGreedy {
   // may be asked for more. When it throws, what was picked stands.
   bool pick(int64_t until, int64_t k, int64_t least);
 
-  // The bound of k picks that ended before they were all made.
-  void finish(int64_t k);
+  // The bound of k picks that ended before they were all made; quick: from the bounds as they are, no gain is computed.
+  void finish(int64_t k, bool is_quick);
 
   const std::vector<int32_t>& ids() const { return ids_; }
   const std::vector<int64_t>& gains() const { return gained_; }

@@ -59,7 +59,8 @@ def test_a_call_that_was_stopped_goes_on_where_it_was(
     ("options", "rows"),
     [
         ({"mask": ones(N) & (torch.arange(N) != 3)}, N), ({"metric": "clamped_cosine"}, N),
-        ({"quality": torch.full((N,), 0.5)}, N), ({}, N - 1), ({"k": K + 1}, N),
+        ({"quality": torch.full((N,), 0.5)}, N), ({}, N - 1), ({"k": K + 1}, N), ({"stop_gain": 9.0}, N),
+        ({"stop_fraction": 0.5}, N),
     ],
 )  # fmt: skip
 def test_a_file_of_another_call_is_refused(tmp_path: Path, options: dict[str, object], rows: int) -> None:
@@ -79,8 +80,32 @@ def test_what_is_no_checkpoint_is_refused_and_left_alone(tmp_path: Path) -> None
     with pytest.raises(ValueError, match=r"checkpoint must be a file that facility_location wrote, got '.*notes.txt'"):
         select("table", checkpoint=file)
     assert file.read_text() == "mine"
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(ValueError, match=r"checkpoint must lie in a folder that can be written to, got '.*picks.json'"):
         select("table", checkpoint=tmp_path / "no folder" / "picks.json")
+    for path in (tmp_path, "/dev/zero"):
+        with pytest.raises(ValueError, match=f"checkpoint must be a file or the name of a new one, got '{path}'"):
+            select("table", checkpoint=path)
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match="checkpoint must be a file that facility_location wrote"):
+        select("table", checkpoint=file)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"ids": [10**6]}, {"ids": [-1]}, {"ids": [2**40]}, {"ids": [1.5]}, {"ids": ["a"]}, {"ids": []}, {"ids": 3},
+        {"ids": [4, 4], "gains": [5, 0]}, {"gains": [None]}, {"bound": None}, {"bound": 2**63},
+    ],
+)  # fmt: skip
+def test_a_file_that_was_changed_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
+    """Before anything is read where its numbers point."""
+    file = tmp_path / "picks.json"
+    picks = select("table", checkpoint=file).ids
+    held = json.loads(file.read_text())
+    first = {"ids": [int(picks[0])], "gains": held["gains"][:1]}
+    file.write_text(json.dumps(held | first | change))
+    with pytest.raises(ValueError, match="checkpoint must hold picks as they were written"):
+        select("table", checkpoint=file)
 
 
 KILLED = """
@@ -134,7 +159,8 @@ def test_ctrl_c_leaves_the_picks_so_far_if_asked() -> None:
     found = mk.facility_location(x, 3000, max_memory=memory, on_interrupt="prefix", progress=press)
     whole = mk.facility_location(x, len(found.ids), max_memory=memory)
     assert 0 < len(found.ids) < 3000 and torch.equal(found.ids, whole.ids) and torch.equal(found.gains, whole.gains)
-    assert torch.equal(found.owner, whole.owner) and float(found.upper_bound) >= float(found.value)
+    assert torch.equal(found.owner, whole.owner) and float(found.upper_bound) >= float(whole.upper_bound)
+    assert float(found.upper_bound) <= 2 * len(x)  # of as many picks, not of the 3,000 that were asked for
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -148,6 +174,33 @@ def test_stops_are_prefixes_of_the_whole(way: str) -> None:
         count = int((whole.gains >= least).sum())
         assert torch.equal(found.ids, whole.ids[:count]) and torch.equal(found.gains, whole.gains[:count])
         assert float(found.value) <= float(found.upper_bound) <= float(whole.upper_bound)
+
+
+@pytest.mark.parametrize("quality", [0.83, 0.37, 1.0])
+def test_a_pick_that_gains_just_as_much_is_made(quality: float) -> None:
+    """Gains are compared as they are reported: a rounding on the way back to steps decides nothing."""
+    given = {"x": mixture(80), "k": 20, "quality": torch.full((80,), quality)}
+    whole = mk.facility_location(**given)
+    for count, gain in enumerate(whole.gains.tolist(), 1):
+        for backend in ("cpu", "reference"):
+            found = mk.facility_location(**given, stop_gain=gain, backend=backend)
+            assert torch.equal(found.ids, whole.ids[: max(count, len(found.ids))]) and len(found.ids) >= count
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("scale", [1e-310, 1.0, 1e300])
+def test_stops_hold_in_any_unit(backend: str, scale: float) -> None:
+    given = {"similarity": torch.tensor([[1.0, 0.0, 0.5], [0.0, 0.25, 0.0]]).double() * scale, "backend": backend}
+    assert mk.facility_location(**given, k=3).ids.tolist() == [0, 1, 2]
+    assert mk.facility_location(**given, k=3, stop_gain=0.5 * scale).ids.tolist() == [0]
+    assert mk.facility_location(**given, k=3, stop_gain=1.7e308).ids.tolist() == []
+
+
+def test_progress_never_falls_over_groups() -> None:
+    heard: list[float] = []
+    offsets = torch.tensor([0, 5000, 5010, 10_500])
+    mk.facility_location(mixture(10_500), 20, offsets=offsets, progress=heard.append)
+    assert heard == sorted(heard) and heard[-1] == 1.0
 
 
 def test_progress_never_falls_and_ends() -> None:
@@ -169,6 +222,10 @@ def test_progress_never_falls_and_ends() -> None:
         (
             {"stop_gain": 1.0, "offsets": torch.tensor([0, 9])},
             "stop_gain must come without offsets and picks, got offsets",
+        ),
+        (
+            {"on_interrupt": "prefix", "offsets": torch.tensor([0, 9])},
+            "on_interrupt 'prefix' must come without offsets and picks, got offsets",
         ),
         (
             {"checkpoint": "a", "picks": torch.tensor([1, 2])},

@@ -141,6 +141,24 @@ def test_graphs_are_picked_as_the_reference_picks(given: dict[str, Any], density
     same(mk.facility_location(**given, backend="cpu"), reference(**given))
 
 
+@pytest.mark.parametrize(
+    ("ends", "sentence"),
+    [
+        ([1, 2, 3], "have crow_indices from 0 to its 2 values, got 1 to 3"),
+        ([0, 1, 9], "have crow_indices from 0 to its 2 values, got 0 to 9"),
+        ([0, 3, 2], "have ascending crow_indices, got a decrease after row 1"),
+    ],
+)
+def test_a_graph_whose_rows_lie_outside_is_refused(ends: list[int], sentence: str) -> None:
+    """Torch takes any."""
+    values = torch.tensor([0.5, 0.7])
+    with warnings.catch_warnings():  # torch calls the layout a beta
+        warnings.simplefilter("ignore", UserWarning)
+        graph = torch.sparse_csr_tensor(torch.tensor(ends), torch.tensor([1, 0]), values, (2, 5))
+    with pytest.raises(ValueError, match=f"facility_location: graph must {sentence}"):
+        mk.facility_location(graph=graph, k=1)
+
+
 def dense_of(nearest: Any, N: int) -> Tensor:
     """What lists of neighbours say of all pairs."""
     s = torch.eye(N)
@@ -201,11 +219,14 @@ def test_groups_of_any_size_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     group = torch.repeat_interleave(k)
     picks = picks.flip(0)[torch.argsort(group, stable=True)]
     values = {"weight": torch.rand(len(x)), "quality": torch.rand(len(x)), "bonus": torch.rand(len(x)) * 0.1}
-    for given in ({}, values, {"fill": "coverage", **values}, {"picks": picks}):
-        expected = mk.facility_location(x, k, offsets=offsets, backend="reference", **given)
+    mask = (torch.arange(len(x)) % 5 > 0) | (x[:, 0] > 0)
+    for given in ({}, values, {"fill": "coverage", **values}, {"picks": picks}, {"mask": mask, **values}):
+        limit = int(k.max()) if "mask" in given else k
+        expected = mk.facility_location(x, limit, offsets=offsets, backend="reference", **given)
+        same(mk.facility_location(x, limit, offsets=offsets, backend="cpu", **given), expected)
         with monkeypatch.context() as patch:
             patch.setattr(C, "LARGEST_GROUP", 40)
-            same(mk.facility_location(x, k, offsets=offsets, backend="cpu", **given), expected)
+            same(mk.facility_location(x, limit, offsets=offsets, backend="cpu", **given), expected)
 
 
 def test_the_bound_holds_and_greedy_reaches_its_share_on_the_cpu() -> None:

@@ -111,7 +111,10 @@ def course(
         _check.fail(OP, "max_memory", "be at least 1 byte", max_memory)
     if checkpoint is not None and not isinstance(checkpoint, (str, os.PathLike)):
         raise TypeError(f"{OP}: checkpoint must be a path, got {type(checkpoint).__name__}")
-    given = {"stop_gain": stop_gain, "stop_fraction": stop_fraction, "checkpoint": checkpoint}
+    given = {
+        "stop_gain": stop_gain, "stop_fraction": stop_fraction, "checkpoint": checkpoint,
+        "on_interrupt 'prefix'": None if on_interrupt == "raise" else on_interrupt,
+    }  # fmt: skip
     for name, ending in given.items():
         if ending is not None and (offsets is not None or picks is not None):
             other = "offsets" if offsets is not None else "picks"

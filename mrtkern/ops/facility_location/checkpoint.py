@@ -44,25 +44,41 @@ def fingerprint(tensors: Iterable[Tensor | None], words: Iterable[Any]) -> str:
 class File:
     """One checkpoint of one problem."""
 
-    def __init__(self, op: str, path: str, name: str, k: int) -> None:
-        self.op, self.path, self.name, self.k = op, Path(path), name, k
+    def __init__(self, op: str, path: str, name: str, k: int, N: int) -> None:
+        self.op, self.path, self.name, self.k, self.N = op, Path(path), name, k, N
+        folder = self.path.parent
+        if not (folder.is_dir() and os.access(folder, os.W_OK)):  # said now, not when hours are to be saved
+            _check.fail(op, "checkpoint", "lie in a folder that can be written to", repr(path))
+        if self.path.exists() and not self.path.is_file():
+            _check.fail(op, "checkpoint", "be a file or the name of a new one", repr(path))
 
     def read(self) -> Saved | None:
-        """What it holds, None where there is no file; refuses one of another call."""
+        """What it holds, None where there is no file; refuses one of another call, or one that was changed."""
         try:
-            text = self.path.read_text()
+            content = self.path.read_bytes()
         except FileNotFoundError:
             return None
         try:
-            held = json.loads(text)
+            held = json.loads(content)
             saved = Saved(held["ids"], held["gains"], held["bound"])
             known = {"version": held["version"], "problem": held["problem"], "k": held["k"]}
         except (ValueError, KeyError, TypeError):
-            _check.fail(self.op, "checkpoint", "be a file that facility_location wrote", f"{str(self.path)!r}")
+            _check.fail(self.op, "checkpoint", "be a file that facility_location wrote", repr(str(self.path)))
         if known != self._identity():
             rule = "be of the same data, options, k and version"
             _check.fail(self.op, "checkpoint", rule, f"{str(self.path)!r}, which is of another call")
+        if not self._is_whole(saved):
+            _check.fail(self.op, "checkpoint", "hold picks as they were written", repr(str(self.path)))
         return saved
+
+    def _is_whole(self, saved: Saved) -> bool:
+        """Whether the loop can follow it: so many different candidates as there are gains, and integers all."""
+        if not (isinstance(saved.ids, list) and isinstance(saved.gains, list)):
+            return False
+        if not all(type(value) is int and 0 <= value < 2**63 for value in (*saved.ids, *saved.gains, saved.bound)):
+            return False
+        are_picks = len(set(saved.ids)) == len(saved.ids) <= self.k and max(saved.ids, default=0) < max(self.N, 1)
+        return are_picks and len(saved.ids) == len(saved.gains)
 
     def write(self, saved: Saved) -> None:
         """Replace the file: after any crash it is the old one or the new one."""

@@ -46,10 +46,20 @@ def edges(graph: Any) -> Edges:
     return Edges(graph.crow_indices().long(), graph.col_indices().long(), values.float(), graph.shape[1])
 
 
+def _refuse_ends(ends: Tensor, count: int) -> None:
+    """Rows that do not follow each other: torch does not look at what it is given."""
+    begin, end, sizes = int(ends[0]), int(ends[-1]), ends.diff()
+    if begin != 0 or end != count:
+        _check.fail(OP, "graph", f"have crow_indices from 0 to its {count} values", f"{begin} to {end}")
+    if bool((sizes < 0).any()):
+        _check.fail(OP, "graph", "have ascending crow_indices", f"a decrease after row {_check.first(sizes < 0)}")
+
+
 def scale_of(given: Edges, similarity_scale: float | None) -> float:
     """What counts as 1: the largest edge and, in a square graph, the diagonal. Refuses what is no similarity."""
     ends, ids, values, N = given
     assert ends is not None and ids is not None and values is not None
+    _refuse_ends(ends, len(ids))
     bad = ~(torch.isfinite(values) & (values >= 0))
     row = torch.repeat_interleave(ends.diff(), output_size=len(ids))
     if bool(bad.any()):

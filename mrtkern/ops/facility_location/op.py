@@ -150,9 +150,10 @@ def facility_location(
         No pick gains less than this part of what the first gained.
     checkpoint : path, optional
         The picks go to this file every 30 seconds and at the end, whole or not at all; a call that finds it there goes
-        on from it, and one of other data or options refuses it.
+        on from it, and one of other data or options refuses it. The reference writes none.
     on_interrupt : str
-        What Ctrl-C does: "raise" KeyboardInterrupt, or "prefix" return what was picked so far.
+        What Ctrl-C does: "raise" KeyboardInterrupt, or "prefix" return what was picked so far; the
+        latter not with offsets or picks.
     max_memory : int, optional
         Bytes to take beside the inputs (None: half of the machine's memory). Changes no pick.
     progress : bool or callable

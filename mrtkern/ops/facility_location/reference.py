@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mrtkern import _check, _device, _random, lattice
-from mrtkern.ops.facility_location import chance
+from mrtkern.ops.facility_location import chance, units
 from mrtkern.ops.facility_location.ground import Features, Graph, Ground, Groups, Matrix
 from mrtkern.ops.facility_location.problem import Problem
 from mrtkern.ops.facility_location.rule import Rule
@@ -62,7 +62,7 @@ def select(
     fill: str,
     key: Tensor,
     sample: tuple[Tensor, float],
-    least: float = 0.0,
+    least: int = 0,
     fraction: float = 0.0,
 ) -> dict[str, Any]:
     """One problem: t and plain (unit weights) [M, N], rank keys [2, N]; `sample`: of chance.sampled; no pick gains
@@ -179,7 +179,8 @@ def _one(problem: Problem, ground: Ground, rule: Rule, b: int) -> dict[str, Any]
     picks = None if rule.picks is None else (rule.picks[before : before + k] - first_id).tolist()
     answer = select(
         t, plain, extra, k, start=start, picks=picks, mask=mask, fill=rule.fill, key=key, sample=sample,
-        least=(rule.stop_gain or 0.0) * (lattice.STEPS / (maximum * ground.scale)), fraction=rule.stop_fraction or 0.0,
+        least=units.least_steps(rule.stop_gain or 0.0, maximum * ground.scale / lattice.STEPS),
+        fraction=rule.stop_fraction or 0.0,
     )  # fmt: skip
     owner = owners(plain, answer["ids"], covers_itself=problem.covered is None)
     answer["share"] = [int((owner == j).sum()) / M if M else 0.0 for j in answer["ids"]]

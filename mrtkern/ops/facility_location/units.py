@@ -13,6 +13,8 @@ from mrtkern import lattice
 from mrtkern.ops.facility_location.ground import Features, Ground, Groups
 from mrtkern.ops.facility_location.rule import Rule
 
+MOST_STEPS = 2**53  # sums of steps stay below: float64 holds them exactly
+
 
 class Units(NamedTuple):
     """float64 [B]; the first two 0-d where nothing is weighed."""
@@ -27,6 +29,20 @@ def fixed_point(s: Tensor, scale: float, weight: Tensor, quality: Tensor, maximu
     unit = (weight.double() * lattice.STEPS / (scale * maximum)).float()
     t = torch.round(s.clamp(min=0).float() * (unit[:, None] * quality[None, :]))
     return t.clamp(max=lattice.STEPS).long()
+
+
+def least_steps(gain: float, step: float) -> int:
+    """The fewest steps that are worth `gain` as they are reported, which is times `step`; at most MOST_STEPS."""
+    if gain <= 0:
+        return 0
+    if gain >= MOST_STEPS * step:
+        return MOST_STEPS
+    least = math.ceil(gain / step)
+    while (least - 1) * step >= gain:  # the quotient is rounded
+        least -= 1
+    while least * step < gain:
+        least += 1
+    return least
 
 
 def feature_error(D: int, metric: str) -> float:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import mrtkern._C as _C
 from mrtkern import _check, _device, _progress, _random, lattice
-from mrtkern.ops.facility_location import chance, checkpoint
+from mrtkern.ops.facility_location import chance, checkpoint, units
 from mrtkern.ops.facility_location.cpu import oracles
 from mrtkern.ops.facility_location.ground import Features, Graph, Ground, Matrix
 from mrtkern.ops.facility_location.problem import Problem
@@ -121,10 +121,11 @@ class Call:
             self._save(file)
             if self.rule.course.on_interrupt == "raise" or not isinstance(error, KeyboardInterrupt):
                 raise
+            self.greedy.finish(k=self.greedy.picked, is_quick=True)
             return True
         self._save(file)
         if is_short:
-            self.greedy.finish(k=self.greedy.picked)
+            self.greedy.finish(k=self.greedy.picked, is_quick=False)
         return is_short
 
     def _pick(self, file: checkpoint.File | None) -> bool:
@@ -145,8 +146,8 @@ class Call:
 
     def _least(self) -> int:
         """Steps that a pick must gain."""
-        steps = lattice.STEPS / (self.maximum * self.ground.scale)
-        least = math.ceil((self.rule.stop_gain or 0.0) * steps)
+        step = self.maximum * self.ground.scale / lattice.STEPS
+        least = units.least_steps(self.rule.stop_gain or 0.0, step)
         if self.rule.stop_fraction is not None and self.greedy.picked:
             least = max(least, math.ceil(self.rule.stop_fraction * int(self.found()[1][0])))
         return least
@@ -157,8 +158,9 @@ class Call:
             return None
         held = [value for value in vars(ground).values() if isinstance(value, Tensor)]
         weighed = [rule.weight, rule.quality, rule.bonus, rule.mask, rule.start]
-        words = [type(ground).__name__, getattr(ground, "metric", ""), ground.scale]
-        return checkpoint.File(self.op, path, checkpoint.fingerprint([*held, *weighed], words), self.k)
+        words = [type(ground).__name__, getattr(ground, "metric", ""), ground.scale, self.N]
+        words += [rule.stop_gain, rule.stop_fraction]
+        return checkpoint.File(self.op, path, checkpoint.fingerprint([*held, *weighed], words), self.k, self.N)
 
     def _save(self, file: checkpoint.File | None) -> None:
         if file is not None:

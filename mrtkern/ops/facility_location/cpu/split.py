@@ -1,4 +1,7 @@
-"""Groups of which some are large: the small ones together, every large one by itself, and the answers put in order."""
+"""Groups that the kernels for groups do not take: some are large, or candidates are closed by a mask.
+
+Small groups without a mask are taken together, every other one by itself, and the answers put in order.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import torch
 from torch import Tensor
 
 import mrtkern._C as _C
+from mrtkern import _progress
 from mrtkern.ops.facility_location.cpu import groups, large
 from mrtkern.ops.facility_location.ground import Features, Groups
 from mrtkern.ops.facility_location.problem import Problem
@@ -20,14 +24,16 @@ def forward(problem: Problem, ground: Groups, rule: Rule) -> Picks:
     """Runs of small groups, and large groups, in their order."""
     del problem
     sizes, edges = ground.offsets.diff(), [0]
-    is_large = (sizes > _C.LARGEST_GROUP).tolist()
+    is_large = ((sizes > _C.LARGEST_GROUP) | (rule.mask is not None)).tolist()
     for b in range(1, len(is_large) + 1):
         if b == len(is_large) or is_large[b] or is_large[b - 1]:
             edges.append(b)
     parts = []
     for first, last in itertools.pairwise(edges):
         part, its_rule = cut(ground, rule, first, last)
-        parts.append(large.forward(one_set(part), its_rule) if is_large[first] else groups.forward(part, its_rule))
+        begin, end = (int(ground.offsets[b]) / max(len(ground.x), 1) for b in (first, last))
+        with _progress.part(begin, end):
+            parts.append(large.forward(one_set(part), its_rule) if is_large[first] else groups.forward(part, its_rule))
     return joined(parts)
 
 
@@ -46,7 +52,8 @@ def cut(ground: Groups, rule: Rule, first: int, last: int) -> tuple[Groups, Rule
     )  # fmt: skip
     return part, dataclasses.replace(
         rule, k=rule.k[first:last], total=total, group_key=rule.group_key[first:last], picks=of(rule.picks, picks),
-        weight=of(rule.weight, rows), quality=of(rule.quality, rows), bonus=of(rule.bonus, rows),
+        mask=of(rule.mask, rows), weight=of(rule.weight, rows), quality=of(rule.quality, rows),
+        bonus=of(rule.bonus, rows),
     )  # fmt: skip
 
 

@@ -57,7 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--checkpoint", type=Path, metavar="FILE", help="save the picks here; the same command goes on from them")
     add("--stop-gain", type=float, metavar="G", help="keep no row that gains less")
     add("--stop-fraction", type=float, metavar="P", help="keep no row that gains less than this part of the first gain")
-    add("--max-memory", metavar="SIZE", help="bytes beside the vectors, such as 4G (default: half of the machine's)")
+    half = "default: half of the machine's"
+    add("--max-memory", metavar="SIZE", help=f"of the selection beside vectors and graph, such as 4G ({half})")
 
 
 def flag(name: str) -> str:

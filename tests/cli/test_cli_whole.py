@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -290,31 +289,31 @@ def test_sizes(text: str, count: int) -> None:
     assert whole.size(text) == count
 
 
-# The work pauses where it reports progress, and its picks are saved after every call of the kernel.
-SLOW = """
+# The work stands still between two picks, once there are some.
+STILL = """
 import sys, time
 from mrtkern.__main__ import main
-from mrtkern.cli.progress import Steps
 from mrtkern.ops.facility_location.cpu import large
-def reach(self, fraction):
-    print("begun", flush=True)
-    time.sleep({pause})
-Steps.reach = reach
-large.SAVE_EVERY = 0.0
+least = large.Call._least
+def still(self):
+    if self.greedy.picked > 5:
+        print("begun", flush=True)
+        time.sleep(60)
+    return least(self)
+large.Call._least = still
+large.SAVE_EVERY = {every}
 sys.exit(main(sys.argv[1:]))
 """
 
 
-def ended(words: list[str], number: signal.Signals, file: Path | None, pause: float) -> tuple[int, str]:
-    """Status and stderr of a command that gets a signal while it selects, once `file` is there."""
+def ended(words: list[str], number: signal.Signals, every: float) -> tuple[int, str]:
+    """Status and stderr of a command that gets a signal while it picks; `every`: seconds between two checkpoints."""
     process = subprocess.Popen(
-        [sys.executable, "-c", SLOW.format(pause=pause), *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [sys.executable, "-c", STILL.format(every=every), *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert process.stdout is not None
     assert process.stdout.readline() == "begun\n"
-    while file is not None and not file.exists() and process.poll() is None:
-        time.sleep(0.005)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     return process.returncode, err
@@ -327,7 +326,8 @@ def test_a_run_that_was_ended_goes_on_from_its_picks(tmp_path: Path, number: sig
     select(source, out="whole.parquet", k=200)
     words = command(source, "--checkpoint", str(file), k=200)
     said = f"mrtkern select: the same command goes on from the picks in {file}\n"
-    assert ended(words, number, file, pause=0.05) == (status, "" if number == signal.SIGKILL else said)
+    every = 0.0 if number == signal.SIGKILL else 1e9  # the others save by themselves
+    assert ended(words, number, every) == (status, "" if number == signal.SIGKILL else said)
     assert not (tmp_path / "out.parquet").exists()
     held = json.loads(file.read_text())["ids"]
     assert 0 < len(held) < 200
@@ -341,7 +341,7 @@ def test_a_signal_without_a_checkpoint_leaves_nothing(tmp_path: Path, number: si
     pytest.importorskip("mrtkern._C", reason="installed without compiled kernels")
     source = table(tmp_path, LARGE)
     before = sorted(tmp_path.iterdir())
-    assert ended(command(source, k=200), number, None, pause=60.0) == (status, "")
+    assert ended(command(source, k=200), number, 1e9) == (status, "")
     assert sorted(tmp_path.iterdir()) == before
 
 

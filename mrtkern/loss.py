@@ -201,8 +201,7 @@ def response_weights(
         "responses_per_prompt": responses_per_prompt, "tokens_per_response": tokens_per_response,
         "tokens_per_prompt": tokens_per_prompt,
     }  # fmt: skip
-    totals = {name: _count(name, value, None, device) for name, value in whole.items()}
-    totals |= {name: _count(name, value, R, device) for name, value in each.items()}
+    totals = {name: _count(name, value, R if name in each else None, device) for name, value in (whole | each).items()}
     weights: Tensor = torch.ops.mrtkern.response_weights(
         flat, normalize, offsets=offsets, prompt=prompt, response_weight=response_weight, ignore_index=ignore_index,
         constant=constant, **totals,
@@ -313,7 +312,7 @@ class MultiResponseCrossEntropyLoss(torch.nn.Module):
         if weight is not None:
             options.pop("inplace", None)
         if options.get("return_details"):
-            options |= {"offsets": offsets, "prompt": prompt}
+            options.update(offsets=offsets, prompt=prompt)
         if weight is None:
             return cross_entropy(x, targets, **options)
         return linear_cross_entropy(x, weight, targets, bias=bias, **options)

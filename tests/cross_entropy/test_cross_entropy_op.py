@@ -201,7 +201,7 @@ def test_compiled_call_refuses_bad_labels_too() -> None:
     torch._dynamo.reset()
     inputs = rows(4, 6)
     inputs["targets"][2] = 6
-    with pytest.raises(IndexError, match=r"got 6 at position 2$"):
+    with pytest.raises(IndexError, match=r"got 6 at position 2(\n|$)"):  # torch 2.6 adds a page
         torch.compile(cross_entropy, fullgraph=True, backend="aot_eager")(**inputs)
 
 

@@ -296,6 +296,7 @@ def test_fake_tensors_have_the_shapes_of_real_ones() -> None:
             assert (fake.shape, fake.dtype, fake.stride()) == (real.shape, real.dtype, real.stride())
 
 
+@torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True)  # without it torch 2.6 breaks the graph
 @every_layout
 def test_compiles_as_one_graph_with_its_gradient(case: Case) -> None:
     torch._dynamo.reset()
@@ -325,7 +326,7 @@ def test_compiled_call_refuses_bad_values_too() -> None:
     torch._dynamo.reset()
     x = torch.ones(3, 2)
     x[1, 1] = torch.nan
-    with pytest.raises(ValueError, match=r"got nan in row 1$"):
+    with pytest.raises(ValueError, match=r"got nan in row 1(\n|$)"):
         torch.compile(similarity, fullgraph=True, backend="aot_eager")(x)
 
 

@@ -201,7 +201,8 @@ def response_weights(
         "responses_per_prompt": responses_per_prompt, "tokens_per_response": tokens_per_response,
         "tokens_per_prompt": tokens_per_prompt,
     }  # fmt: skip
-    totals = {name: _count(name, value, R if name in each else None, device) for name, value in (whole | each).items()}
+    given = {**whole, **each}
+    totals = {name: _count(name, value, R if name in each else None, device) for name, value in given.items()}
     weights: Tensor = torch.ops.mrtkern.response_weights(
         flat, normalize, offsets=offsets, prompt=prompt, response_weight=response_weight, ignore_index=ignore_index,
         constant=constant, **totals,

@@ -62,7 +62,8 @@ def named(
     tensors["targets"] = None if targets is None else lattice.to_float32(targets.detach().resolve_neg())
     tensors["x"] = lattice.to_float32(rows) if name == "x" else None
     tensors["similarity"] = rows if name == "similarity" else None
-    return tensors | edges._asdict() | {
+    return {
+        **tensors, **dict(zip(graphs.Edges._fields, edges, strict=True)),
         "is_limit": is_limit, "similarity_scale": similarity_scale, "offsets": offsets, "metric": metric, "fill": fill,
         "seed": seed, "backend": backend,
     }  # fmt: skip

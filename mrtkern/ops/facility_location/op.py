@@ -217,10 +217,10 @@ def facility_location(
         group_key=group_key, seed=seed, backend=backend,
     )  # fmt: skip
     _progress.check(OP, progress)
-    found |= arguments.course(
+    course = arguments.course(
         stop_gain=stop_gain, stop_fraction=stop_fraction, checkpoint=checkpoint, on_interrupt=on_interrupt,
         max_memory=max_memory, offsets=offsets, picks=picks,
     )  # fmt: skip
     with _progress.shown(OP, progress) if progress else contextlib.nullcontext():
-        *fields, step, slack = torch.ops.mrtkern.facility_location(**found)
+        *fields, step, slack = torch.ops.mrtkern.facility_location(**found, **course)
     return selection.finish(Picks(*fields), step, slack, offsets is not None)

@@ -98,9 +98,8 @@ class _Matrix:
             return owner.long()
         ones, found = torch.ones(max(len(s), len(ids)), dtype=torch.float32, device="cpu"), []
         for rows in s.split(max(COLUMNS_AT_ONCE // len(ids), 1)):
-            plain = fixed_point(
-                rows[:, ids].double() / self.ground.scale, 1.0, ones[: len(rows)], ones[: len(ids)], 1.0
-            )
+            chosen = rows.index_select(1, ids).double()  # rows[:, ids] of uint16 is not in torch 2.6
+            plain = fixed_point(chosen / self.ground.scale, 1.0, ones[: len(rows)], ones[: len(ids)], 1.0)
             best, position = plain.max(dim=1)  # the first of equal similarities
             found.append(torch.where(best > 0, position, -1))
         return torch.cat(found)

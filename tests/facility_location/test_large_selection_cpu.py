@@ -23,7 +23,7 @@ from mrtkern.ops.facility_location.cpu import large, oracles  # noqa: E402  need
 
 METRICS = ("shifted_cosine", "clamped_cosine")
 WAYS = ("table", "lists", "products")
-EXAMPLES = 100 if "MRTKERN_ISA" in os.environ else 500  # the narrower instruction sets follow the widest
+EXAMPLES = 40 if "MRTKERN_ISA" in os.environ else 500  # the narrower instruction sets follow the widest
 LEAST = 1e-3  # of a similarity: what counts as 1 is the largest, and bonuses are refused beyond 2**38 times it
 
 

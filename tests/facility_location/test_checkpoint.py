@@ -110,7 +110,7 @@ def test_a_file_that_was_changed_is_refused(tmp_path: Path, change: dict[str, ob
 
 KILLED = """
 import sys
-from tests.facility_location import test_checkpoint_cpu as test
+from tests.facility_location import test_checkpoint as test
 test.large.SAVE_EVERY = 0.0
 test.select("products", test.mixture(test.LONG), checkpoint=sys.argv[1])
 """

@@ -186,11 +186,11 @@ def mixture(N: int, D: int = 24, seed: int = 1) -> Tensor:
 @pytest.mark.parametrize("way", WAYS)
 def test_more_rows_than_a_block_on_the_cpu(way: str) -> None:
     """Blocks and squares of pairs end in the middle of a panel; some candidates and rows are left over."""
-    x, given = mixture(2077), {"k": 60, "metric": METRICS[0], "quality": torch.rand(2077) + 0.5}
-    found = mk.facility_location(x, **given, max_memory=room(way, 2077, 2077, 24, True), backend="cpu", mask=ones(2077))
+    x, given = mixture(1100), {"k": 60, "metric": METRICS[0], "quality": torch.rand(1100) + 0.5}
+    found = mk.facility_location(x, **given, max_memory=room(way, 1100, 1100, 24, True), backend="cpu", mask=ones(1100))
     same(found, reference(x=x, **given), is_bound_exact=way == "table")
     y = mixture(1500, seed=2)
-    found = mk.facility_location(x, **given, targets=y, max_memory=room(way, 2077, 1500, 24, False), backend="cpu")
+    found = mk.facility_location(x, **given, targets=y, max_memory=room(way, 1100, 1500, 24, False), backend="cpu")
     same(found, reference(x=x, **given, targets=y), is_bound_exact=way == "table")
 
 

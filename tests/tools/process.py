@@ -25,10 +25,12 @@ from bench import worker
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["pytest", "mrtkern", "tests.tools.process"])
 # Chosen by the words in their names, so those of a later operation are taken too. torch.compile starts compilers; what
-# measures time is left out, because other tests run beside these; so are large heads.
+# measures time is left out, because other tests run beside these; so are large heads, and memory, which no instruction
+# set changes.
 KERNEL_TESTS = (
     "(cpu or concurrent or number_of_threads or head_products)"
-    " and not compile and not opcheck and not ctrl_c and not collapse and not err_by_less"
+    " and not compile and not opcheck and not ctrl_c and not collapse and not err_by_less and not memory"
+    " and not two_to_the_31 and not without_amx"
 )
 LONGEST = 600  # seconds that a child, a thread or a message may take: only what hangs takes longer
 DELAY = 0.1  # seconds: by then the call is in the kernels

@@ -43,7 +43,8 @@ def edges(graph: Any) -> Edges:
     values = graph.values().detach()
     if not values.is_floating_point():
         _check.fail(OP, "graph", "have floating-point values", values.dtype)
-    return Edges(graph.crow_indices().long(), graph.col_indices().long(), values.float(), graph.shape[1])
+    parts = (graph.crow_indices().long(), graph.col_indices().long(), values.float())
+    return Edges(*(part.contiguous() for part in parts), graph.shape[1])
 
 
 def _refuse_ends(ends: Tensor, count: int) -> None:

@@ -55,6 +55,8 @@ class Call:
     """What one call makes on its way."""
 
     def __init__(self, ground: Ground, rule: Rule) -> None:
+        weight, quality = (None if v is None else v.contiguous() for v in (rule.weight, rule.quality))
+        rule = dataclasses.replace(rule, weight=weight, quality=quality)  # held here: the oracle keeps addresses
         self.ground, self.rule = ground, rule
         self.N, self.M = ground.largest, int(ground.covered[1])
         self.k, self.op = int(rule.k[0]), ground.caller.op

@@ -27,12 +27,12 @@ class Oracle(Protocol):
 
 
 def of(ground: Ground, rule: Rule, maximum: float, room: int) -> Oracle:
-    """The ground's; `room`: bytes it may take."""
+    """The ground's; `room`: bytes it may take. Weights are contiguous and outlive it."""
     weights = _C.PairWeights(weight=address(rule.weight), quality=address(rule.quality), maximum=maximum)
     if isinstance(ground, Matrix):
         return _Matrix(ground, rule, weights)
     if isinstance(ground, Graph):
-        return _Graph(ground, rule, weights)
+        return _Graph(ground, weights)
     assert isinstance(ground, Features)
     return _Features(ground, weights, room)
 
@@ -108,8 +108,8 @@ class _Matrix:
 class _Graph:
     """Lists of the graph turned round."""
 
-    def __init__(self, ground: Graph, rule: Rule, weights: Any) -> None:
-        self.ground, self.kept = ground, (rule.weight, rule.quality)
+    def __init__(self, ground: Graph, weights: Any) -> None:
+        self.ground = ground
         self.handle = _C.GraphOracle(
             offsets=ground.ends.data_ptr(),
             ids=ground.ids.data_ptr(),

@@ -233,7 +233,12 @@ int64_t LazyGreedy::largest_gains(int64_t k) {
       }
     }
     if (batch.empty()) break;
-    evaluate(batch);
+    try {
+      evaluate(batch);
+    } catch (...) {
+      rebuild();  // what earlier batches found: the heap must not lead with bounds that are not theirs
+      throw;
+    }
     for (int32_t id : batch) consider(bounds_[id]);
   }
   rebuild();

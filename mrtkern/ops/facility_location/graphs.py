@@ -43,8 +43,8 @@ def edges(graph: Any) -> Edges:
     values = graph.values().detach()
     if not values.is_floating_point():
         _check.fail(OP, "graph", "have floating-point values", values.dtype)
-    parts = (graph.crow_indices().long(), graph.col_indices().long(), values.float())
-    return Edges(*(part.contiguous() for part in parts), graph.shape[1])
+    ends, ids = graph.crow_indices().long().contiguous(), graph.col_indices().long().contiguous()
+    return Edges(ends, ids, values.float().contiguous(), graph.shape[1])
 
 
 def _refuse_ends(ends: Tensor, count: int) -> None:

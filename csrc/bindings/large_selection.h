@@ -135,7 +135,6 @@ inline void bind_oracles(py::module_& m) {
                              [](const mrt::FeaturesOracle& oracle) {
                                return std::make_pair(oracle.bad_candidate(), oracle.bad_covered());
                              })
-      .def_property_readonly("list_bytes", &mrt::FeaturesOracle::list_bytes)
       .def("table", [](mrt::FeaturesOracle& oracle) { return released([&] { return oracle.table(); }); })
       .def(
           "owners",
@@ -189,14 +188,11 @@ inline void bind_large_selection(py::module_& m) {
             });
           },
           py::kw_only(), py::arg("k"), py::arg("is_quick"))
-      .def_property_readonly("leading", &mrt::LazyGreedy::leading)
       .def("pick", &pick, py::kw_only(), py::arg("until"), py::arg("k"), py::arg("least"), py::arg("progress"))
       .def("copy_picks", &copy_picks, py::kw_only(), py::arg("ids"), py::arg("gains"))
       .def_property_readonly("picked", [](const mrt::LazyGreedy& greedy) { return greedy.ids().size(); })
       .def_property_readonly("value", &mrt::LazyGreedy::value)
-      .def_property_readonly("bound", &mrt::LazyGreedy::bound)
-      .def_property_readonly("evaluations", &mrt::LazyGreedy::evaluations)
-      .def_property_readonly("refreshes", &mrt::LazyGreedy::refreshes);
+      .def_property_readonly("bound", &mrt::LazyGreedy::bound);
 }
 
 }  // namespace

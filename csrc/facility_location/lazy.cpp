@@ -136,7 +136,6 @@ void LazyGreedy::evaluate(const std::vector<int32_t>& ids) {
     bounds_[ids[i]] = found[i] + bonus_[ids[i]];
     exact_[ids[i]] = step_;
   }
-  evaluations_ += static_cast<int64_t>(ids.size());
   since_refresh_ += static_cast<int64_t>(ids.size());
 }
 

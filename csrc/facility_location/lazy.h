@@ -38,9 +38,6 @@ class LazyGreedy {
   const std::vector<int64_t>& gains() const { return gained_; }
   int64_t value() const { return value_; }
   int64_t bound() const { return bound_; }
-  int64_t leading() const { return heap_.empty() ? 0 : heap_.front().bound; }  // what the next pick gains at most
-  int64_t evaluations() const { return evaluations_; }                         // single gains that were asked for
-  int64_t refreshes() const { return refreshes_; }                             // times that all were
 
  private:
   struct Entry {
@@ -70,7 +67,7 @@ class LazyGreedy {
   std::vector<Entry> heap_;
   std::vector<int32_t> ids_;
   std::vector<int64_t> gained_;
-  int64_t value_ = 0, bound_ = INT64_MAX, evaluations_ = 0, refreshes_ = 0, since_refresh_ = 0;
+  int64_t value_ = 0, bound_ = INT64_MAX, refreshes_ = 0, since_refresh_ = 0;
   int32_t step_ = 0, checked_ = -1;  // takes so far; the step whose bound is known
   bool is_prepared_ = false;
   std::chrono::steady_clock::time_point breathed_ = std::chrono::steady_clock::now();

@@ -60,10 +60,4 @@ void PairLists::take(int64_t j, uint16_t* reached) {
   lists_[j] = {};
 }
 
-int64_t PairLists::bytes() const {
-  int64_t words = 0;
-  for (const List& list : lists_) words += list.length;
-  return words * static_cast<int64_t>(sizeof(uint32_t));
-}
-
 }  // namespace mrt

@@ -29,7 +29,6 @@ class PairLists {
   void take(int64_t j, uint16_t* reached);
   // reached[i] = max(reached[i], t of the pair), and the list stays as it is.
   void cover(int64_t j, uint16_t* reached) const;
-  int64_t bytes() const;  // of all lists
 
  private:
   struct Free {

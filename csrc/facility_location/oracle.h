@@ -5,6 +5,8 @@
 #pragma once
 
 #include <cstdint>
+#include <numeric>
+#include <vector>
 
 namespace mrt {
 
@@ -16,13 +18,17 @@ class Oracle {
   virtual bool bounds(int64_t* out) = 0;
   // Exact gains now, of `count` candidates and of all.
   virtual void gains(const int32_t* ids, int64_t count, int64_t* out) = 0;
-  virtual void all_gains(int64_t* out) = 0;
+  virtual void all_gains(int64_t* out) {
+    std::vector<int32_t> all(candidates());
+    std::iota(all.begin(), all.end(), 0);
+    gains(all.data(), candidates(), out);
+  }
   // How many candidates `gains` likes at a time.
-  virtual int64_t batch() const = 0;
+  virtual int64_t batch() const { return 64; }
   // After so many single gains it is better to ask for all of them.
-  virtual int64_t refresh_after() const = 0;
+  virtual int64_t refresh_after() const { return candidates(); }
   // Whether a gain costs little: then the loop asks for exact ones where bounds would do.
-  virtual bool is_cheap() const = 0;
+  virtual bool is_cheap() const { return true; }
   // Rows are covered by these candidates, one after the other; what each of them gained.
   virtual void take(const int32_t* ids, int64_t count, int64_t* gained) = 0;
   // Before each pick: the ground may change the way it holds its pairs. is_open: who may be picked yet.

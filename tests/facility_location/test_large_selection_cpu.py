@@ -17,6 +17,7 @@ from torch import Tensor
 
 import mrtkern as mk
 from mrtkern.ops.facility_location.selection import Selection
+from tests.tools import process
 
 C = pytest.importorskip("mrtkern._C", reason="installed without compiled kernels")
 from mrtkern.ops.facility_location.cpu import large, oracles  # noqa: E402  needs the kernels
@@ -275,3 +276,35 @@ def test_a_row_that_is_not_finite_is_named_on_the_cpu(row: int) -> None:
         mk.facility_location(x, 3)
     with pytest.raises(ValueError, match=f"facility_location: targets must be finite, got nan in row {row}"):
         mk.facility_location(mixture(50), 3, targets=x)
+
+
+def graph_of(N: int, edges: int) -> Any:
+    """Lists of different neighbours."""
+    ids = torch.arange(edges) * (N // edges) + torch.randint(0, N // edges, (N, edges))
+    return mk.Neighbors(ids, torch.rand(N, edges), N)
+
+
+def a_matrix(is_weighed: bool) -> Any:
+    """A call on similarities."""
+    given = {"similarity": torch.rand(4000, 4000), "weight": torch.rand(4000) if is_weighed else None}
+    mk.facility_location(similarity=torch.rand(50, 50), k=2, weight=torch.rand(50))
+    return lambda: mk.facility_location(**given, k=300)
+
+
+def a_graph(is_csr: bool) -> Any:
+    """A call on a graph."""
+    graph = graph_of(40_000, 32)
+    mk.facility_location(graph=graph_of(100, 4), k=2)
+    found = graph.csr() if is_csr else graph
+    return lambda: mk.facility_location(graph=found, k=500)
+
+
+@process.needs_peak
+@pytest.mark.parametrize("is_other", [False, True])
+@pytest.mark.parametrize("prepare", [a_matrix, a_graph])
+def test_memory_of_matrices_and_graphs_is_what_the_docstring_says(prepare: Any, is_other: bool) -> None:
+    stated = {
+        a_matrix: 64 * 4000 + 2 * 4000 * 4000 + large.MATRIX_BYTES,
+        a_graph: 64 * 40_000 + large.EDGE_BYTES * 40_000 * 32 + 48 * 80_000,
+    }
+    assert stated[prepare] / 3 <= process.peak(prepare, is_other) <= stated[prepare] + 2**20

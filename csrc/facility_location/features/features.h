@@ -50,14 +50,11 @@ class FeaturesOracle : public Oracle {
   bool bounds(int64_t* out) override;
   void gains(const int32_t* ids, int64_t count, int64_t* out) override;
   void all_gains(int64_t* out) override;
-  int64_t batch() const override { return 64; }
   int64_t refresh_after() const override;
   bool is_cheap() const override { return lists_ != nullptr; }
   void take(const int32_t* ids, int64_t count, int64_t* gained) override;
   void before_pick(const uint8_t* is_open) override;
   int64_t cover(const int32_t* ids, int64_t count, const int32_t* rows, int64_t num_rows) override;
-
-  int64_t list_bytes() const { return lists_ == nullptr ? 0 : lists_->bytes(); }
 
  private:
   struct Sample;

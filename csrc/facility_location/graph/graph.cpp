@@ -2,7 +2,6 @@
 #include "facility_location/graph/graph.h"
 
 #include <algorithm>
-#include <numeric>
 
 #include "facility_location/graph/edges.h"
 
@@ -40,12 +39,6 @@ bool GraphOracle::bounds(int64_t* out) {
 
 void GraphOracle::gains(const int32_t* ids, int64_t count, int64_t* out) {
   lists_.gains(ids, count, reached_.data(), out);
-}
-
-void GraphOracle::all_gains(int64_t* out) {
-  std::vector<int32_t> all(N_);
-  std::iota(all.begin(), all.end(), 0);
-  gains(all.data(), N_, out);
 }
 
 void GraphOracle::take(const int32_t* ids, int64_t count, int64_t* gained) {

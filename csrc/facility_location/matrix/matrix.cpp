@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <numeric>
 
 #include "common/parallel.h"
 #include "facility_location/facility_location_kernels.h"
@@ -61,12 +60,6 @@ void TableOracle::gains(const int32_t* ids, int64_t count, int64_t* out) {
   const int threads = count * stride_ < SHARED_ROWS ? 1 : threads_;
   parallel_for(count, 1, threads,
                [&](Worker&, int64_t i) { out[i] = facility_location_kernels().excess(row(ids[i]), reached, stride_); });
-}
-
-void TableOracle::all_gains(int64_t* out) {
-  std::vector<int32_t> all(N_);
-  std::iota(all.begin(), all.end(), 0);
-  gains(all.data(), N_, out);
 }
 
 void TableOracle::take(const int32_t* ids, int64_t count, int64_t* gained) {

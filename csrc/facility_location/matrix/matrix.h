@@ -31,10 +31,6 @@ class TableOracle : public Oracle {
   int64_t candidates() const override { return N_; }
   bool bounds(int64_t* out) override;
   void gains(const int32_t* ids, int64_t count, int64_t* out) override;
-  void all_gains(int64_t* out) override;
-  int64_t batch() const override { return 64; }
-  int64_t refresh_after() const override { return N_; }
-  bool is_cheap() const override { return true; }
   void take(const int32_t* ids, int64_t count, int64_t* gained) override;
   int64_t cover(const int32_t* ids, int64_t count, const int32_t* rows, int64_t num_rows) override;
 

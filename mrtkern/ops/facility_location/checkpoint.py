@@ -89,9 +89,8 @@ class File:
                 file.flush()
                 os.fsync(file.fileno())
                 os.replace(file.name, self.path)
-            except BaseException:
-                Path(file.name).unlink(missing_ok=True)
-                raise
+            finally:
+                Path(file.name).unlink(missing_ok=True)  # absent once it is in its place
 
     def _identity(self) -> dict[str, Any]:
         return {"version": VERSION, "problem": self.name, "k": self.k}

@@ -22,6 +22,8 @@ from mrtkern.ops.facility_location.selection import Picks
 SAVE_EVERY = 30.0  # seconds between two checkpoints
 AT_ONCE = 256  # picks between two looks at the clock where they are quick
 LOOP_BYTES = 64  # of the loop, a candidate
+EDGE_BYTES = 50  # of a graph: a compressed copy, its checks, lists by candidate, owners
+MATRIX_BYTES = 40 << 20  # beside the table: owners, where it is not of the similarities themselves
 
 
 def budget(course: Course) -> int:
@@ -36,9 +38,9 @@ def memory(problem: Problem) -> int:
     N, M = problem.largest or 0, problem.M
     loop = LOOP_BYTES * N
     if problem.form is Matrix:
-        return loop + int(_C.TableOracle.bytes(N, M))
+        return loop + int(_C.TableOracle.bytes(N, M)) + MATRIX_BYTES
     if problem.form is Graph:
-        return loop + 4 * problem.T + 48 * N
+        return loop + EDGE_BYTES * problem.edges + 48 * (N + M)
     return loop + oracles.packed_bytes(N, M, problem.D, problem.covered is None)
 
 

@@ -14,7 +14,7 @@ from mrtkern.ops.facility_location.ground import Features, Graph, Ground, Matrix
 from mrtkern.ops.facility_location.rule import Rule
 from mrtkern.ops.facility_location.units import fixed_point
 
-COLUMNS_AT_ONCE = 1 << 22  # entries of a matrix whose owners are looked for at a time
+COLUMNS_AT_ONCE = 1 << 19  # entries of a matrix whose owners are looked for at a time
 
 
 class Oracle(Protocol):

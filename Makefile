@@ -7,7 +7,7 @@ CSRC    := $(shell find csrc -type f 2>/dev/null)
 SOURCES := $(filter %.cpp %.h %.cu %.cuh,$(CSRC) $(shell find tests -type f))
 RUN     := $(VENV)/bin/python
 JOBS    ?= 2
-LAYERS  := isa or interpret or emulator or sanitize or compile
+LAYERS  := isa or interpret or emulator or sanitize or compile or trainers
 
 .PHONY: demo help test format check imitate full bench gpu
 
@@ -55,7 +55,7 @@ gpu: ## On a machine with a GPU: build, test, time and sanitize there; DRY=1 goe
 $(VENV)/installed: pyproject.toml setup.py constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install -qq -c constraints.txt setuptools pybind11
-	$(RUN) -m pip install -qq -c constraints.txt --no-build-isolation -e ".[cli,text,test,bench,dev]"
+	$(RUN) -m pip install -qq -c constraints.txt --no-build-isolation -e ".[cli,text,train,test,bench,dev]"
 	touch $@
 
 # Triton, and what long tests compare with.

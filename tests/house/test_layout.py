@@ -23,7 +23,7 @@ from tests.tools.repository import ROOT
 TESTS = ROOT / "tests"
 PYTHON = [
     ROOT / "setup.py",
-    *(path for top in ("mrtkern", "tests", "bench") for path in sorted((ROOT / top).rglob("*.py"))),
+    *(path for top in ("mrtkern", "tests", "bench", "examples") for path in sorted((ROOT / top).rglob("*.py"))),
 ]
 PACKAGE = [path for path in PYTHON if path.is_relative_to(ROOT / "mrtkern")]
 CSRC = [
@@ -134,6 +134,15 @@ def test_no_import_runs_upwards() -> None:
     ]
     assert {storey(module) for module in modules.values()} == set(range(len(STOREYS) + 1))
     assert arrows == []
+
+
+def test_integrations_and_examples_use_public_names_only() -> None:
+    """What they can do, a user's own file can."""
+    files = [*(ROOT / "mrtkern" / "integrations").rglob("*.py"), *(ROOT / "examples").glob("*.py")]
+    used = {(name(path), target) for path in files for target in imports(path) if target.startswith("mrtkern.")}
+    public = {f"mrtkern.{key}" for key in mrtkern.__all__}
+    assert {(file, t) for file, t in used if t not in public and not t.startswith("mrtkern.integrations.")} == set()
+    assert files
 
 
 def test_only_distributed_talks_to_other_processes() -> None:

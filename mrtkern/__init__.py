@@ -8,6 +8,7 @@ Who calls whom, top to bottom:
     distributed/       vocabulary.py: losses over classes that are split among ranks
     loss.py            token weights of five normalisations, the module
     select.py          six strategies per prompt          budget.py   variance components, the best K
+    ids.py             prompts by their ids, and the keys that stand for them
     ops/<op>/op.py     public function, checks that need no data (arguments.py where others share them), gradient
     _operators.py      registers what op.py runs with torch.library
     _dispatch.py       chooses the backend (the only place)
@@ -29,6 +30,7 @@ from mrtkern.distributed.vocabulary import (
     vocabulary_parallel_cross_entropy,
     vocabulary_parallel_linear_cross_entropy,
 )
+from mrtkern.ids import group
 from mrtkern.loss import MultiResponseCrossEntropyLoss, response_weights
 from mrtkern.ops.cross_entropy.details import LossDetails
 from mrtkern.ops.cross_entropy.op import cross_entropy
@@ -54,6 +56,7 @@ __all__ = [
     "cross_entropy",
     "deduplicate",
     "facility_location",
+    "group",
     "linear_cross_entropy",
     "linear_log_prob",
     "neighbors",

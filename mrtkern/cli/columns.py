@@ -19,17 +19,10 @@ import pyarrow.compute as pc
 
 from mrtkern.cli import InputError, counted
 from mrtkern.cli.reading import READ_ERRORS, numbers
+from mrtkern.ids import group_key
 
 VECTOR = re.compile(r"\s*(?:\[([^][()]*)\]|\(([^][()]*)\)|([^][()]*))\s*")  # [1, 2], (1, 2), or bare
 LABEL_LETTERS = 40  # of a prompt id are kept for messages and pictures; its identity is the hash
-
-
-def group_key(identity: bytes) -> int:
-    """A prompt's id as a signed 64-bit number: BLAKE2b with an 8-byte digest of the id, big end first.
-
-    The id is its text in UTF-8, also of a number or a UUID; an id of bytes is these bytes.
-    """
-    return int.from_bytes(hashlib.blake2b(identity, digest_size=8).digest(), "big", signed=True)
 
 
 def is_list(kind: Any) -> bool:

@@ -1,0 +1,6 @@
+"""From datasets to batches: rows read into tokens, collated with the number of their prompt, prompts kept whole."""
+
+from mrtkern.integrations.data.collator import ResponseCollator, weights_of
+from mrtkern.integrations.data.rows import TokenRow, read_row
+
+__all__ = ["ResponseCollator", "TokenRow", "read_row", "weights_of"]

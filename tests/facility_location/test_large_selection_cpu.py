@@ -20,6 +20,7 @@ from mrtkern.ops.facility_location.selection import Selection
 from tests.tools import process
 
 C = pytest.importorskip("mrtkern._C", reason="installed without compiled kernels")
+from mrtkern.ops.facility_location import graphs  # noqa: E402  needs the kernels
 from mrtkern.ops.facility_location.cpu import large, oracles  # noqa: E402  needs the kernels
 
 METRICS = ("shifted_cosine", "clamped_cosine")
@@ -292,11 +293,13 @@ def a_matrix(is_weighed: bool) -> Any:
 
 
 def a_graph(is_csr: bool) -> Any:
-    """A call on a graph."""
+    """A call on a graph that has to be copied: its indices are narrow, or neighbours are missing."""
     graph = graph_of(40_000, 32)
     mk.facility_location(graph=graph_of(100, 4), k=2)
-    found = graph.csr() if is_csr else graph
-    return lambda: mk.facility_location(graph=found, k=500)
+    graph.ids[::7, -1], graph.scores[::7, -1] = -1, -torch.inf
+    csr = graph.csr()
+    narrow = torch.sparse_csr_tensor(csr.crow_indices().int(), csr.col_indices().int(), csr.values(), csr.shape)
+    return lambda: mk.facility_location(graph=narrow if is_csr else graph, k=500)
 
 
 @process.needs_peak
@@ -305,6 +308,27 @@ def a_graph(is_csr: bool) -> Any:
 def test_memory_of_matrices_and_graphs_is_what_the_docstring_says(prepare: Any, is_other: bool) -> None:
     stated = {
         a_matrix: 64 * 4000 + 2 * 4000 * 4000 + large.MATRIX_BYTES,
-        a_graph: 64 * 40_000 + large.EDGE_BYTES * 40_000 * 32 + 48 * 80_000,
+        a_graph: 64 * 40_000 + large.EDGE_BYTES * 40_000 * 32 + 48 * 80_000 + large.GRAPH_BYTES,
     }
     assert stated[prepare] / 3 <= process.peak(prepare, is_other) <= stated[prepare] + 2**20
+
+
+@pytest.mark.parametrize("at_once", [1, 7])
+def test_a_graph_is_looked_at_in_parts(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = graph_of(60, 5)
+    graph.ids[::3, 2:], graph.scores[::3, 2:] = -1, -torch.inf  # rows of other lengths
+    graph.ids[10:20], graph.scores[10:20] = -1, -torch.inf  # and without edges
+    whole = mk.facility_location(graph=graph, k=9)
+    double = graph.csr()
+    double.col_indices()[-1] = double.col_indices()[-2]
+    i, j = 59, int(double.col_indices()[-1])
+    monkeypatch.setattr(graphs, "EDGES_AT_ONCE", at_once)
+    assert [(first, behind) for first, behind, _ in graphs.parts(torch.tensor([0, 7, 7, 8]))][0] == (
+        0,
+        1 + (at_once == 7),
+    )
+    found = mk.facility_location(graph=graph, k=9)
+    assert torch.equal(found.ids, whole.ids) and torch.equal(found.owner, whole.owner)
+    assert torch.equal(found.owner, mk.facility_location(graph=graph, k=9, backend="reference").owner)
+    with pytest.raises(ValueError, match=rf"name each candidate of a row once, got \[{i}, {j}\] twice"):
+        mk.facility_location(graph=double, k=9)

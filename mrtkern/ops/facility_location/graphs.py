@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from mrtkern import _check
 from mrtkern.ops.neighbors.lists import Neighbors
 
 OP = "facility_location"
+EDGES_AT_ONCE = 1 << 18  # of a graph that are looked at together: what is made of them is small beside the graph
 
 
 class Edges(NamedTuple):
@@ -34,7 +36,12 @@ def edges(graph: Any) -> Edges:
     if isinstance(graph, Neighbors):
         is_real = graph.ids >= 0
         ends = torch.cat([graph.ids.new_zeros(1), is_real.sum(dim=1).cumsum(0)])
-        return Edges(ends, graph.ids[is_real], graph.scores[is_real].clamp(min=0), graph.num_columns)
+        ids, scores = graph.ids.reshape(-1), graph.scores.reshape(-1)
+        if int(ends[-1]) < len(ids):
+            ids, scores = (values.masked_select(is_real.reshape(-1)) for values in (ids, scores))
+        if len(scores) and float(scores.min()) < 0:
+            scores = scores.clamp(min=0)
+        return Edges(ends, ids, scores, graph.num_columns)
     if not isinstance(graph, Tensor):
         raise TypeError(f"{OP}: graph must be a Neighbors or a torch.Tensor, got {type(graph).__name__}")
     if graph.layout != torch.sparse_csr or graph.ndim != 2:
@@ -47,6 +54,17 @@ def edges(graph: Any) -> Edges:
     return Edges(ends, ids, values.float().contiguous(), graph.shape[1])
 
 
+def parts(ends: Tensor) -> Iterator[tuple[int, int, slice]]:
+    """First row and the row behind the last, and their edges: about EDGES_AT_ONCE at a time."""
+    first, begin, num_rows = 0, 0, len(ends) - 1
+    while first < num_rows:
+        behind = int(torch.searchsorted(ends, begin + EDGES_AT_ONCE, right=True)) - 1
+        behind = min(max(behind, first + 1), num_rows)
+        end = int(ends[behind])
+        yield first, behind, slice(begin, end)
+        first, begin = behind, end
+
+
 def _refuse_ends(ends: Tensor, count: int) -> None:
     """Rows that do not follow each other: torch does not look at what it is given."""
     begin, end, sizes = int(ends[0]), int(ends[-1]), ends.diff()
@@ -56,13 +74,9 @@ def _refuse_ends(ends: Tensor, count: int) -> None:
         _check.fail(OP, "graph", "have ascending crow_indices", f"a decrease after row {_check.first(sizes < 0)}")
 
 
-def scale_of(given: Edges, similarity_scale: float | None) -> float:
-    """What counts as 1: the largest edge and, in a square graph, the diagonal. Refuses what is no similarity."""
-    ends, ids, values, N = given
-    assert ends is not None and ids is not None and values is not None
-    _refuse_ends(ends, len(ids))
+def _refuse(ids: Tensor, values: Tensor, row: Tensor, N: int) -> None:
+    """Edges that are no similarities, of no candidates, or of the same candidate twice."""
     bad = ~(torch.isfinite(values) & (values >= 0))
-    row = torch.repeat_interleave(ends.diff(), output_size=len(ids))
     if bool(bad.any()):
         e = _check.first(bad)
         mends = "shift it to (1 + s) / 2 or clamp it at 0"
@@ -78,6 +92,16 @@ def scale_of(given: Edges, similarity_scale: float | None) -> float:
         if bool(is_double.any()):
             i, j = divmod(int(pairs[_check.first(is_double)]), N)
             _check.fail(OP, "graph", "name each candidate of a row once", f"[{i}, {j}] twice")
+
+
+def scale_of(given: Edges, similarity_scale: float | None) -> float:
+    """What counts as 1: the largest edge and, in a square graph, the diagonal. Refuses what is no similarity."""
+    ends, ids, values, N = given
+    assert ends is not None and ids is not None and values is not None
+    _refuse_ends(ends, len(ids))
+    for first, behind, edges in parts(ends):
+        row = first + torch.repeat_interleave(ends[first : behind + 1].diff(), output_size=edges.stop - edges.start)
+        _refuse(ids[edges], values[edges], row, N)
     largest = max(float(values.max()) if len(values) else 0.0, 1.0 if given.rows == N else 0.0)
     if similarity_scale is not None and not (similarity_scale > 0 and largest <= similarity_scale):
         _check.fail(OP, "similarity_scale", f"be at least the largest similarity {largest}", similarity_scale)

@@ -186,7 +186,7 @@ def facility_location(
         Groups of up to 4,096 rows, per thread: 2 N D + 2 N**2 + 96 D + 90 N bytes, N and D rounded up by at most 32.
         Everything else: 64 N bytes, and of x 2 N D (with targets 2 M D more), N M / 2,048 and 320 MiB; a table of 2 N M
         bytes where max_memory has room for it, otherwise lists of at most the room that is left; of a similarity
-        2 N M and 40 MiB; of a graph 50 bytes an edge and 48 (N + M).
+        2 N M and 40 MiB; of a graph 24 bytes an edge, 48 (N + M) and 32 MiB.
     cuda
         16 bytes per group, and where the largest exceeds shared memory, per multiprocessor 2 N D + 2 N**2 + 47 N + 8192
         bytes, N and D rounded up by at most 16.

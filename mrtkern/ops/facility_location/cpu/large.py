@@ -22,7 +22,8 @@ from mrtkern.ops.facility_location.selection import Picks
 SAVE_EVERY = 30.0  # seconds between two checkpoints
 AT_ONCE = 256  # picks between two looks at the clock where they are quick
 LOOP_BYTES = 64  # of the loop, a candidate
-EDGE_BYTES = 50  # of a graph: a compressed copy, its checks, lists by candidate, owners
+EDGE_BYTES = 24  # of a graph: lists by candidate with their heads and, where some are missing, a copy without them
+GRAPH_BYTES = 32 << 20  # beside them: what checks and owners make of some edges at a time
 MATRIX_BYTES = 40 << 20  # beside the table: owners, where it is not of the similarities themselves
 
 
@@ -40,7 +41,7 @@ def memory(problem: Problem) -> int:
     if problem.form is Matrix:
         return loop + int(_C.TableOracle.bytes(N, M)) + MATRIX_BYTES
     if problem.form is Graph:
-        return loop + EDGE_BYTES * problem.edges + 48 * (N + M)
+        return loop + EDGE_BYTES * problem.edges + 48 * (N + M) + GRAPH_BYTES
     return loop + oracles.packed_bytes(N, M, problem.D, problem.covered is None)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 import mrtkern._C as _C
 from mrtkern import _check, _device, lattice
 from mrtkern._device import address
+from mrtkern.ops.facility_location import graphs
 from mrtkern.ops.facility_location.ground import Features, Graph, Ground, Matrix
 from mrtkern.ops.facility_location.rule import Rule
 from mrtkern.ops.facility_location.units import fixed_point
@@ -122,20 +123,27 @@ class _Graph:
         )
 
     def owners(self, ids: Tensor) -> Tensor:
-        graph, M = self.ground, len(self.ground.ends) - 1
-        position = ids.new_full((graph.size,), -1)
+        position = ids.new_full((self.ground.size,), -1)
         position[ids] = torch.arange(len(ids), dtype=torch.int64, device="cpu")
-        row = torch.repeat_interleave(graph.ends.diff(), output_size=len(graph.ids))
-        is_kept = position[graph.ids] >= 0
-        row, at, value = row[is_kept], position[graph.ids[is_kept]], graph.values[is_kept]
+        found = [self._owners_of(ids, position, *part) for part in graphs.parts(self.ground.ends)]
+        return torch.cat([ids.new_empty(0), *found])
+
+    def _owners_of(self, ids: Tensor, position: Tensor, first: int, behind: int, edges: slice) -> Tensor:
+        graph = self.ground
+        at = position[graph.ids[edges]]
+        sizes = graph.ends[first : behind + 1].diff()
+        row = torch.repeat_interleave(sizes, output_size=len(at))
+        is_kept = at >= 0
+        row, at, value = row[is_kept], at[is_kept], graph.values[edges][is_kept]
         if graph.has_self:  # kept rows that do not list themselves
-            alone = ids[~torch.isin(ids, ids[at[row == ids[at]]])]
-            row, at = torch.cat([row, alone]), torch.cat([at, position[alone]])
+            mine = ids[(ids >= first) & (ids < behind)]
+            alone = mine[~torch.isin(mine, ids[at[row + first == ids[at]]])]
+            row, at = torch.cat([row, alone - first]), torch.cat([at, position[alone]])
             value = torch.cat([value, value.new_ones(len(alone))])
         one = torch.ones(1, dtype=torch.float32, device="cpu")
         steps = fixed_point((value.double() / graph.scale)[None], 1.0, one, torch.ones_like(value), 1.0)[0]
         key = steps * (len(ids) + 1) - at  # the largest: the most similar, of equals the lowest position
-        best = ids.new_zeros(M).scatter_reduce(0, row, torch.where(steps > 0, key, 0), "amax")
+        best = ids.new_zeros(behind - first).scatter_reduce(0, row, torch.where(steps > 0, key, 0), "amax")
         found = -best % (len(ids) + 1)
         return torch.where(best > 0, found, -1)
 

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+from zlib import crc32
 
 import pytest
 import torch
@@ -47,14 +48,27 @@ MISSING = {
 def pytest_addoption(parser: pytest.Parser) -> None:
     """How a run under a sanitizer is told what to test."""
     parser.addoption("--emulated-extension", type=Path, help="mrtkern._cuda for the CPU; without it one is built")
+    parser.addoption("--part", type=int, default=1, help="take one of so many cases of each test function")
     parser.addoption("--draws", type=int, default=0, help="how many draws of other numbers each test function gets")
 
 
+@pytest.hookimpl(trylast=True)  # of the cases that -k and -m leave
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tests whose mark asks for what this machine lacks are reported as skipped; those that measure time are left to a
-    run in one process."""
+    run in one process; of each function's cases a part is drawn where one is asked for, the first of them always."""
     if hasattr(config, "workerinput"):  # one of several processes of pytest-xdist
         items[:] = [item for item in items if not item.get_closest_marker("timed")]
+    functions: set[str] = set()
+    kept: dict[bool, list[pytest.Item]] = {True: [], False: []}
+    for item in items:
+        function, is_drawn = (
+            item.nodeid.partition("[")[0],
+            crc32(item.nodeid.encode()) % config.getoption("--part") == 0,
+        )
+        kept[is_drawn or function not in functions].append(item)
+        functions.add(function)
+    items[:] = kept[True]
+    config.hook.pytest_deselected(items=kept[False])
     for item in items:
         for mark, reason in MISSING.items():
             if reason and item.get_closest_marker(mark):

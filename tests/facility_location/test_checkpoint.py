@@ -238,3 +238,9 @@ def test_bad_options_get_one_sentence(given: dict[str, object], sentence: str) -
         mk.facility_location(torch.randn(9, 3), 2, **given)  # type: ignore[arg-type]
     assert str(caught.value) == f"facility_location: {sentence}"
     assert os.listdir(ROOT).count("a") == 0
+
+
+def test_the_reference_refuses_what_it_would_not_write(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="backend 'reference' cannot run this: writes no checkpoint"):
+        mk.facility_location(torch.eye(4), 2, checkpoint=tmp_path / "picks.json", backend="reference")
+    assert list(tmp_path.iterdir()) == []

@@ -150,7 +150,7 @@ def facility_location(
         No pick gains less than this part of what the first gained.
     checkpoint : path, optional
         The picks go to this file every 30 seconds and at the end, whole or not at all; a call that finds it there goes
-        on from it, and one of other data or options refuses it. The reference writes none.
+        on from it, and one of other data or options refuses it.
     on_interrupt : str
         What Ctrl-C does: "raise" KeyboardInterrupt, or "prefix" return what was picked so far; the
         latter not with offsets or picks.

@@ -18,7 +18,7 @@ from mrtkern.ops.facility_location.units import fixed_point
 
 
 def why_not(problem: Problem) -> str | None:
-    return None
+    return "writes no checkpoint" if "checkpoint" in problem.options else None
 
 
 def similarities(x: Tensor, targets: Tensor | None, metric: str) -> tuple[Tensor, float]:

@@ -14,6 +14,7 @@ from mrtkern import _device
 
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 INTEGRAL = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+WHOLE = (*INTEGRAL, torch.uint16, torch.uint32, torch.uint64)
 PLAIN: tuple[type[Tensor], ...] = (Tensor, torch.nn.Parameter)  # others stand for something, and may own no memory
 NUMBERS = (int, float, np.integer, np.floating, torch.SymInt, torch.SymFloat)
 
@@ -23,20 +24,55 @@ def fail(op: str, argument: str, rule: str, got: Any) -> NoReturn:
     raise ValueError(f"{op}: {argument} must {rule}, got {got}")
 
 
-def shape(tensor: Tensor) -> str:
-    """The shape as users write it: [4, 100, 64]."""
-    return str(list(tensor.shape))
+def shape(value: Any) -> str:
+    """The shape as users write it: [4, 100, 64]; of what has none, its type."""
+    return str(list(value.shape)) if hasattr(value, "shape") else type(value).__name__
 
 
-def tensor(op: str, argument: str, value: Any) -> None:
-    """Refuse what is not a dense tensor of this process."""
+def tensor(op: str, argument: str, value: Any, of_list: torch.dtype | None = None) -> Tensor:
+    """The value as a dense tensor of this process: an array shares its memory, a list is copied. Refuses the rest."""
     if not isinstance(value, Tensor):
-        raise TypeError(f"{op}: {argument} must be a torch.Tensor, got {type(value).__name__}")
+        return from_array(op, argument, value, of_list)
     if is_distributed(value):
         rule = f"be of this process alone: pass {argument}.full_tensor() or {argument}.to_local()"
         fail(op, argument, rule, f"a DTensor placed {value.placements}")  # type: ignore[attr-defined]
     if value.layout != torch.strided or value.is_nested:
         fail(op, argument, "be dense", "a nested tensor" if value.is_nested else value.layout)
+    return value
+
+
+def is_array(value: Any) -> bool:
+    """Whether it holds numbers, as a tensor, an array or a list: what is not one number."""
+    if isinstance(value, (Tensor, list, tuple, np.ndarray)):
+        return True
+    return hasattr(type(value), "__array__") and not isinstance(value, np.generic)  # columns of pandas and pyarrow
+
+
+def from_array(op: str, argument: str, value: Any, of_list: torch.dtype | None = None) -> Tensor:
+    """An array as a tensor on its memory, a list as int64, bool or float32: whole numbers, too, where `of_list` floats.
+
+    A view with steps back, a read-only array and one of the other byte order are copied.
+    """
+    is_list = isinstance(value, (list, tuple))
+    rule = f"{op}: {argument} must be a tensor, an array or a list of numbers, got {type(value).__name__}"
+    if not is_array(value):
+        raise TypeError(rule)
+    if is_list and any(isinstance(entry, Tensor) for entry in value):
+        raise TypeError(f"{rule} of tensors")
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"{rule} of lists of several lengths") from error
+    if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
+        raise TypeError(f"{rule} of {array.dtype}")
+    native = array.astype(array.dtype.newbyteorder("="), copy=False)
+    native = np.require(native, requirements=("C", "W"))
+    made = torch.from_numpy(native if min(native.strides, default=0) >= 0 else native.copy())  # of one row it is C, too
+    if not is_list:
+        return made
+    if of_list is not None and (of_list.is_floating_point or not array.size):
+        return made.to(of_list)
+    return made.float() if made.is_floating_point() else made
 
 
 def is_distributed(value: Tensor) -> bool:
@@ -114,11 +150,12 @@ def is_traced(value: Tensor) -> bool:
     return not is_plain or is_recorded or torch._C._is_tracing()
 
 
-def floating(op: str, argument: str, value: Any) -> None:
-    """Refuse what is not a floating-point tensor."""
-    tensor(op, argument, value)
-    if value.dtype not in FLOATING:
-        fail(op, argument, "be float32, float64, bfloat16 or float16", value.dtype)
+def floating(op: str, argument: str, value: Any) -> Tensor:
+    """The value as a floating-point tensor, a list as float32; refuses other types."""
+    found = tensor(op, argument, value, torch.float32)
+    if found.dtype not in FLOATING:
+        fail(op, argument, "be float32, float64, bfloat16 or float16", found.dtype)
+    return found
 
 
 def number(op: str, argument: str, value: Any) -> None:
@@ -171,29 +208,37 @@ def same_device(op: str, **tensors: Tensor | None) -> None:
             fail(op, name, f"be on the device of {present[0][0]} ({present[0][1].device})", value.device)
 
 
-def vector(op: str, argument: str, value: Any, size: int, like: str) -> None:
-    """Refuse what is not a vector with one entry per `like`."""
-    tensor(op, argument, value)
-    if value.ndim != 1 or value.shape[0] != size:
-        fail(op, argument, f"have one entry per {like}, shape [{size}]", shape(value))
+def vector(op: str, argument: str, value: Any, size: int, like: str) -> Tensor:
+    """The value as a vector with one entry per `like`; refuses other shapes."""
+    found = tensor(op, argument, value)
+    if found.ndim != 1 or found.shape[0] != size:
+        fail(op, argument, f"have one entry per {like}, shape [{size}]", shape(found))
+    return found
 
 
-def int64(op: str, argument: str, value: Any) -> None:
-    """Refuse what is not an int64 tensor."""
-    tensor(op, argument, value)
-    if value.dtype != torch.int64:
-        fail(op, argument, "be int64", value.dtype)
+def int64(op: str, argument: str, value: Any) -> Tensor:
+    """The value as an int64 tensor, as which arrays and lists of other integers come; refuses other tensors."""
+    found = tensor(op, argument, value, torch.int64)
+    if found.dtype in WHOLE and not isinstance(value, Tensor):
+        return found.long()
+    if found.dtype != torch.int64:
+        fail(op, argument, "be int64", found.dtype)
+    return found
 
 
-def offsets(op: str, value: Any, device: torch.device, like: str = "x") -> None:
+def ends(op: str, argument: str, value: Any) -> Tensor:
+    """Offsets of any name as int64; those of int32, as kernels for packed sequences have them, too."""
+    return int64(op, argument, value.long() if isinstance(value, Tensor) and value.dtype == torch.int32 else value)
+
+
+def offsets(op: str, value: Any, device: torch.device, like: str = "x") -> Tensor:
     """Type, shape and device (that of `like`) of group offsets [B+1]; `offsets_values` reads their values."""
-    tensor(op, "offsets", value)
-    if value.ndim != 1 or value.shape[0] < 1:
-        fail(op, "offsets", "be a vector of B + 1 row numbers", shape(value))
-    if value.dtype != torch.int64:
-        fail(op, "offsets", "be int64", value.dtype)
-    if value.device != device:
-        fail(op, "offsets", f"be on the device of {like} ({device})", value.device)
+    found = ends(op, "offsets", value)
+    if found.ndim != 1 or found.shape[0] < 1:
+        fail(op, "offsets", "be a vector of B + 1 row numbers", shape(found))
+    if found.device != device:
+        fail(op, "offsets", f"be on the device of {like} ({device})", found.device)
+    return found
 
 
 class Facts:

@@ -80,11 +80,11 @@ def variance_components(values: Tensor, offsets: Tensor) -> VarianceComponents:
     arXiv 2606.00544; the unequal-groups estimator: Searle, Casella, McCulloch, Variance Components, 1992, 3.6.
     """
     op = "variance_components"
-    _check.floating(op, "values", values)
+    values = _check.floating(op, "values", values)
     if values.ndim not in (1, 2):
         _check.fail(op, "values", "be [T] or [T, D]", _check.shape(values))
     T = values.shape[0]
-    _check.offsets(op, offsets, values.device, "values")
+    offsets = _check.offsets(op, offsets, values.device, "values")
     _check.offsets_values(op, offsets, T)
     sizes = offsets.diff()
     group = torch.repeat_interleave(sizes)  # [T]: the group of each row
@@ -379,7 +379,7 @@ def allocate_k(score: Tensor, total: int, *, min_k: int | Tensor = 1, max_k: int
     arXiv 2606.00544, its budget applied prompt by prompt; the threshold is bisected over float64 bit patterns.
     """
     op = "allocate_k"
-    _check.floating(op, "score", score)
+    score = _check.floating(op, "score", score)
     if score.ndim != 1:
         _check.fail(op, "score", "be a vector [B]", _check.shape(score))
     _check.finite_rows(f"{op}: score", score)
@@ -414,13 +414,11 @@ def _sum(counts: Tensor) -> int:
 
 def _limit(op: str, argument: str, value: int | Tensor, score: Tensor) -> Tensor:
     """min_k or max_k as int64 [B]."""
-    if not isinstance(value, Tensor):
+    if not _check.is_array(value):
         counted = _check.integer(op, argument, value)
         return torch.full(score.shape, counted, dtype=torch.int64, device=score.device)
-    _check.vector(op, argument, value, score.shape[0], "prompt")
+    value = _check.vector(op, argument, _check.int64(op, argument, value), score.shape[0], "prompt")
     _check.same_device(op, score=score, **{argument: value})
-    if value.dtype != torch.int64:
-        _check.fail(op, argument, "be int64", value.dtype)
     return value
 
 

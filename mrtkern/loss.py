@@ -181,7 +181,7 @@ def response_weights(
     ------
     `mrtkern.ops.cross_entropy`, which also says what lengths do to each of them.
     """
-    _check.int64(OP, "targets", targets)
+    targets = _check.int64(OP, "targets", targets)
     _check.one_of(OP, "normalize", normalize, NORMALIZATIONS)
     ignore_index = _check.integer(OP, "ignore_index", ignore_index)
     constant = _positive(OP, "constant", constant)
@@ -189,10 +189,10 @@ def response_weights(
     offsets = _response_offsets(targets, offsets)
     R = offsets.shape[0] - 1
     if prompt is not None:
-        _check.int64(OP, "prompt", prompt)
+        prompt = _check.int64(OP, "prompt", prompt)
         _check.vector(OP, "prompt", prompt, R, "response")
     if response_weight is not None:
-        _check.floating(OP, "response_weight", response_weight)
+        response_weight = _check.floating(OP, "response_weight", response_weight)
         _check.vector(OP, "response_weight", response_weight, R, "response")
         _check.no_gradient(OP, "response_weight", response_weight)
     _check.same_device(OP, targets=targets, prompt=prompt, response_weight=response_weight)
@@ -215,8 +215,7 @@ def _response_offsets(targets: Tensor, offsets: Tensor | None) -> Tensor:
     if targets.ndim == 1:
         if offsets is None:
             _check.fail(OP, "offsets", "be given with targets [T]", None)
-        _check.offsets(OP, offsets, targets.device, "targets")
-        return offsets
+        return _check.offsets(OP, offsets, targets.device, "targets")
     if targets.ndim != 2:
         _check.fail(OP, "targets", "be [T] with offsets, or [R, L]", _check.shape(targets))
     if offsets is not None:
@@ -238,8 +237,9 @@ def _count(name: str, value: Count | None, R: int | None, device: torch.device) 
     if value is None:
         return None
     size = () if R is None else (R,)
-    if not isinstance(value, Tensor):
+    if not _check.is_array(value):
         return torch.full(size, _positive(OP, name, value), dtype=torch.float64, device=device)
+    value = _check.tensor(OP, name, value)
     if value.shape not in ((), size):
         _check.fail(OP, name, "be a number or " + ("0-d" if R is None else f"of shape [{R}]"), _check.shape(value))
     if value.device != device:

@@ -114,11 +114,10 @@ def select_responses(
     ------
     arXiv 2606.00544; stratified: stratified sampling (Cochran, 1977).
     """
-    _check.floating(OP, "embeddings", embeddings)
+    embeddings = _check.floating(OP, "embeddings", embeddings)
     if embeddings.ndim != 2:
         _check.fail(OP, "embeddings", "be a matrix [T, D]", _check.shape(embeddings))
-    _check.offsets(OP, offsets, embeddings.device, "embeddings")
-    offsets = offsets.contiguous()
+    offsets = _check.offsets(OP, offsets, embeddings.device, "embeddings").contiguous()
     _check.offsets_values(OP, offsets, embeddings.shape[0])
     _check.one_of(OP, "method", method, METHODS)
     _check.one_of(OP, "fill", fill, tuple(name for name in FILLS if name != "index"))
@@ -129,7 +128,7 @@ def select_responses(
     k = _checked_k(k, offsets, embeddings)
     reward = _rewards(reward, method, embeddings)
     B = offsets.shape[0] - 1
-    _check_key(group_key, B, embeddings)
+    group_key = _checked_key(group_key, B, embeddings)
     spans = [_Span.of(k, offsets, first, last) for first, last in _runs(offsets)]
     if method == "additive":
         _additive_range(lam, max(span.largest for span in spans))
@@ -332,9 +331,9 @@ def _additive_range(lam: float, largest: int) -> None:
 
 def _checked_k(k: int | Tensor, offsets: Tensor, embeddings: Tensor) -> int | Tensor:
     """The number of responses, of all prompts or of each; refuses what counts none or more than there are."""
-    if isinstance(k, Tensor):
+    if _check.is_array(k):
+        k = _check.int64(OP, "k", k)
         _check.same_device(OP, embeddings=embeddings, k=k)
-        _check.int64(OP, "k", k)
         _check.vector(OP, "k", k, len(offsets) - 1, "prompt")
         sizes = offsets.diff()
         bad = (k < 0) | (k > sizes)
@@ -348,12 +347,13 @@ def _checked_k(k: int | Tensor, offsets: Tensor, embeddings: Tensor) -> int | Te
     return k
 
 
-def _check_key(group_key: Tensor | None, B: int, embeddings: Tensor) -> None:
+def _checked_key(group_key: Tensor | None, B: int, embeddings: Tensor) -> Tensor | None:
     """Refuse what does not name the prompts."""
-    if group_key is not None:
-        _check.int64(OP, "group_key", group_key)
-        _check.vector(OP, "group_key", group_key, B, "prompt")
-        _check.same_device(OP, embeddings=embeddings, group_key=group_key)
+    if group_key is None:
+        return None
+    group_key = _check.vector(OP, "group_key", _check.int64(OP, "group_key", group_key), B, "prompt")
+    _check.same_device(OP, embeddings=embeddings, group_key=group_key)
+    return group_key
 
 
 def _rewards(reward: Tensor | None, method: str, embeddings: Tensor) -> Tensor | None:
@@ -362,7 +362,7 @@ def _rewards(reward: Tensor | None, method: str, embeddings: Tensor) -> Tensor |
         if method in ("quality_diversity", "additive", "reward"):
             raise ValueError(f"{OP}: reward must be given for method {method!r}, got None")
         return None
-    _check.vector(OP, "reward", reward, embeddings.shape[0], "response")
+    reward = _check.vector(OP, "reward", reward, embeddings.shape[0], "response")
     _check.same_device(OP, embeddings=embeddings, reward=reward)
     if reward.is_complex():
         _check.fail(OP, "reward", "be real", reward.dtype)

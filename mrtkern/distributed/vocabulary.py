@@ -260,7 +260,7 @@ def vocabulary_parallel_cross_entropy(
     _check.no_tangent(op, logits=logits)
     if logits.ndim != 2:
         _check.fail(op, "logits", "be [T, V_r]", _check.shape(logits))
-    check_targets(op, logits.shape[0], logits.device, targets, token_weight, None)
+    token_weight, _ = check_targets(op, logits.shape[0], logits.device, targets, token_weight, None)
     options = checked_options(op, ignore_index, softcap, label_smoothing, z_loss, backend=backend)
     T, V = logits.shape
     capability = _device.capability(logits.device)
@@ -351,7 +351,7 @@ def vocabulary_parallel_linear_cross_entropy(
     """
     op = "vocabulary_parallel_linear_cross_entropy"
     _check.no_transform(op)
-    hidden, targets, token_weight, _ = checked(op, hidden, weight, bias, targets, token_weight)
+    hidden, weight, bias, targets, token_weight, *_ = checked(op, hidden, weight, bias, targets, token_weight)
     options = checked_options(op, ignore_index, softcap, label_smoothing, z_loss, backend=backend)
     needs = gradients_needed(hidden, weight, bias)
     product = product_type(hidden, weight)

@@ -337,8 +337,8 @@ def test_bad_arguments_are_named(changes: dict[str, Any], sentence: str) -> None
 
 def test_what_is_no_tensor_is_named() -> None:
     for name in ("logits", "targets"):
-        with pytest.raises(TypeError, match=f"^cross_entropy: {name} must be a torch.Tensor, got list$"):
-            cross_entropy(**{**rows(3, 4), name: [1, 2, 3]})
+        with pytest.raises(TypeError, match=f"^cross_entropy: {name} must be a tensor, .*, got str$"):
+            cross_entropy(**{**rows(3, 4), name: "123"})
 
 
 @needs_cpu_backend

@@ -328,7 +328,7 @@ NAN_IN_ROW_2 = torch.tensor([1, 2, math.nan, 4, 5, 6])
         ({"group_key": torch.arange(3)}, r"group_key must have one entry per prompt, shape \[2\], got \[3\]"),
         ({"offsets": torch.tensor([0, 5])}, "offsets must end with the number of rows 6, got 5"),
         ({"embeddings": X[0]}, r"embeddings must be a matrix \[T, D\], got \[3\]"),
-        ({"embeddings": [[1.0]]}, "embeddings must be a torch.Tensor, got list"),
+        ({"embeddings": "x"}, "embeddings must be a tensor, an array or a list of numbers, got str"),
         ({"backend": "cuda"}, "backend 'cuda' cannot run this"),
     ],
 )  # fmt: skip

@@ -393,7 +393,7 @@ def test_bad_arguments_are_named_in_one_sentence() -> None:
     refused("softcap must be None or positive and finite, got 0", softcap=0.0)
     refused("label_smoothing must be from 0 to 1, got 2", label_smoothing=2.0)
     refused("z_loss must be finite and not negative, got inf", z_loss=float("inf"))
-    refused("hidden must be a torch.Tensor, got int", hidden=3)
+    refused("hidden must be a tensor, an array or a list of numbers, got int", hidden=3)
     offsets = torch.full((41,), 40)
     refused("target_offsets must begin with 0, got 40", target_offsets=offsets)
     refused("backend 'cuda' cannot run this: is not written in CUDA .*; it has .*reference", backend="cuda")

@@ -145,14 +145,14 @@ def test_bad_arguments_are_named(arguments: dict[str, Any], sentence: str) -> No
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"x": [[1.0]]}, r"x must be a torch\.Tensor, got list"),
+        ({"x": "ab"}, "x must be a tensor, an array or a list of numbers, got str"),
         ({"k": 2.0}, "k must be an int, got float"),
         ({"k": True}, "k must be an int, got bool"),
         (
             {"y": torch.ones(4, 2), "exclude_group": torch.zeros(5, dtype=torch.int64)},
             "exclude_group must be a pair .*Tensor",
         ),
-        ({"exclude_group": [0] * 5}, r"exclude_group must be a torch\.Tensor, got list"),
+        ({"exclude_group": "a" * 5}, "exclude_group must be a tensor, an array or a list of numbers, got str"),
         ({"approximate": 2.0}, "approximate must be an int or None, got float"),
         ({"approximate": True}, "approximate must be an int or None, got bool"),
         ({"progress": "yes"}, "progress must be True, False or a callable, got str"),

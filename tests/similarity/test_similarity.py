@@ -378,8 +378,8 @@ def test_bad_arguments_are_named(x: tuple[int, ...], arguments: dict[str, Any], 
 
 
 def test_types_must_match() -> None:
-    with pytest.raises(TypeError, match=r"^similarity: x must be a torch\.Tensor, got list$"):
-        similarity([[1.0]])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^similarity: x must be a tensor, an array or a list of numbers, got str$"):
+        similarity("1.0")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"^similarity: gamma must be a number, got str$"):
         similarity(torch.ones(2, 2), gamma="1")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"x must be float32, float64, bfloat16 or float16, got torch\.int64"):

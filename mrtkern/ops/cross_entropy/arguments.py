@@ -16,8 +16,7 @@ def rows_with_targets(
     op: str, name: str, x: Tensor, targets: Tensor, token_weight: Tensor | None = None, offsets: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Rows x [T, …] and what belongs to them, one after the other; padded ones [R, L, …] get offsets of responses."""
-    _check.floating(op, name, x)
-    _check.int64(op, "targets", targets)
+    x, targets = _check.floating(op, name, x), _check.int64(op, "targets", targets)
     if x.ndim == 3 and targets.ndim == 2:
         return _packed(op, name, x, targets, token_weight, offsets)
     return x, targets, token_weight, offsets
@@ -33,7 +32,7 @@ def _packed(
         shapes = f"{name} {_check.shape(x)} and targets {_check.shape(targets)}"
         _check.fail(op, f"{name} and targets", "be [R, L, …] and [R, L]", shapes)
     if token_weight is not None:
-        _check.floating(op, "token_weight", token_weight)
+        token_weight = _check.floating(op, "token_weight", token_weight)
         if token_weight.shape != targets.shape:
             rule = f"have the shape {_check.shape(targets)} of targets"
             _check.fail(op, "token_weight", rule, _check.shape(token_weight))
@@ -45,23 +44,23 @@ def _packed(
 
 def check_targets(
     op: str, T: int, device: torch.device, targets: Tensor, token_weight: Tensor | None, target_offsets: Tensor | None
-) -> None:
-    """One target and one weight per row, or per entry of target_offsets."""
-    _check.int64(op, "targets", targets)
+) -> tuple[Tensor | None, Tensor | None]:
+    """One target and one weight per row, or per entry of target_offsets: the latter two as tensors."""
     if targets.ndim != 1:
         _check.fail(op, "targets", "be a vector [T]", _check.shape(targets))
     if target_offsets is None:
         _check.vector(op, "targets", targets, T, "row")
     else:
-        _check.int64(op, "target_offsets", target_offsets)
+        target_offsets = _check.ends(op, "target_offsets", target_offsets)
         _check.vector(op, "target_offsets", target_offsets, T + 1, "row and one more")
     if token_weight is not None:
-        _check.floating(op, "token_weight", token_weight)
+        token_weight = _check.floating(op, "token_weight", token_weight)
         _check.vector(op, "token_weight", token_weight, targets.shape[0], "target")
         _check.no_gradient(op, "token_weight", token_weight)
     for name, value in (("targets", targets), ("token_weight", token_weight), ("target_offsets", target_offsets)):
         if value is not None and value.device != device:
             _check.fail(op, name, f"be on the device of the rows ({device})", value.device)
+    return token_weight, target_offsets
 
 
 def checked_options(
@@ -86,17 +85,18 @@ def checked_options(
 
 def check_details(
     op: str, return_details: bool, targets: Tensor, offsets: Tensor | None, prompt: Tensor | None
-) -> None:
-    """Which targets are whose response, and which response is whose prompt, if details are wanted."""
+) -> tuple[Tensor | None, Tensor | None]:
+    """Which targets are whose response, and which response is whose prompt, if details are wanted: as tensors."""
     _check.flag(op, "return_details", return_details)
     if not return_details:
-        return
+        return None, None
     if offsets is None:
         _check.fail(op, "offsets", "be given with return_details, unless targets are padded", None)
-    _check.offsets(op, offsets, targets.device, "targets")
+    offsets = _check.offsets(op, offsets, targets.device, "targets")
     if prompt is not None:
-        _check.int64(op, "prompt", prompt)
+        prompt = _check.int64(op, "prompt", prompt)
         _check.vector(op, "prompt", prompt, offsets.shape[0] - 1, "response")
+    return offsets, prompt
 
 
 def check_values(

@@ -242,10 +242,12 @@ def cross_entropy(
     ------
     `mrtkern.ops.cross_entropy` has the equations.
     """
-    given = logits
-    logits, targets, token_weight, offsets = _checked(logits, targets, token_weight, target_offsets, offsets)
+    given = _check.floating(OP, "logits", logits)
+    logits, targets, token_weight, offsets, target_offsets = _checked(
+        given, targets, token_weight, offsets, target_offsets
+    )
     options = checked_options(OP, ignore_index, softcap, label_smoothing, z_loss, check=check, backend=backend)
-    check_details(OP, return_details, targets, offsets, prompt)
+    offsets, prompt = check_details(OP, return_details, targets, offsets, prompt)
     inplace = _overwrites(inplace, given, logits)
     arguments = (targets, token_weight, target_offsets, *options, return_details, check, backend)
     if torch.is_grad_enabled() and logits.requires_grad:
@@ -256,14 +258,14 @@ def cross_entropy(
     else:
         results = torch.ops.mrtkern.cross_entropy(logits, *arguments, False)
     rows = Rows(*results[:5])
-    if not return_details or offsets is None:
+    if offsets is None:
         return rows.loss
     return response_details(OP, rows, targets, target_offsets, options.ignore_index, offsets, prompt)
 
 
 def _checked(
-    logits: Tensor, targets: Tensor, token_weight: Tensor | None, target_offsets: Tensor | None, offsets: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    logits: Tensor, targets: Tensor, token_weight: Tensor | None, offsets: Tensor | None, target_offsets: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Rows [T, V], one after the other, and what belongs to them; nothing that reads a tensor."""
     given = (logits, targets, token_weight, offsets)
     logits, targets, token_weight, offsets = rows_with_targets(OP, "logits", *given)
@@ -271,8 +273,10 @@ def _checked(
     _check.no_trace(OP, logits=logits)
     if logits.ndim != 2 or logits.shape[1] == 0:
         _check.fail(OP, "logits", "be [T, V] with V at least 1", _check.shape(logits))
-    check_targets(OP, logits.shape[0], logits.device, targets, token_weight, target_offsets)
-    return logits, targets, token_weight, offsets
+    token_weight, target_offsets = check_targets(
+        OP, logits.shape[0], logits.device, targets, token_weight, target_offsets
+    )
+    return logits, targets, token_weight, offsets, target_offsets
 
 
 def _overwrites(inplace: bool, given: Tensor, logits: Tensor) -> bool:

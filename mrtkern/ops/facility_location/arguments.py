@@ -27,16 +27,15 @@ def named(
 ) -> dict[str, Any]:  # fmt: skip
     """The operator's arguments. Reads no values of x, so that torch.compile passes."""
     edges = graphs.edges(graph)
-    rows = _rows(x, similarity, edges.graph_values, targets, offsets)
+    rows, targets, offsets = _rows(x, similarity, edges.graph_values, targets, offsets)
     _check.one_of(OP, "metric", metric, METRICS)
     _check.one_of(OP, "fill", fill, FILLS)
     _dispatch.check(OP, backend)
     seed = _check.integer(OP, "seed", seed)
     if similarity_scale is not None:
         _check.number(OP, "similarity_scale", similarity_scale)
-    for name, ids in (("start", start), ("picks", picks)):
-        if ids is not None:
-            _check.int64(OP, name, ids)
+    start = None if start is None else _check.int64(OP, "start", start)
+    picks = None if picks is None else _check.int64(OP, "picks", picks)
     if start is not None and (offsets is not None or picks is not None):
         raise ValueError(f"{OP}: start must come without offsets and picks, got both")
     if graph is not None:
@@ -50,7 +49,7 @@ def named(
     bonus = _entries("bonus", bonus, N, "candidate", torch.float32)
     mask = _entries("mask", mask, N, "candidate", torch.bool)
     group_key = _entries("group_key", group_key, B, "group", torch.int64)
-    is_limit = offsets is not None and not isinstance(k, Tensor)
+    is_limit = offsets is not None and not _check.is_array(k)
     k = _counts(k, B, rows.device)
     tensors = {
         "targets": targets, "k": k, "weight": weight, "quality": quality, "bonus": bonus, "start": start,
@@ -69,16 +68,17 @@ def named(
     }  # fmt: skip
 
 
-def _rows(x: Any, similarity: Any, values: Any, targets: Any, offsets: Any) -> Tensor:
-    """The features, similarities or edges; refuses contradictory arguments."""
+def _rows(
+    x: Any, similarity: Any, values: Any, targets: Any, offsets: Any
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The features, similarities or edges, targets and offsets; refuses contradictory arguments."""
     given = {"x": x, "similarity": similarity, "graph": values}
     names = [name for name, value in given.items() if value is not None]
     if len(names) != 1:
         got = " and ".join(names) or "none of them"
         raise ValueError(f"{OP}: exactly one of x, similarity and graph must be given, got {got}")
     (name,) = names
-    rows = given[name]
-    _check.tensor(OP, name, rows)
+    rows = _check.tensor(OP, name, given[name], torch.float32)
     if not (name == "similarity" and rows.dtype == torch.uint16):
         _check.floating(OP, name, rows)
     if name != "graph" and rows.ndim != 2:
@@ -88,13 +88,13 @@ def _rows(x: Any, similarity: Any, values: Any, targets: Any, offsets: Any) -> T
             f"{OP}: offsets must come with x and without targets, got {'targets' if x is not None else name}"
         )
     if targets is not None:
-        _check.floating(OP, "targets", targets)
+        targets = _check.floating(OP, "targets", targets)
         if x is None or targets.ndim != 2 or targets.shape[1] != rows.shape[1]:
             got = f"{_check.shape(targets)} for {name} {_check.shape(rows)}"
             _check.fail(OP, "targets", "be a matrix with the features of x", got)
     if offsets is not None:
-        _check.offsets(OP, offsets, rows.device)
-    return rows  # type: ignore[no-any-return]
+        offsets = _check.offsets(OP, offsets, rows.device)
+    return rows, targets, offsets
 
 
 def course(
@@ -132,7 +132,7 @@ def _entries(name: str, value: Tensor | None, size: int, like: str, dtype: torch
     """One real entry per row, of `dtype` where that is no floating one, or None."""
     if value is None:
         return None
-    _check.vector(OP, name, value, size, like)
+    value = _check.vector(OP, name, value if dtype != torch.int64 else _check.int64(OP, name, value), size, like)
     if value.is_complex():
         _check.fail(OP, name, "be real", value.dtype)
     if dtype in (torch.int64, torch.bool) and value.dtype != dtype:
@@ -142,10 +142,8 @@ def _entries(name: str, value: Tensor | None, size: int, like: str, dtype: torch
 
 def _counts(k: int | Tensor | None, B: int, device: torch.device) -> Tensor:
     """k of each problem, [B]."""
-    if isinstance(k, Tensor):
-        _check.int64(OP, "k", k)
-        _check.vector(OP, "k", k, B, "group")
-        return k
+    if _check.is_array(k):
+        return _check.vector(OP, "k", _check.int64(OP, "k", k), B, "group")
     k = _check.integer(OP, "k", k, "be an int or an int64 tensor")
     if k < 0:
         _check.fail(OP, "k", "be at least 0", k)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,13 +13,25 @@ from mrtkern.ops.cross_entropy.arguments import check_targets, rows_with_targets
 from mrtkern.ops.linear_cross_entropy.problem import Problem, memory
 
 
+class Checked(NamedTuple):
+    """Arguments as tensors, rows one after the other."""
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    targets: Tensor
+    token_weight: Tensor | None
+    target_offsets: Tensor | None
+    offsets: Tensor | None
+
+
 def checked(
     op: str, hidden: Any, weight: Any, bias: Any, targets: Any, token_weight: Any = None, target_offsets: Any = None,
     offsets: Any = None,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:  # fmt: skip
+) -> Checked:  # fmt: skip
     """Rows of hidden [T, D], one after the other, and what belongs to them; nothing that reads a tensor."""
     hidden, targets, token_weight, offsets = rows_with_targets(op, "hidden", hidden, targets, token_weight, offsets)
-    _check_weight(op, weight)
+    weight = _checked_weight(op, weight)
     if hidden.ndim != 2:
         _check.fail(op, "hidden", "be [T, D]", _check.shape(hidden))
     if weight.ndim != 2 or weight.shape[1] != hidden.shape[1]:
@@ -28,16 +40,18 @@ def checked(
     if not weight.shape[0]:
         _check.fail(op, "weight", "have at least one row", _check.shape(weight))
     if bias is not None:
-        _check.floating(op, "bias", bias)
+        bias = _check.floating(op, "bias", bias)
         _check.vector(op, "bias", bias, weight.shape[0], "row of weight")
     _check.same_device(op, hidden=hidden, weight=weight, bias=bias)
-    check_targets(op, hidden.shape[0], hidden.device, targets, token_weight, target_offsets)
+    token_weight, target_offsets = check_targets(
+        op, hidden.shape[0], hidden.device, targets, token_weight, target_offsets
+    )
     _check.no_tangent(op, hidden=hidden, weight=weight, bias=bias)
     _check.no_trace(op, hidden=hidden, weight=weight, bias=bias)
-    return hidden, targets, token_weight, offsets
+    return Checked(hidden, weight, bias, targets, token_weight, target_offsets, offsets)
 
 
-def _check_weight(op: str, weight: Any) -> None:
+def _checked_weight(op: str, weight: Any) -> Tensor:
     """Refuse heads that are not one dense matrix, naming the mend."""
     if isinstance(weight, torch.nn.Module):
         if hasattr(weight, "base_layer"):  # peft: its weight lacks what the adapter adds
@@ -51,12 +65,13 @@ def _check_weight(op: str, weight: Any) -> None:
             op, "weight", "be whole: pass weight.full_tensor(), or weight.to_local() to the vocabulary-parallel "
             "function", f"a DTensor placed {weight.placements}",  # type: ignore[attr-defined]
         )  # fmt: skip
-    _check.floating(op, "weight", weight)
-    if weight.ndim == 1:
+    found = _check.floating(op, "weight", weight)
+    if found.ndim == 1:
         _check.fail(
             op, "weight", "be [V, D], which FSDP1 flattens outside its forward: call inside "
-            "FullyShardedDataParallel.summon_full_params(module)", _check.shape(weight),
+            "FullyShardedDataParallel.summon_full_params(module)", _check.shape(found),
         )  # fmt: skip
+    return found
 
 
 def check_memory(op: str, problem: Problem, kernels: ModuleType, targets: Tensor) -> None:

@@ -225,11 +225,11 @@ def linear_cross_entropy(
     ------
     `mrtkern.ops.linear_cross_entropy` has the equations.
     """
-    hidden, targets, token_weight, offsets = checked(
+    hidden, weight, bias, targets, token_weight, target_offsets, offsets = checked(
         OP, hidden, weight, bias, targets, token_weight, target_offsets, offsets
     )
     options = checked_options(OP, ignore_index, softcap, label_smoothing, z_loss, check=check, backend=backend)
-    check_details(OP, return_details, targets, offsets, prompt)
+    offsets, prompt = check_details(OP, return_details, targets, offsets, prompt)
     needs = gradients_needed(hidden, weight, bias)
     inputs = (hidden, weight, bias, targets, token_weight, target_offsets)
     arguments = (*options, product_type(hidden, weight), backend, check)
@@ -238,6 +238,6 @@ def linear_cross_entropy(
     else:
         found = torch.ops.mrtkern.linear_cross_entropy(*inputs, *arguments, return_details, needs)
     rows = Rows(*found[:5])
-    if not return_details or offsets is None:
+    if offsets is None:
         return rows.loss
     return response_details(OP, rows, targets, target_offsets, options.ignore_index, offsets, prompt)

@@ -92,7 +92,7 @@ def deduplicate(
     ------
     `mrtkern.ops.neighbors` has the arithmetic.
     """
-    _check.floating(OP, "x", x)
+    x = _check.floating(OP, "x", x)
     if x.ndim != 2:
         _check.fail(OP, "x", "be [N, D]", _check.shape(x))
     _check.number(OP, "threshold", threshold)

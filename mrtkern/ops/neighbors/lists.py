@@ -7,7 +7,6 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -69,20 +68,11 @@ class Neighbors:
         """Lists that FAISS, cuVS, usearch or hnswlib found, put into the order of `neighbors`.
 
         ids [M, k] of any integer type, in any order, where there is none -1 or, unsigned, the type's largest number;
-        scores [M, k] of any floating type, larger is nearer: turn distances round first. Tensors or numpy arrays,
+        scores [M, k] of any floating type, larger is nearer: turn distances round first. Tensors, arrays or lists,
         views too. num_columns: N (None: M, a graph of rows with themselves).
         Raises ValueError for an id that is outside 0 … N - 1 or twice in a row, and for a score that is NaN.
         """
-        for name, value in (("ids", ids), ("scores", scores)):
-            if not isinstance(value, (Tensor, np.ndarray)):
-                rule = "be a torch.Tensor or a numpy.ndarray"
-                raise TypeError(f"{OP}: {name} must {rule}, got {type(value).__name__}")
-        if isinstance(ids, np.ndarray):
-            ids = _tensor("ids", ids, "iu", "be of an integer type")
-        if isinstance(scores, np.ndarray):
-            scores = _tensor("scores", scores, "f", "be float32, float64 or float16")
-        _check.floating(OP, "scores", scores)
-        _check.tensor(OP, "ids", ids)
+        scores, ids = _check.floating(OP, "scores", scores), _check.tensor(OP, "ids", ids)
         if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
             _check.fail(OP, "ids", "be of an integer type", ids.dtype)
         if ids.ndim != 2 or ids.shape != scores.shape:
@@ -100,14 +90,6 @@ class Neighbors:
         order = places.sort(dim=1, stable=True).indices
         order = order.gather(1, scores.gather(1, order).sort(dim=1, descending=True, stable=True).indices)
         return cls(ids.gather(1, order), scores.gather(1, order), N)
-
-
-def _tensor(name: str, array: np.ndarray, kinds: str, rule: str) -> Tensor:
-    """An array as a tensor; a view with steps back, a read-only one and one of the other byte order are copied."""
-    if array.dtype.kind not in kinds or array.dtype.itemsize > 8:
-        _check.fail(OP, name, rule, array.dtype)
-    native = array.astype(array.dtype.newbyteorder("="), copy=False)
-    return torch.from_numpy(np.require(native, requirements=("C", "W")))
 
 
 def _as_int64(ids: Tensor, N: int) -> Tensor:

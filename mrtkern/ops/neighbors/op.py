@@ -161,7 +161,7 @@ def neighbors(
     ------
     `mrtkern.ops.neighbors` has the arithmetic.
     """
-    _check_rows(x, y, metric, gamma)
+    x, y = _checked_rows(x, y, metric, gamma)
     k = _check.integer(OP, "k", k)
     _check_options(x, k, metric, precision)
     _check.flag(OP, "exclude_self", exclude_self, or_none=True)
@@ -187,9 +187,9 @@ def neighbors(
     return Neighbors(ids, scores, N)
 
 
-def _check_rows(x: Tensor, y: Tensor | None, metric: str, gamma: float) -> None:
+def _checked_rows(x: Tensor, y: Tensor | None, metric: str, gamma: float) -> tuple[Tensor, Tensor | None]:
     """Shapes, types and devices of the rows, and how they are compared."""
-    _check.floating(OP, "x", x)
+    x = _check.floating(OP, "x", x)
     _check.one_of(OP, "metric", metric, METRICS)
     _check.number(OP, "gamma", gamma)
     if not 0 < gamma < math.inf:
@@ -197,14 +197,15 @@ def _check_rows(x: Tensor, y: Tensor | None, metric: str, gamma: float) -> None:
     if x.ndim != 2:
         _check.fail(OP, "x", "be [M, D]", _check.shape(x))
     if y is None:
-        return
-    _check.floating(OP, "y", y)
+        return x, y
+    y = _check.floating(OP, "y", y)
     _check.same_device(OP, x=x, y=y)
     if y.dtype != x.dtype:
         _check.fail(OP, "y", f"have the type of x, {x.dtype}", y.dtype)
     if y.ndim != 2 or y.shape[1] != x.shape[1]:
         shapes = f"x {_check.shape(x)} and y {_check.shape(y)}"
         _check.fail(OP, "x and y", "be [M, D] and [N, D] with the same number of features D", shapes)
+    return x, y
 
 
 def _check_options(x: Tensor, k: int, metric: str, precision: str) -> None:
@@ -239,14 +240,16 @@ def _groups(x: Tensor, y: Tensor | None, given: Any) -> tuple[Tensor | None, Ten
     if given is None:
         return None, None
     if y is None:
-        _check.int64(OP, "exclude_group", given)
-        _check.vector(OP, "exclude_group", given, x.shape[0], "row of x")
-        _check.same_device(OP, x=x, exclude_group=given)
-        return given, given
+        labels = _labels(given, x, "x")
+        return labels, labels
     if not isinstance(given, (tuple, list)) or len(given) != 2:
         raise TypeError(f"{OP}: exclude_group must be a pair of tensors with y, got {type(given).__name__}")
-    for labels, rows, name in ((given[0], x, "x"), (given[1], y, "y")):
-        _check.int64(OP, "exclude_group", labels)
-        _check.vector(OP, "exclude_group", labels, rows.shape[0], f"row of {name}")
-        _check.same_device(OP, x=x, exclude_group=labels)
-    return given[0], given[1]
+    return _labels(given[0], x, "x"), _labels(given[1], y, "y")
+
+
+def _labels(given: Any, rows: Tensor, name: str) -> Tensor:
+    """Group labels of some rows."""
+    labels = _check.int64(OP, "exclude_group", given)
+    _check.vector(OP, "exclude_group", labels, rows.shape[0], f"row of {name}")
+    _check.same_device(OP, x=rows, exclude_group=labels)
+    return labels

@@ -184,7 +184,7 @@ def similarity(
     ------
     `mrtkern.ops.similarity` has the equations.
     """
-    _check_arguments(x, y, offsets, metric, gamma)
+    x, y, offsets = _checked(x, y, offsets, metric, gamma)
     _dispatch.check(OP, backend)
     _check.no_tangent(OP, x=x, y=y)
     wants_grad = torch.is_grad_enabled() and (x.requires_grad or (y is not None and y.requires_grad))
@@ -195,9 +195,11 @@ def similarity(
     return s
 
 
-def _check_arguments(x: Tensor, y: Tensor | None, offsets: Tensor | None, metric: str, gamma: float) -> None:
+def _checked(
+    x: Tensor, y: Tensor | None, offsets: Tensor | None, metric: str, gamma: float
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Shapes, types, devices and options; nothing that reads a tensor."""
-    _check.floating(OP, "x", x)
+    x = _check.floating(OP, "x", x)
     _check.one_of(OP, "metric", metric, METRICS)
     _check.number(OP, "gamma", gamma)
     if not 0 < gamma < math.inf:
@@ -211,10 +213,10 @@ def _check_arguments(x: Tensor, y: Tensor | None, offsets: Tensor | None, metric
             _check.fail(OP, "x", "be [T, D] with offsets", _check.shape(x))
         if y is not None:
             _check.fail(OP, "y", "be None with offsets", _check.shape(y))
-        _check.offsets(OP, offsets, x.device)
+        offsets = _check.offsets(OP, offsets, x.device)
     if y is None:
-        return
-    _check.floating(OP, "y", y)
+        return x, y, offsets
+    y = _check.floating(OP, "y", y)
     _check.same_device(OP, x=x, y=y)
     if y.dtype != x.dtype:
         _check.fail(OP, "y", f"have the type of x, {x.dtype}", y.dtype)
@@ -223,3 +225,4 @@ def _check_arguments(x: Tensor, y: Tensor | None, offsets: Tensor | None, metric
         _check.fail(OP, "x and y", "be [M, D] and [N, D], or [B, M, D] and [B, N, D]", shapes)
     if x.shape[-1] != y.shape[-1]:
         _check.fail(OP, "x and y", "have the same number of features D", shapes)
+    return x, y, offsets

@@ -1,0 +1,176 @@
+"""Batches that keep prompts whole, where a row of the dataset is one response.
+
+    step s     prompts_per_batch * world_size prompts; rank r has the r-th prompts_per_batch of them, all their rows
+    last step  what is left, the same number of prompts on every rank; prompts that do not divide are left out of this
+               epoch, fewer than world_size of them, because one that came twice would count twice
+
+A step therefore has the same number of prompts on every rank, also the last, and a mean over prompts may be averaged
+over the ranks. The order is drawn anew for each epoch from (seed, epoch) and depends on nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+import mrtkern as mk
+
+OP = "PromptBatchSampler"
+
+
+class PromptBatchSampler:
+    """A batch sampler for torch.utils.data.DataLoader whose batches hold prompts with all their rows.
+
+        sampler = PromptBatchSampler(dataset["prompt_id"], prompts_per_batch=8, seed=0)
+        loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=ResponseCollator(…, prompt_id="prompt_id"))
+
+    Arguments
+    ---------
+    prompt_ids : sequence [T]
+        The id of the prompt of each row, as `mrtkern.group` takes it.
+    prompts_per_batch : int
+        On one rank.
+    world_size : int
+        Ranks; a step has a multiple of them, and the same number of prompts on each.
+    rank : int, optional
+        Whose batches to give. None: all, a rank after the other, for a loader that deals batches out to ranks in turn,
+        as accelerate's does, and with it transformers' Trainer; give those Accelerator(even_batches=False). A run of
+        several ranks that resumes within an epoch must have had set_epoch called for it: they do not pass it on.
+    seed : int, not negative
+    shuffle : bool
+        False: prompts in order of first appearance.
+    drop_last : bool
+        Leave out the last step when it is short.
+
+    Yields
+    ------
+    list of int
+        Row numbers, prompt after prompt, those of a prompt in their order.
+
+    Raises
+    ------
+    ValueError
+        For numbers out of range, and as `mrtkern.group` for ids; for a state of other ids or options.
+
+    Memory
+    ------
+    8 bytes a row and 30 a prompt, and as much again while an epoch is drawn.
+
+    Determinism
+    -----------
+    The same batches for the same ids, options, seed and epoch, on every rank.
+
+    Example
+    -------
+    >>> from mrtkern.integrations.data import PromptBatchSampler
+    >>> sampler = PromptBatchSampler(["a", "b", "a", "c"], prompts_per_batch=2, shuffle=False)
+    >>> list(sampler)
+    [[0, 2, 1], [3]]
+    """
+
+    def __init__(
+        self,
+        prompt_ids: Any,
+        prompts_per_batch: int,
+        *,
+        world_size: int = 1,
+        rank: int | None = None,
+        seed: int = 0,
+        shuffle: bool = True,
+        drop_last: bool = False,
+    ) -> None:
+        limits = {"prompts_per_batch": (prompts_per_batch, 1), "world_size": (world_size, 1), "seed": (seed, 0)}
+        for name, (value, least) in limits.items():
+            whole(name, value, least)
+        if rank is not None and not 0 <= whole("rank", rank, 0) < world_size:
+            raise ValueError(f"{OP}: rank must be from 0 to {world_size - 1}, got {rank}")
+        order, offsets, keys = mk.group(prompt_ids)
+        self.order, self.offsets = order.numpy(), offsets.numpy()
+        self.prompts_per_batch, self.world_size, self.rank = prompts_per_batch, world_size, rank
+        self.seed, self.shuffle, self.drop_last = seed, shuffle, drop_last
+        self.epoch = self.given = self.start = 0  # given: batches handed out; start: where the next iteration begins
+        self.facts = {
+            "prompts_per_batch": prompts_per_batch, "world_size": world_size, "seed": seed, "shuffle": shuffle,
+            "drop_last": drop_last, "rows": len(self.order), "prompts": len(keys),
+            "keys": int(keys.sum()),  # wraps round: ids of other prompts have another one
+        }  # fmt: skip
+        if self.num_steps == 0:
+            rule = f"have at least {prompts_per_batch * world_size if drop_last else world_size} prompts"
+            raise ValueError(f"{OP}: prompt_ids must {rule}, got {len(keys)}")
+
+    @property
+    def sampler(self) -> PromptBatchSampler:
+        """Itself, where accelerate looks for what draws an epoch."""
+        return self
+
+    @property
+    def num_prompts(self) -> int:
+        """Different prompts."""
+        return len(self.offsets) - 1
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of an epoch."""
+        full, rest = divmod(self.num_prompts, self.prompts_per_batch * self.world_size)
+        return full + (rest >= self.world_size and not self.drop_last)
+
+    @property
+    def num_left_out(self) -> int:
+        """Prompts that an epoch leaves out, others in each when shuffled."""
+        per_step = self.prompts_per_batch * self.world_size
+        rest = self.num_prompts % per_step
+        return rest if self.drop_last else rest % self.world_size
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch: of one rank, or of all where `rank` is None."""
+        return self.num_steps * (self.world_size if self.rank is None else 1)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw the order of another epoch: the loop over epochs calls it, or transformers and accelerate do."""
+        if epoch != self.epoch:
+            self.epoch, self.given, self.start = whole("epoch", epoch, 0), 0, 0
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """The batches of the epoch; after `load_state_dict` once those that are left. `set_epoch` draws others."""
+        first, self.start = self.start, 0
+        prompts = self.drawn()
+        for batch in range(first, len(self)):
+            self.given = batch + 1
+            yield self.rows(prompts, batch)
+
+    def drawn(self) -> Any:
+        """The prompts of the epoch in their order."""
+        numbers = np.arange(self.num_prompts)
+        return np.random.default_rng([self.seed, self.epoch]).permutation(numbers) if self.shuffle else numbers
+
+    def rows(self, prompts: Any, batch: int) -> list[int]:
+        """The rows of a batch."""
+        step, rank = divmod(batch, self.world_size) if self.rank is None else (batch, self.rank)
+        begin = step * self.prompts_per_batch * self.world_size
+        each = min(self.prompts_per_batch, (self.num_prompts - begin) // self.world_size)
+        mine = prompts[begin + rank * each : begin + (rank + 1) * each]
+        return [int(row) for p in mine for row in self.order[self.offsets[p] : self.offsets[p + 1]]]
+
+    def state_dict(self, batches: int | None = None) -> dict[str, Any]:
+        """Where the epoch stands. batches: how many of it were trained on; None: how many were handed out, of which
+        DataLoaders with workers, and accelerate's, ask for some in advance."""
+        return {"epoch": self.epoch, "batches": self.given if batches is None else batches, **self.facts}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where a state was taken: the next iteration gives the batches of its epoch that are left."""
+        for name, value in self.facts.items():
+            if state.get(name) != value:
+                rule = f"be of these ids and options, {name} {value}"
+                raise ValueError(f"{OP}: state must {rule}, got {state.get(name)}")
+        if not 0 <= state["batches"] <= len(self):
+            raise ValueError(f"{OP}: state must be of 0 to {len(self)} batches, got {state['batches']}")
+        self.epoch, self.given, self.start = state["epoch"], state["batches"], state["batches"]
+
+
+def whole(name: str, value: Any, least: int) -> int:
+    """A whole number that is large enough."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise ValueError(f"{OP}: {name} must be an int of at least {least}, got {value!r}")
+    return int(value)

@@ -83,10 +83,7 @@ class Rows:
 
 def is_nested(source: Source, wanted: Wanted) -> bool:
     """Whether the named columns hold a list of responses a row (nested) or one response (long); they must agree."""
-    for name in (*wanted.names(), *wanted.cut, *wanted.whole):
-        if name not in source.schema.names:
-            have = ", ".join(source.schema.names) or "none"
-            raise InputError(f"{source.path} has no column {name!r}: its columns are {have}")
+    check_columns(source, [*wanted.names(), *wanted.cut, *wanted.whole])
     check_group(source, wanted.group)
     depths: dict[tuple[str, str], bool] = {}
     leaves = ((wanted.embedding, is_vector), (wanted.text, is_text), (wanted.reward, is_number))
@@ -108,6 +105,14 @@ def is_nested(source: Source, wanted: Wanted) -> bool:
     nested = any(depths.values())
     check_lists(source, wanted, nested)
     return nested
+
+
+def check_columns(source: Source, names: list[str]) -> None:
+    """Refuse a name that no column has."""
+    for name in names:
+        if name not in source.schema.names:
+            have = ", ".join(source.schema.names) or "none"
+            raise InputError(f"{source.path} has no column {name!r}: its columns are {have}")
 
 
 def check_group(source: Source, name: str | None) -> None:

@@ -20,10 +20,10 @@ import json
 import math
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -39,13 +39,33 @@ TYPES = {"mrt_rank": pa.int32(), "mrt_gain": pa.float64(), "mrt_owner": pa.int64
 GROUP_ROWS, GROUP_BYTES = 1 << 17, 1 << 25  # a parquet row group is closed at either
 
 
+class Columns(Protocol):
+    """What is added for every response, in file order."""
+
+    @property
+    def types(self) -> dict[str, Any]:
+        """Names and types."""
+
+    @property
+    def rank(self) -> Any:
+        """[T] int32: the place of a response among those written of its prompt, -1: it is dropped."""
+
+    def column(self, name: str, picked: Any) -> Any:
+        """The column `name` for the responses `picked`."""
+
+
 class Added(NamedTuple):
-    """The added columns for every response, in file order; rank -1 marks the dropped ones."""
+    """The columns of a selection; rank -1 marks the dropped responses."""
 
     rank: Any  # [T] int32
     gain: Any  # [T] float64
     owner: Any  # [T] int64
     share: Any  # [T] float32
+
+    @property
+    def types(self) -> dict[str, Any]:
+        """Names and types."""
+        return TYPES
 
     def column(self, name: str, picked: Any) -> Any:
         """The column `name` for the responses `picked`, null where a dropped response has no value."""
@@ -267,11 +287,11 @@ def without_nan(value: Any) -> Any:
     return [without_nan(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
 
-def check_schema(source: Source, ending: str) -> None:
-    """Refuse, before the long work, what the output could not hold."""
-    for name in TYPES:
+def check_schema(source: Source, ending: str, names: Iterable[str] = TYPES, command: str = "select") -> None:
+    """Refuse, before the long work, what the output could not hold; names: of the columns that `command` adds."""
+    for name in names:
         if name in source.schema.names:
-            raise InputError(f"{source.path} must not have a column {name!r}: select adds it")
+            raise InputError(f"{source.path} must not have a column {name!r}: {command} adds it")
     try:
         SINKS[ending](io.BytesIO(), source.schema).close()
     except READ_ERRORS as error:
@@ -280,7 +300,7 @@ def check_schema(source: Source, ending: str) -> None:
         ) from error
 
 
-def output_schema(source: Source, packed: Packed, ending: str) -> Any:
+def output_schema(source: Source, packed: Packed, ending: str, types: dict[str, Any]) -> Any:
     """The schema of the output: the input's columns, then the added ones."""
     base = source.settled_types() if isinstance(source, Csv) and ending != ".csv" else source.schema
     if isinstance(source, Jsonl) and ending == ".csv":
@@ -289,7 +309,7 @@ def output_schema(source: Source, packed: Packed, ending: str) -> Any:
         i = base.get_field_index(name)
         if pa.types.is_fixed_size_list(base.field(i).type):
             base = base.set(i, pa.field(name, pa.list_(base.field(i).type.value_field)))
-    for name, kind in TYPES.items():
+    for name, kind in types.items():
         base = base.append(pa.field(name, kind if packed.splits is None else pa.list_(kind)))
     return base
 
@@ -299,18 +319,18 @@ def as_table(batch: Any) -> Any:
     return batch if isinstance(batch, pa.Table) else pa.Table.from_batches([batch])
 
 
-def long_rows(table: Any, first_row: int, columns: Added, all_rows: bool) -> Any:
+def long_rows(table: Any, first_row: int, columns: Columns, all_rows: bool) -> Any:
     """The rows to be written of a batch of responses."""
     picked = np.arange(first_row, first_row + table.num_rows)
     if not all_rows:
         picked = picked[columns.rank[picked] >= 0]
         table = table.take(pa.array(picked - first_row))
-    for name in TYPES:
+    for name in columns.types:
         table = table.append_column(name, columns.column(name, picked))
     return table
 
 
-def nested_rows(table: Any, first_row: int, columns: Added, all_rows: bool, packed: Packed) -> Any:
+def nested_rows(table: Any, first_row: int, columns: Columns, all_rows: bool, packed: Packed) -> Any:
     """The rows to be written of a batch of prompts, their lists cut to the kept entries in pick order."""
     splits = packed.splits[first_row : first_row + table.num_rows + 1]
     picked = np.arange(splits[0], splits[-1])
@@ -334,13 +354,13 @@ def nested_rows(table: Any, first_row: int, columns: Added, all_rows: bool, pack
         kind = table.schema.field(i).type
         kind = pa.list_(kind.value_field) if pa.types.is_fixed_size_list(kind) else kind
         table = table.set_column(i, pa.field(name, kind), listed(entries).cast(kind))
-    for name, kind in TYPES.items():
+    for name, kind in columns.types.items():
         table = table.append_column(name, listed(columns.column(name, picked)).cast(pa.list_(kind)))
     has_kept = (kept > 0) | (np.diff(splits) == 0)
     return table if all_rows else table.filter(pa.array(has_kept))
 
 
-def picked_of(row: int, packed: Packed, columns: Added, all_rows: bool) -> list[int] | None:
+def picked_of(row: int, packed: Packed, columns: Columns, all_rows: bool) -> list[int] | None:
     """The responses of a row that are written, in the order in which they are; None: the row is not."""
     splits = packed.splits
     ids = np.arange(row, row + 1) if splits is None else np.arange(splits[row], splits[row + 1])
@@ -351,7 +371,7 @@ def picked_of(row: int, packed: Packed, columns: Added, all_rows: bool) -> list[
 
 
 def copy_lines(
-    source: Jsonl, packed: Packed, columns: Added, all_rows: bool, file: Any, advance: Callable[[int], None]
+    source: Jsonl, packed: Packed, columns: Columns, all_rows: bool, file: Any, advance: Callable[[int], None]
 ) -> None:
     """JSON lines to JSON lines: the input's text, lists cut, with the added entries before the closing brace."""
     cut = [] if all_rows else packed.cut
@@ -360,8 +380,8 @@ def copy_lines(
             picked = picked_of(r, packed, columns, all_rows)
             if picked is None:
                 continue
-            entries = {name: columns.column(name, picked).to_pylist() for name in TYPES}
-            entries["mrt_share"] = shortest(entries["mrt_share"])
+            entries = {name: columns.column(name, picked).to_pylist() for name in columns.types}
+            entries |= {name: shortest(entries[name]) for name, kind in columns.types.items() if kind == pa.float32()}
             if packed.splits is None:
                 entries = {name: values[0] for name, values in entries.items()}
             else:
@@ -381,7 +401,7 @@ def with_cut_lists(line: bytes, names: list[str], picked: list[int]) -> bytes:
 
 
 def with_raw_cells(
-    table: Any, lines: list[bytes], first_row: int, packed: Packed, columns: Added, all_rows: bool
+    table: Any, lines: list[bytes], first_row: int, packed: Packed, columns: Columns, all_rows: bool
 ) -> Any:
     """JSON lines for CSV: lists and structures are their text in the input, cut where they are cut."""
     names = [item.name for item in table.schema if opaque(item.type)]
@@ -402,7 +422,7 @@ def with_raw_cells(
 
 
 def write_rows(
-    source: Source, packed: Packed, columns: Added, all_rows: bool, out: Temporary, advance: Callable[[int], None]
+    source: Source, packed: Packed, columns: Columns, all_rows: bool, out: Temporary, advance: Callable[[int], None]
 ) -> None:
     """Stream the input into `out`, in the format of its ending."""
     ending = out.path.suffix.lower()
@@ -410,7 +430,7 @@ def write_rows(
         if isinstance(source, Jsonl) and ending == ".jsonl":
             copy_lines(source, packed, columns, all_rows, out.file, advance)
             return
-        schema = output_schema(source, packed, ending)
+        schema = output_schema(source, packed, ending, columns.types)
         sink = SINKS[ending](out.file, schema)
         blocks = source.lines() if isinstance(source, Jsonl) and ending == ".csv" else None
         try:

@@ -17,6 +17,7 @@ pytest.importorskip("pyarrow", reason="the cli extra is not installed")
 
 
 def test_python_snippets_run():
+    pytest.importorskip("transformers", reason="the train extra is not installed")
     snippets = re.findall(r"```python\n(.*?)```", README, re.S)
     assert len(snippets) >= 3
     with warnings.catch_warnings():

@@ -286,3 +286,4 @@ def cross_entropy(
 
 
 SPLIT = 1e-6  # largest relative difference of a gradient made in parts, by accumulation and over ranks
+IGNORE = -100

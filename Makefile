@@ -9,7 +9,7 @@ RUN     := $(VENV)/bin/python
 JOBS    ?= 2
 LAYERS  := isa or interpret or emulator or sanitize or compile or trainers
 
-.PHONY: demo help test format check imitate full bench gpu
+.PHONY: demo help test format check imitate full bench science gpu
 
 demo: $(VENV)/built ## Keep 4 glosses of each word of a real file: demo/ has the rows, a report and a figure.
 	mkdir -p demo
@@ -46,6 +46,9 @@ full: $(VENV)/built $(VENV)/layers ## Run every test, the long ones too.
 
 bench: $(VENV)/built ## Time every operation beside its peers and write bench/RESULTS.md.
 	$(RUN) -m bench
+
+science: $(VENV)/built ## Simulate what the paper says, draw it and write bench/SCIENCE.md.
+	$(RUN) -m bench.science
 
 # On a machine with a GPU: the Python that is there, nothing installed. DRY=1: every step without a GPU.
 gpu: ## On a machine with a GPU: build, test, time and sanitize there; DRY=1 goes through it without one.

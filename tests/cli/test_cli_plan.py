@@ -1,0 +1,227 @@
+"""`mrtkern plan`: the components and the K of the library, intervals that hold the truth, and input that it refuses."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
+pytest.importorskip("rich")
+pytest.importorskip("matplotlib")
+
+import mrtkern as mk  # noqa: E402
+from mrtkern.__main__ import main  # noqa: E402
+from mrtkern.cli import plan as command  # noqa: E402
+from tests.tools import oracle  # noqa: E402
+from tests.tools.repository import ROOT  # noqa: E402
+
+COSTS = ("--prompt-cost", "4", "--response-cost", "1")
+SIZES = (3, 1, 5, 2, 9)  # unequal, one of one row
+
+
+def write(path: Path, prompts: list[Any], values: Any) -> Path:
+    """A table with a row per response."""
+    pq.write_table(pa.table({"p": prompts, "v": values}), path)
+    return path
+
+
+def pilot(folder: Path, between: float, within: float, prompts: int = 300, size: int = 8, seed: int = 0) -> Path:
+    """Values with these components, on average."""
+    rng = np.random.default_rng(seed)
+    means = rng.standard_normal(prompts).repeat(size) * np.sqrt(between)
+    values = means + rng.standard_normal(prompts * size) * np.sqrt(within)
+    return write(folder / "in.parquet", np.arange(prompts).repeat(size).tolist(), values)
+
+
+def run(source: Path, *options: str, value: str = "v") -> int:
+    """The exit status."""
+    return main(["plan", str(source), "--group-by", "p", "--value", value, *COSTS, *options])
+
+
+def report(source: Path, *options: str) -> dict[str, Any]:
+    """What the JSON report holds."""
+    path = source.parent / "r.json"
+    assert run(source, *options, "--report", str(path)) == 0
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def test_components_and_k_are_those_of_the_library(tmp_path: Path) -> None:
+    source = pilot(tmp_path, between=0.187, within=1.329)
+    found = report(source)
+    values = torch.tensor(pq.read_table(source)["v"].to_numpy())
+    v = mk.variance_components(values, torch.arange(0, 2401, 8))
+    c = mk.optimal_k(v.between, v.within, prompt_cost=4.0, response_cost=1.0, max_k=8)
+    assert (found["between"], found["within"]) == (v.between, v.within)
+    assert (found["k"], found["continuous"], found["ratio"]) == (c.k, c.continuous, c.ratio)
+    assert f"Take {c.k} responses of each prompt" in found["advice"]
+
+
+def test_rows_of_a_prompt_may_stand_apart_and_gradients_follow_the_file(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    prompt = rng.permutation(np.arange(5).repeat(SIZES))
+    values = rng.standard_normal((20, 3))
+    np.save(tmp_path / "g.npy", values)
+    source = write(tmp_path / "in.parquet", prompt.tolist(), values[:, 0])
+    arguments = ["plan", str(source), "--group-by", "p", "--gradients", str(tmp_path / "g.npy"), *COSTS]
+    assert main([*arguments, "--report", str(tmp_path / "r.json")]) == 0
+    order = np.argsort(prompt, kind="stable")
+    offsets = torch.tensor([0, *SIZES]).cumsum(0)
+    v = mk.variance_components(torch.from_numpy(values[order]), offsets)
+    found = json.loads((tmp_path / "r.json").read_text())
+    steps = 8 * values.size  # the prompts come in another order, so sums do
+    for name, truth in (("between_raw", v.between_raw), ("within", v.within)):
+        got, want = (torch.tensor(x, dtype=torch.float64) for x in (found[name], truth))
+        oracle.assert_summed(got, want, steps, abs(v.between_raw) + v.within)
+
+
+def test_prompts_taken_once_give_the_components_themselves() -> None:
+    rng = np.random.default_rng(2)
+    values, offsets = rng.standard_normal((20, 3)), np.cumsum([0, *SIZES])
+    groups = command.summed(values, offsets)
+    times = np.array([[1.0] * 5, [2.0, 0.0, 1.0, 3.0, 1.0]])
+    taken = [[b for b, count in enumerate(row) for _ in range(int(count))] for row in times]
+    for got, prompts in zip(command.resampled(groups, times), taken, strict=True):
+        rows = np.concatenate([values[offsets[b] : offsets[b + 1]] for b in prompts])
+        again = torch.tensor(np.cumsum([0, *(SIZES[b] for b in prompts)]))
+        v = mk.variance_components(torch.from_numpy(rows), again)
+        truth = torch.tensor([v.between_raw, v.within], dtype=torch.float64)
+        oracle.assert_summed(torch.from_numpy(got), truth, 16 * rows.size, abs(v.between_raw) + v.within)
+
+
+def test_intervals_hold_the_truth(tmp_path: Path) -> None:
+    """Of ten pilots; intervals of 95 % miss three of them or more once in 87 times, and these seeds are fixed."""
+    truth = {"between": 0.187, "within": 1.329, "continuous": mk.optimal_k(
+        0.187, 1.329, prompt_cost=4.0, response_cost=1.0).continuous}  # fmt: skip
+    held = dict.fromkeys(truth, 0)
+    for seed in range(10):
+        intervals = report(pilot(tmp_path, 0.187, 1.329, seed=seed), "--max-k", "64")["intervals"]
+        for name, value in truth.items():
+            held[name] += intervals[name][0] <= value <= intervals[name][1]
+    assert min(held.values()) >= 8
+
+
+def test_a_budget_for_fixed_prompts_buys_k(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = pilot(tmp_path, 1.0, 4.0, prompts=20)
+    found = report(source, "--prompts", "800", "--budget", str(800 * 9.0))
+    assert (found["k"], found["intervals"]["k"]) == (5, [5.0, 5.0])
+    assert "The budget buys 5 responses of each of 800 prompts" in capsys.readouterr().out
+
+
+def test_prompts_that_do_not_differ_want_all_the_responses_there_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write(tmp_path / "in.parquet", [0, 0, 1, 1, 2, 2], [-1.0, 1.0, -1.0, 1.0, -1.0, 1.0])
+    assert run(source, "--budget", "600") == 0
+    out = capsys.readouterr().out
+    assert "∞" in out
+    assert "Take 2 responses of 100 prompts" in out and "the most that were looked at" in out
+
+
+def test_responses_that_do_not_differ_want_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write(tmp_path / "in.parquet", [0, 0, 1, 1], [1.0, 1.0, 2.0, 2.0])
+    assert run(source) == 0
+    assert "Take one response of each prompt" in capsys.readouterr().out
+
+
+def test_the_same_command_gives_the_same_bytes(tmp_path: Path) -> None:
+    source = pilot(tmp_path, 0.187, 1.329, prompts=30)
+    made = []
+    for name in ("a", "b"):
+        files = [tmp_path / f"{name}.json", tmp_path / f"{name}.png"]
+        assert run(source, "--report", str(files[0]), "--plot", str(files[1])) == 0
+        made.append([file.read_bytes() for file in files])
+    assert made[0] == made[1]
+    assert len(made[0][1]) > 10_000
+
+
+def test_the_example_of_the_help_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = re.search(r"  mrtkern (plan mrtkern/data.*?)\n8", command.EXAMPLE, re.DOTALL)
+    assert found
+    words = found[1].replace("\\\n", " ").replace("plan.png", str(tmp_path / "plan.png")).split()
+    monkeypatch.chdir(ROOT)
+    assert main(words) == 0
+    assert (tmp_path / "plan.png").stat().st_size > 10_000
+
+
+def test_the_proxy_of_the_help_is_the_gradient_of_what_is_added_to_hidden_states() -> None:
+    """The snippet as it stands, against a gradient of each response of its own."""
+    found = re.search(r"\n\n(  hidden = .*?)\n\n", command.DESCRIPTION, re.DOTALL)
+    assert found
+    generator = torch.Generator().manual_seed(3)
+    hidden, head = torch.randn(7, 4, generator=generator), torch.randn(5, 4, generator=generator)
+    targets, offsets = torch.tensor([0, 1, 2, 3, 4, 0, 1]), torch.tensor([0, 3, 4, 7])
+    saved: dict[str, Any] = {}
+    names = {"mk": mk, "torch": torch, "hidden": hidden, "head": head, "targets": targets, "offsets": offsets}
+    snippet = re.sub("^  ", "", found[1], flags=re.MULTILINE).replace("numpy.save", "saved.__setitem__")
+    exec(snippet, {**names, "saved": saved})
+    for r in range(3):
+        rows = slice(int(offsets[r]), int(offsets[r + 1]))
+        added = torch.zeros(4, dtype=torch.float64, requires_grad=True)
+        logits = (hidden[rows].double() + added) @ head.double().mT
+        loss = torch.nn.functional.cross_entropy(logits, targets[rows]) / 3
+        (truth,) = torch.autograd.grad(loss, added)
+        got = saved["gradients.npy"][r]
+        oracle.assert_summed(got, truth, 64, float(truth.abs().max()) + 1)
+
+
+REFUSED = {
+    "a number of one prompt": (([0, 0], [1.0, 2.0]), (), "there must be at least two prompts, got 1"),
+    "single responses": (([0, 1], [1.0, 2.0]), (), "some prompt must have at least two responses"),
+    "NaN": (([0, 0, 1], [1.0, 2.0, float("nan")]), (), "column 'v' must hold finite numbers, got nan in row 2"),
+    "cost": (None, ("--response-cost", "0"), "--response-cost must be positive and finite, got 0.0"),
+    "prompt cost": (None, ("--prompt-cost", "-1"), "--prompt-cost must be finite and not negative, got -1.0"),
+    "budget": (None, ("--budget", "nan"), "--budget must be positive and finite, got nan"),
+    "prompts": (None, ("--prompts", "8"), "--prompts needs --budget"),
+    "too little": (None, ("--prompts", "8", "--budget", "39"), "--budget must buy one response per prompt"),
+    "nothing": (None, ("--budget", "4.5"), "--budget must buy a prompt with a response, at least 5, got 4.5"),
+    "max K": (None, ("--max-k", "0"), "--max-k must be at least 1, got 0"),
+    "plot": (None, ("--plot", "p.jpg"), "--plot must end in .png, got 'p.jpg'"),
+    "report": (None, ("--report", "no/r.json"), "--report folder 'no' does not exist"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_input_that_cannot_be_used_is_one_line_and_status_2(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows, options, sentence = REFUSED[case]
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "in.parquet", *(rows or ([0, 0, 1, 1], [0.0, 1.0, 1.0, 3.0])))
+    before = sorted(tmp_path.iterdir())
+    assert run(Path("in.parquet"), *options) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("mrtkern plan: ") and captured.err.count("\n") == 1
+    assert sentence in captured.err
+    assert captured.out == ""
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("array", "sentence"),
+    [
+        (np.ones((3, 2)), "must have a row per response, 4, got 3"),
+        (np.ones((4, 2), dtype=np.int64), r"must hold floats \[T\] or \[T, D\], got int64 \[4, 2\]"),
+        (np.ones((4, 2, 2)), r"must hold floats \[T\] or \[T, D\]"),
+        (np.array([0.0, 1.0, np.nan, 1.0]), "must be finite, got NaN or infinity in row 2"),
+        (None, "cannot be read as npy"),
+    ],
+)
+def test_gradients_that_cannot_be_used(
+    array: Any, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, path = write(tmp_path / "in.parquet", [0, 0, 1, 1], [0.0, 1.0, 1.0, 3.0]), tmp_path / "g.npy"
+    if array is None:
+        path.write_bytes(b"no numbers")
+    else:
+        np.save(path, array)
+    assert main(["plan", str(source), "--group-by", "p", "--gradients", str(path), *COSTS]) == 2
+    error = capsys.readouterr().err
+    assert re.search(sentence, error) and error.count("\n") == 1

@@ -12,5 +12,5 @@ device_time     kernels and host, apart           gpu/        `make gpu`: build,
 
 OPS = (  # bench/<op>.py
     "facility_location", "large_selection", "similarity", "neighbors", "cross_entropy", "linear_cross_entropy",
-    "head_products",
+    "head_products", "prefix",
 )  # fmt: skip

@@ -194,6 +194,8 @@ def run_op(op: Any, args: argparse.Namespace, roofline: Roofline, tree: Path | N
     if not args.peers or args.case or args.quick or args.rounds < ROUNDS or tree is not None:
         return
     body = [report.target_text(results, op.TARGETS, op.REASONS, is_markdown=True)]
+    if hasattr(op, "table"):
+        body.append(op.table(results))
     body += [report.case_text(result, is_markdown=True) for result in results]
     if hasattr(op, "figure"):
         body.append(op.figure(RESULTS.parent / "results" / machine.name()))

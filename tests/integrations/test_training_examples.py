@@ -13,7 +13,12 @@ from tests.tools.repository import ROOT
 LINES = 60
 EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("train_*.py"))
 OURS = {"train_plain.py": "torch", "train_transformers.py": "transformers"}  # the others are of the layer of trainers
-NEEDS = {**OURS, "train_lightning.py": "lightning", "train_accelerate.py": "accelerate"}
+NEEDS = {
+    **OURS,
+    "train_lightning.py": "lightning",
+    "train_accelerate.py": "accelerate",
+    "train_prefix.py": "transformers",
+}
 
 
 @pytest.mark.parametrize(

@@ -287,3 +287,6 @@ def cross_entropy(
 
 SPLIT = 1e-6  # largest relative difference of a gradient made in parts, by accumulation and over ranks
 IGNORE = -100
+
+# largest relative difference between a row that shares its prompt and a row for each response
+SHARED = {torch.float32: 1e-5, torch.float64: 1e-13}

@@ -22,7 +22,6 @@ from torch import Tensor
 import mrtkern as mk
 from mrtkern.integrations.data.rows import plain, read_row, shown
 
-OP = "ResponseCollator"
 LAYOUTS = ("padded", "padding_free")
 IGNORE = -100
 
@@ -95,6 +94,8 @@ class ResponseCollator:
     ([[-100, -100, 7, 8], [-100, -100, 9, -100], [-100, 9, -100, -100]], [0, 0, 1])
     """
 
+    op = "ResponseCollator"  # by whom rows are refused
+
     def __init__(
         self,
         tokenizer: Any = None,
@@ -110,15 +111,15 @@ class ResponseCollator:
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         if layout not in LAYOUTS:
-            raise ValueError(f"{OP}: layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
+            raise ValueError(f"{self.op}: layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
         for name, number in (("max_length", max_length), ("pad_to_multiple_of", pad_to_multiple_of)):
             if number is not None and number < 1:
-                raise ValueError(f"{OP}: {name} must be at least 1, got {number}")
+                raise ValueError(f"{self.op}: {name} must be at least 1, got {number}")
         self.layout, self.prompt_id, self.weight, self.responses = layout, prompt_id, weight, responses
         self.pad_to_multiple_of = pad_to_multiple_of
         self.pad_token_id = pad_token_id if pad_token_id is not None else getattr(tokenizer, "pad_token_id", None) or 0
         self.reading: dict[str, Any] = {
-            "tokenizer": tokenizer, "prompt": prompt, "responses": responses, "max_length": max_length, "op": OP,
+            "tokenizer": tokenizer, "prompt": prompt, "responses": responses, "max_length": max_length, "op": self.op,
             "chat_template_kwargs": chat_template_kwargs,
         }  # fmt: skip
 
@@ -141,8 +142,7 @@ class ResponseCollator:
         else:
             batch["prompt"] = integers(numbers)
         if self.weight is not None:
-            weights = [response.weight for response in found]
-            batch["response_weight_bits"] = torch.tensor(weights, dtype=torch.float64, device="cpu").view(torch.int64)
+            batch["response_weight_bits"] = self.bits([response.weight for response in found])
         return batch
 
     def read(self, row: Mapping[str, Any], where: str) -> list[Response]:
@@ -158,21 +158,25 @@ class ResponseCollator:
         if self.weight is None:
             return [None] * K
         if self.weight not in row:
-            raise ValueError(f"{OP}: {where} must have a column {self.weight!r}, got {', '.join(row)}")
+            raise ValueError(f"{self.op}: {where} must have a column {self.weight!r}, got {', '.join(row)}")
         given = plain(row[self.weight])
         given = [given] if self.prompt_id is not None else given
         is_right = isinstance(given, list) and len(given) == K and all(map(is_number, given))
         if not is_right:
             rule = f"hold a finite number for each of {K} responses"
-            raise ValueError(f"{OP}: column {self.weight!r} must {rule}, got {shown(given)} in {where}")
+            raise ValueError(f"{self.op}: column {self.weight!r} must {rule}, got {shown(given)} in {where}")
         return [float(v) for v in given]
+
+    def bits(self, weights: list[float | None]) -> Tensor:
+        """As integers, which nobody casts."""
+        return torch.tensor(weights, dtype=torch.float64, device="cpu").view(torch.int64)
 
     def id_of(self, row: Mapping[str, Any], where: str) -> Any:
         """What names the prompt of a row."""
         given = plain(row.get(str(self.prompt_id)))
         if not isinstance(given, (str, int)) or isinstance(given, bool) or given == "":
             rule = "hold a text or a whole number"
-            raise ValueError(f"{OP}: column {self.prompt_id!r} must {rule}, got {given!r} in {where}")
+            raise ValueError(f"{self.op}: column {self.prompt_id!r} must {rule}, got {given!r} in {where}")
         return given
 
     def padded(self, found: list[Response]) -> dict[str, Tensor]:

@@ -12,7 +12,8 @@ import torch
 from torch.utils.data import DataLoader
 
 import mrtkern as mk
-from mrtkern.integrations.data import PromptBatchSampler, ResponseCollator
+from mrtkern.integrations.data import PromptBatchSampler, ResponseCollator, weights_of
+from tests.tools import tokens as tokens_of_letters
 
 SIZES = [3, 1, 2, 5, 1, 4, 2, 3, 1, 2, 2]  # ragged; 11 prompts: neither 2 nor 3 ranks divide them
 IDS = [f"p{p}" for r in range(5) for p, size in enumerate(SIZES) if r < size]  # the rows of a prompt stand apart
@@ -59,6 +60,30 @@ def test_ranks_have_as_many_prompts_each_in_every_step_and_none_twice(world_size
     assert samplers[0].num_left_out == len(WHOLE) % world_size  # no more than must be
     dealt = epoch(PromptBatchSampler(IDS, per_batch, world_size=world_size))
     assert [dealt[rank::world_size] for rank in range(world_size)] == ranks
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_trainer_that_divides_by_accumulation_has_the_mean_over_prompts_of_every_step(world_size: int) -> None:
+    """Means over the prompts of a batch, over accumulation, averaged over ranks: in the short last step, too."""
+    difficulty = {name: torch.tensor(float(3**i)) for i, name in enumerate(WHOLE)}
+    options = {"world_size": world_size, "accumulation": 2}
+
+    def steps(samplers: list[PromptBatchSampler]) -> list[tuple[list[str], float]]:
+        ranks = [epoch(sampler) for sampler in samplers]
+        found = []
+        for first in range(0, len(ranks[0]), 2):
+            window = [names for rank in ranks for names in rank[first : first + 2]]
+            means = [torch.stack([difficulty[name] for name in names]).mean() for names in window]
+            found.append(([name for names in window for name in names], float(sum(means)) / 2 / world_size))
+        return found
+
+    kept = steps([PromptBatchSampler(IDS, 2, rank=rank, **options) for rank in range(world_size)])
+    assert [len(names) for names, _ in kept] == ([4, 4, 2] if world_size == 1 else [8])
+    for names, loss in kept:
+        assert loss == pytest.approx(float(torch.stack([difficulty[name] for name in names]).mean()))
+    unaware = steps([PromptBatchSampler(IDS, 2, world_size=world_size, rank=rank) for rank in range(world_size)])
+    names, loss = unaware[-1]
+    assert loss != pytest.approx(float(torch.stack([difficulty[name] for name in names]).mean()))
 
 
 def test_a_short_last_step_may_be_dropped() -> None:
@@ -188,6 +213,55 @@ def test_accelerate_resumes_in_the_middle_of_an_epoch(ranks: int) -> None:
     loader = prepare(plain, num_processes=ranks, process_index=0, put_on_device=False, even_batches=False)
     loader.set_epoch(1)
     assert tokens(accelerate.skip_first_batches(loader, 2)) == whole[2:]
+
+
+def test_what_select_responses_keeps_goes_straight_on() -> None:
+    """Rows by their ids, K of each prompt, their rows in a dataset, whole prompts, batches that know them."""
+    order, offsets, keys = mk.group(IDS)
+    x = torch.randn(len(IDS), 4, generator=torch.Generator().manual_seed(1))
+    kept = mk.select_responses(x[order], offsets, 2, method="stratified", group_key=keys)
+    rows = order[kept.ids].tolist()
+    share = dict(zip(rows, kept.share.tolist(), strict=True))
+    dataset = [{**ROWS[t], "share": share[t]} for t in rows]
+    sampler = PromptBatchSampler([row["prompt_id"] for row in dataset], 3)
+    collate = ResponseCollator(responses="response", prompt_id="prompt_id", weight="share")
+    batches = [collate([dataset[i] for i in batch]) for batch in sampler]
+    assert sorted(t for batch in tokens(batches) for t in batch) == sorted(t % 50 + 3 for t in rows)
+    for batch in batches:
+        sums = torch.zeros(3, dtype=torch.float64).index_add(0, batch["prompt"], weights_of(batch))
+        assert sums[sums > 0].tolist() == pytest.approx([1.0] * int(batch["prompt"].max() + 1))
+        loss = mk.response_weights(batch["labels"], "prompt", prompt=batch["prompt"], response_weight=weights_of(batch))
+        assert float(loss.sum()) == pytest.approx(1.0)
+
+
+@pytest.mark.trainers
+def test_rows_of_datasets_go_through_the_trainer(tmp_path: Path) -> None:
+    """A row per prompt, with messages and ragged responses as the library stores them: the Trainer's own loader."""
+    datasets, transformers = pytest.importorskip("datasets"), pytest.importorskip("transformers")
+    rows = [
+        {"prompt": [{"role": "user", "content": "abc"}], "responses": ["x", "yz", "ab"]},
+        {"prompt": [{"role": "user", "content": "abc"}], "responses": ["x"]},
+    ]
+    tokenizer = tokens_of_letters.tokenizer()
+    size = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=64, **size))
+    options = {"use_cpu": True, "report_to": [], "save_strategy": "no", "disable_tqdm": True, "max_steps": 1}
+    arguments = transformers.TrainingArguments(
+        str(tmp_path), remove_unused_columns=False, per_device_train_batch_size=2, **options
+    )
+    seen = []
+
+    def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        seen.append(ResponseCollator(tokenizer)(rows))
+        return {name: value for name, value in seen[-1].items() if name != "prompt"}
+
+    trainer = transformers.Trainer(
+        model, arguments, train_dataset=datasets.Dataset.from_list(rows), data_collator=collate
+    )
+    trainer.train()
+    assert sorted(seen[0]["prompt"].tolist()) in ([0, 0, 0, 1], [0, 1, 1, 1])  # equal prompts stay two
+    answers = {tokenizer.decode([i for i in row if i != -100]).replace(" ", "") for row in seen[0]["labels"].tolist()}
+    assert answers == {"x</s>", "yz</s>", "ab</s>"}
 
 
 @pytest.mark.trainers

@@ -1,11 +1,12 @@
 """Batches that keep prompts whole, where a row of the dataset is one response.
 
-    step s     prompts_per_batch * world_size prompts; rank r has the r-th prompts_per_batch of them, all their rows
-    last step  what is left, the same number of prompts on every rank; prompts that do not divide are left out of this
-               epoch, fewer than world_size of them, because one that came twice would count twice
+    step s     accumulation * world_size batches of prompts_per_batch prompts with all their rows
+    last step  as many batches of fewer prompts, all of the same number; prompts that do not divide are left out of this
+               epoch, fewer than there are batches, because one that came twice would count twice
 
-A step therefore has the same number of prompts on every rank, also the last, and a mean over prompts may be averaged
-over the ranks. The order is drawn anew for each epoch from (seed, epoch) and depends on nothing else.
+All batches of a step have the same number of prompts, also in the last one: what a trainer makes of it, means over the
+prompts of a batch, divided by accumulation and averaged over ranks, is the mean over the prompts of the step. The order
+is drawn anew for each epoch from (seed, epoch) and depends on nothing else.
 """
 
 from __future__ import annotations
@@ -31,9 +32,11 @@ class PromptBatchSampler:
     prompt_ids : sequence [T]
         The id of the prompt of each row, as `mrtkern.group` takes it.
     prompts_per_batch : int
-        On one rank.
+        Of one batch of one rank.
     world_size : int
-        Ranks; a step has a multiple of them, and the same number of prompts on each.
+        Ranks.
+    accumulation : int
+        Batches of a rank that the trainer accumulates before it steps.
     rank : int, optional
         Whose batches to give. None: all, a rank after the other, for a loader that deals batches out to ranks in turn,
         as accelerate's does, and with it transformers' Trainer; give those Accelerator(even_batches=False). A run of
@@ -76,28 +79,31 @@ class PromptBatchSampler:
         prompts_per_batch: int,
         *,
         world_size: int = 1,
+        accumulation: int = 1,
         rank: int | None = None,
         seed: int = 0,
         shuffle: bool = True,
         drop_last: bool = False,
     ) -> None:
-        limits = {"prompts_per_batch": (prompts_per_batch, 1), "world_size": (world_size, 1), "seed": (seed, 0)}
-        for name, (value, least) in limits.items():
-            whole(name, value, least)
+        numbers = {"prompts_per_batch": prompts_per_batch, "world_size": world_size, "accumulation": accumulation}
+        for name, value in numbers.items():
+            whole(name, value, 1)
+        whole("seed", seed, 0)
         if rank is not None and not 0 <= whole("rank", rank, 0) < world_size:
             raise ValueError(f"{OP}: rank must be from 0 to {world_size - 1}, got {rank}")
         order, offsets, keys = mk.group(prompt_ids)
         self.order, self.offsets = order.numpy(), offsets.numpy()
-        self.prompts_per_batch, self.world_size, self.rank = prompts_per_batch, world_size, rank
+        self.prompts_per_batch, self.world_size, self.accumulation = prompts_per_batch, world_size, accumulation
+        self.rank, self.batches_per_step = rank, world_size * accumulation
         self.seed, self.shuffle, self.drop_last = seed, shuffle, drop_last
         self.epoch = self.given = self.start = 0  # given: batches handed out; start: where the next iteration begins
         self.facts = {
-            "prompts_per_batch": prompts_per_batch, "world_size": world_size, "seed": seed, "shuffle": shuffle,
-            "drop_last": drop_last, "rows": len(self.order), "prompts": len(keys),
-            "keys": int(keys.sum()),  # wraps round: ids of other prompts have another one
+            **numbers, "seed": seed, "shuffle": shuffle, "drop_last": drop_last, "rows": len(self.order),
+            "prompts": len(keys), "keys": int(keys.sum()),  # wraps round: ids of other prompts have another one
         }  # fmt: skip
         if self.num_steps == 0:
-            rule = f"have at least {prompts_per_batch * world_size if drop_last else world_size} prompts"
+            least = self.batches_per_step * (prompts_per_batch if drop_last else 1)
+            rule = f"have at least {least} prompts"
             raise ValueError(f"{OP}: prompt_ids must {rule}, got {len(keys)}")
 
     @property
@@ -113,19 +119,18 @@ class PromptBatchSampler:
     @property
     def num_steps(self) -> int:
         """Steps of an epoch."""
-        full, rest = divmod(self.num_prompts, self.prompts_per_batch * self.world_size)
-        return full + (rest >= self.world_size and not self.drop_last)
+        full, rest = divmod(self.num_prompts, self.prompts_per_batch * self.batches_per_step)
+        return full + (rest >= self.batches_per_step and not self.drop_last)
 
     @property
     def num_left_out(self) -> int:
         """Prompts that an epoch leaves out, others in each when shuffled."""
-        per_step = self.prompts_per_batch * self.world_size
-        rest = self.num_prompts % per_step
-        return rest if self.drop_last else rest % self.world_size
+        rest = self.num_prompts % (self.prompts_per_batch * self.batches_per_step)
+        return rest if self.drop_last else rest % self.batches_per_step
 
     def __len__(self) -> int:
         """Batches of a whole epoch: of one rank, or of all where `rank` is None."""
-        return self.num_steps * (self.world_size if self.rank is None else 1)
+        return self.num_steps * self.accumulation * (self.world_size if self.rank is None else 1)
 
     def set_epoch(self, epoch: int) -> None:
         """Draw the order of another epoch: the loop over epochs calls it, or transformers and accelerate do."""
@@ -147,10 +152,11 @@ class PromptBatchSampler:
 
     def rows(self, prompts: Any, batch: int) -> list[int]:
         """The rows of a batch."""
-        step, rank = divmod(batch, self.world_size) if self.rank is None else (batch, self.rank)
-        begin = step * self.prompts_per_batch * self.world_size
-        each = min(self.prompts_per_batch, (self.num_prompts - begin) // self.world_size)
-        mine = prompts[begin + rank * each : begin + (rank + 1) * each]
+        batch = batch if self.rank is None else batch * self.world_size + self.rank  # of all ranks
+        step, place = divmod(batch, self.batches_per_step)
+        begin = step * self.prompts_per_batch * self.batches_per_step
+        each = min(self.prompts_per_batch, (self.num_prompts - begin) // self.batches_per_step)
+        mine = prompts[begin + place * each : begin + (place + 1) * each]
         return [int(row) for p in mine for row in self.order[self.offsets[p] : self.offsets[p + 1]]]
 
     def state_dict(self, batches: int | None = None) -> dict[str, Any]:

@@ -22,8 +22,8 @@ from mrtkern.cli import InputError
 COMMANDS = {
     "info": "what this installation can run, and why not the rest",
     "verify": "whether this machine selects, bit for bit, what every other one does",
-    "weights": "write a column of loss weights for a trainer that takes one",
     "select": "keep K of the rows of every group, or of all rows, of a parquet, jsonl or csv file",
+    "weights": "write a column of loss weights for a trainer that takes one",
     "plan": "how many responses per prompt a budget should buy, from the variance between and within prompts",
 }
 CLI_EXTRA = ("pyarrow", "rich", "sklearn", "matplotlib")  # import names of what mrtkern[cli] installs

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
+import json
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -26,8 +27,8 @@ from mrtkern.cli import columns as check
 from mrtkern.cli.columns import Place, is_list, is_number, is_text
 from mrtkern.cli.packing import Packed, Rows, check_columns, check_group, combined, unnested
 from mrtkern.cli.progress import Steps
-from mrtkern.cli.reading import Csv, Source, ending, open_source
-from mrtkern.cli.writing import Temporary, check_schema, write_rows
+from mrtkern.cli.reading import Csv, Jsonl, Source, ending, open_source
+from mrtkern.cli.writing import Temporary, as_table, check_schema, shortest, to_json, to_python, write_rows
 from mrtkern.loss import NORMALIZATIONS, response_weights
 
 SCALE = 256  # megatron: a sum loses at most 1 of 256 tokens' weights; int32 holds the sum of 8 million tokens
@@ -43,8 +44,8 @@ trainer learns of each response are counted in --counts, --tokens or --text. --s
 as they are: mrt_share, as stratified selections want it.
 
 What a trainer divides by decides what the weights must be:
-  ms-swift   sum of weight * loss / number of labels. Column loss_scale: goes into the assistant's message as its
-             loss_scale; run with --is_binary_loss_scale false
+  ms-swift   sum of weight * loss / number of labels. --messages puts it where it is looked for, into each turn of the
+             assistant as its loss_scale; run with --is_binary_loss_scale false
   verl       sum of weight * loss / sum of weights (SFT, a loss mask of floats). Mean 1 over tokens
   megatron   the same, but the sum of weights of a micro-batch is cut to a whole number: mean 256 over tokens, so that
              nothing to speak of is lost; run with --calculate-per-token-loss, up to 8 million tokens a step
@@ -107,6 +108,7 @@ def add_parser(subparsers: Any) -> None:
     )  # fmt: skip
     add("--share", metavar="COL", help="weights of the responses of a prompt, such as mrt_share")
     add("--constant", type=float, default=1.0, help="of prompt_sum, which ms-swift alone can have (default: 1)")
+    add("--messages", metavar="COL", help="ms-swift, to .jsonl: write the weight into the assistant's turns of COL")
     add("--column", metavar="NAME", help="the new column (default: loss_scale for ms-swift, else mrt_weight)")
 
 
@@ -123,7 +125,9 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise InputError(f"--extra must be at least 0, got {args.extra}")
     if args.tokenizer is not None and importlib.util.find_spec("transformers") is None:
         raise InputError('--tokenizer needs transformers, pip install "mrtkern[train]"; or count tokens for --counts')
-    ending(args.output, "output")
+    kind = ending(args.output, "output")
+    if args.messages is not None and (args.consumer != "ms-swift" or kind != ".jsonl" or args.column is not None):
+        raise InputError("--messages needs --for ms-swift, an output that ends in .jsonl, and no --column")
     if os.path.realpath(args.input) == os.path.realpath(args.output):
         raise InputError(f"output must not be the input itself, got {str(args.output)!r}")
 
@@ -134,7 +138,7 @@ def run(args: argparse.Namespace) -> int:
     source = open_source(args.input)
     name = args.column or CONSUMERS[args.consumer].column
     counter = Counter.of(args, source)
-    check_schema(source, args.output.suffix.lower(), [name], "weights")
+    check_schema(source, args.output.suffix.lower(), [] if args.messages else [name], "weights")
     with ExitStack() as stack:
         out = Temporary(args.output, "output").opened(stack)
         steps = stack.enter_context(Steps())
@@ -142,7 +146,10 @@ def run(args: argparse.Namespace) -> int:
         found = counter.read(source, steps.advance)
         weight = weighed(args, found)
         steps.begin("writing", found.packed.num_rows)
-        write_rows(source, found.packed, Weights(name, weight), True, out, steps.advance)
+        if args.messages is not None:
+            write_messages(source, args.messages, weight, out, steps.advance)
+        else:
+            write_rows(source, found.packed, Weights(name, weight), True, out, steps.advance)
         out.commit()
     print("\n".join(remarks(args, name, found, weight)))
     return 0
@@ -196,7 +203,7 @@ class Counter:
     def of(cls, args: argparse.Namespace, source: Source) -> Counter:
         """From the arguments and the types of the columns."""
         lengths = args.counts or args.tokens or args.text
-        names = [args.group_by, lengths, *([args.share] if args.share else [])]
+        names = [args.group_by, lengths, *(name for name in (args.share, args.messages) if name is not None)]
         check_columns(source, names)
         check_group(source, args.group_by)
         is_csv = isinstance(source, Csv)
@@ -217,6 +224,8 @@ class Counter:
                 kinds = " and ".join(f"{name!r} ({source.schema.field(name).type})" for name in (lengths, args.share))
                 rule = "columns must all hold one response a row or all hold a list of responses a row"
                 raise InputError(f"{rule}, got {kinds}")
+        if args.messages is not None and depth:
+            raise InputError(f"--messages needs a row per response, got a list of responses a row in {lengths!r}")
         return cls(args.group_by, lengths, count, args.share, depth)
 
     def read(self, source: Source, advance: Callable[[int], None]) -> Counted:
@@ -330,14 +339,36 @@ def weighed(args: argparse.Namespace, found: Counted) -> Any:
     return (omega * scale).float().numpy()
 
 
+def write_messages(source: Source, name: str, weight: Any, out: Temporary, advance: Callable[[int], None]) -> None:
+    """The rows as JSON lines, with the weight of each in the turns of the assistant."""
+    blocks: Any = source.lines() if isinstance(source, Jsonl) else source.batches()
+    for first_row, block in blocks:
+        rows = [json.loads(line) for line in block] if isinstance(block, list) else to_python(as_table(block))
+        for r, row in enumerate(rows, start=first_row):
+            turns = row[name] if isinstance(row[name], list) else []
+            answers = [turn for turn in turns if isinstance(turn, dict) and turn.get("role") == "assistant"]
+            if not answers:
+                raise InputError(
+                    f"column {name!r} must hold messages with a turn of the assistant, got none in row {r}"
+                )
+            for turn in answers:
+                if turn.get("loss_scale") is not None:
+                    got = f"{turn['loss_scale']} in row {r}"
+                    raise InputError(f"column {name!r} must hold turns without a loss_scale of their own, got {got}")
+                turn["loss_scale"] = shortest(weight[r])
+            out.file.write(to_json(row).encode() + b"\n")
+        advance(len(rows))
+
+
 def remarks(args: argparse.Namespace, name: str, found: Counted, weight: Any) -> list[str]:
     """What was written, and what the reader must know of it."""
     has = found.tokens > 0
     T = int(found.tokens.sum())
     mean = float((weight.astype(np.float64) * found.tokens).sum()) / T
     responses, prompts = counted(len(weight), "response"), counted(len(found.packed.labels), "prompt")
+    where = f"column {name!r}" if args.messages is None else f"loss_scale in {args.messages!r}"
     lines = [
-        f"{responses} of {prompts}, {counted(T, 'token')}: column {name!r}, {args.normalize}, for {args.consumer}, "
+        f"{responses} of {prompts}, {counted(T, 'token')}: {where}, {args.normalize}, for {args.consumer}, "
         f"which divides by {CONSUMERS[args.consumer].divides}",
         f"weights from {weight[has].min():.4g} to {weight[has].max():.4g}, mean over tokens {mean:.6g}",
     ]

@@ -152,6 +152,33 @@ def test_lists_of_a_prompt_get_a_list_of_weights(tmp_path: Path, ending: str, op
     assert [row["loss_scale"] for row in found] == [pytest.approx([5 / 3, 5 / 9]), pytest.approx([5 / 3])]
 
 
+@pytest.mark.parametrize("ending", [".parquet", ".jsonl"])
+def test_messages_of_ms_swift_hold_the_weight_in_the_turns_of_the_assistant(tmp_path: Path, ending: str) -> None:
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    rows = table(TOY).append_column("messages", pa.array([turns] * 3))
+    found = run(write(rows, tmp_path / f"in{ending}"), "prompt", "ms-swift", "--counts", "n", "--messages", "messages")
+    plain = run(write(rows, tmp_path / f"in{ending}"), "prompt", "ms-swift", "--counts", "n", out="plain.jsonl")
+    assert [row["messages"][1].pop("loss_scale") for row in found] == [row.pop("loss_scale") for row in plain]
+    assert found == plain
+
+
+def test_messages_that_can_hold_no_weight_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    user, answer = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+    for turns, sentence in (
+        ([user], "must hold messages with a turn of the assistant, got none in row 1"),
+        ([user, {**answer, "loss_scale": 0.5}], "must hold turns without a loss_scale of their own, got 0.5 in row 1"),
+    ):
+        lines = [{"p": "a", "n": 1, "m": [user, answer]}, {"p": "a", "n": 1, "m": turns}]
+        source = tmp_path / "in.jsonl"
+        source.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        command = ["weights", str(source), "-o", str(tmp_path / "out.jsonl"), "--group-by", "p", "--counts", "n"]
+        assert main([*command, "--normalize", "prompt", "--for", "ms-swift", "--messages", "m"]) == 2
+        assert f"column 'm' {sentence}\n" in capsys.readouterr().err
+        assert main([*command, "--normalize", "prompt", "--for", "verl", "--messages", "m"]) == 2
+        assert "--messages needs --for ms-swift" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
 def test_shares_weigh_the_responses_of_a_prompt(tmp_path: Path) -> None:
     rows = table(TOY).append_column("share", pa.array([0.25, 1.0, 0.75]))
     found = run(write(rows, tmp_path / "in.parquet"), "prompt", "mean1", "--counts", "n", "--share", "share")

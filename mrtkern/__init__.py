@@ -7,7 +7,7 @@ Who calls whom, top to bottom:
     digest/            seeded problems and the hash of what is selected from them
     distributed/       vocabulary.py: losses over classes that are split among ranks
     loss.py            token weights of five normalisations, the module
-    select.py          six strategies per prompt          budget.py   variance components, the best K
+    select.py          seven strategies per prompt        budget.py   variance components, the best K
     ids.py             prompts by their ids, and the keys that stand for them
     ops/<op>/op.py     public function, checks that need no data (arguments.py where others share them), gradient
     _operators.py      registers what op.py runs with torch.library

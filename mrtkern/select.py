@@ -1,4 +1,4 @@
-"""Keep K of the N responses of every prompt: six strategies, built on facility_location.
+"""Keep K of the N responses of every prompt: seven strategies, built on facility_location.
 
     random             uniform without replacement: unbiased for the generator's pool (the default)
     stratified         one uniform member of each stratum round a facility-location centre, weight = share: unbiased too
@@ -6,6 +6,7 @@
     quality_diversity  facility location with weights and qualities max(q, 1e-4)**alpha
     additive           (1 - lam) facility location + lam * sum of q
     reward             the K largest rewards: mode collapse, for comparison
+    max_variance       the K whose rewards vary most: some of the largest and some of the smallest
 
 with q the reward scaled to 0 … 1 inside its prompt (all ones when it does not vary).
 """
@@ -27,7 +28,8 @@ from mrtkern.ops.facility_location.rule import FILLS, Rule
 from mrtkern.ops.facility_location.selection import Selection
 
 OP = "select_responses"
-METHODS = ("random", "stratified", "coverage", "quality_diversity", "additive", "reward")
+METHODS = ("random", "stratified", "coverage", "quality_diversity", "additive", "reward", "max_variance")
+NEED_REWARD = ("quality_diversity", "additive", "reward", "max_variance")
 FLOOR = 1e-4  # smallest quality and weight, so that no response is invisible
 ROWS_PER_CHUNK = 2**17  # bounds the temporary vectors (about 200 bytes a row) whatever the number of prompts
 SAMPLED_PROMPTS = 1000  # on which quality_diversity is compared with reward alone
@@ -60,9 +62,9 @@ def select_responses(
     k : int, or int64 [B]
         With an int prompts with fewer responses keep them all.
     method : str
-        "random", "stratified", "coverage", "quality_diversity", "additive" or "reward".
+        "random", "stratified", "coverage", "quality_diversity", "additive", "reward" or "max_variance".
     reward : [T], any finite scale, optional
-        Mapped to 0 … 1 inside each prompt; needed by quality_diversity, additive and reward.
+        Mapped to 0 … 1 inside each prompt; needed by quality_diversity, additive, reward and max_variance.
     alpha : float
         The exponent of the reward in quality_diversity.
     lam : float, 0 … 1
@@ -80,8 +82,8 @@ def select_responses(
     Returns
     -------
     Selection
-        value, upper_bound and skill: of the coverage objective for random, stratified, coverage and reward, of their
-        own for quality_diversity and additive. With share as weights stratified is unbiased; weigh random equally.
+        value, upper_bound and skill: of their own objective for quality_diversity and additive, of the coverage
+        objective for the others. With share as weights stratified is unbiased; weigh random equally.
         reward_overlap [B]: part of the picks among the k largest rewards. No gradient.
 
     Raises
@@ -112,7 +114,7 @@ def select_responses(
 
     Source
     ------
-    arXiv 2606.00544; stratified: stratified sampling (Cochran, 1977).
+    arXiv 2606.00544; stratified: stratified sampling (Cochran, 1977); max_variance: PODS (arXiv 2504.13818).
     """
     embeddings = _check.floating(OP, "embeddings", embeddings)
     if embeddings.ndim != 2:
@@ -197,7 +199,7 @@ class _Span(NamedTuple):
 
 
 class _Chunk:
-    """The prompts of a span, with the six methods."""
+    """The prompts of a span, with the seven methods."""
 
     def __init__(
         self, ground: Groups, rule: Rule, reward: Tensor | None, alpha: float, lam: float, backend: str | None
@@ -222,6 +224,8 @@ class _Chunk:
             return {"picks": self._first(self._hash(_random.KEPT))}
         if method == "reward":
             return {"picks": self._best_rewards()}
+        if method == "max_variance":
+            return {"picks": self._extreme_rewards()}
         if method == "quality_diversity":
             a = self._scaled().clamp(FLOOR, 1.0).pow(self.alpha)
             return {"weight": a.clamp(min=FLOOR).float(), "quality": a.float()}
@@ -300,6 +304,32 @@ class _Chunk:
         assert self.q is not None
         return self._first(-self.q)
 
+    def _extreme_rewards(self) -> Tensor:
+        """The k rewards of largest variance, which are some of the largest, who come first, and some of the smallest.
+
+        With i of the smallest it is (k sum q^2 - (sum q)^2) / k^2: integers, as q is the scaled reward in steps of at
+        most 2^-19 for k below 4,096. Where several i are best, the smallest. Sums may wrap, their differences do not.
+        """
+        order = _segmented(self._scaled().flip(0), self.prompt.flip(0))  # ascending; of equals the lower row last
+        order = self.num_rows - 1 - order
+        bits = (62 - 2 * int(self.k.max()).bit_length()) // 2 if len(self.k) else 0
+        q = torch.zeros(self.num_rows + 1, dtype=torch.int64, device=self.device)
+        q[1:] = (self._scaled()[order] * 2.0 ** min(bits, 30)).round().long()
+        sums = torch.stack([q, q * q]).cumsum(1)  # [2, T + 1]
+        prompt = torch.repeat_interleave(self.k + 1)  # each prompt with every i from 0 to k
+        k, first, last = self.k[prompt], self.offsets[prompt], self.offsets[1:][prompt]
+        begin = (self.k + 1).cumsum(0) - self.k - 1
+        i = torch.arange(len(prompt), dtype=torch.int64, device=self.device) - begin[prompt]
+        sum_q, sum_qq = sums[:, first + i] - sums[:, first] + sums[:, last] - sums[:, last - k + i]
+        variance = k * sum_qq - sum_q * sum_q
+        empty = torch.zeros_like(self.k)
+        is_best = variance == empty.scatter_reduce(0, prompt, variance, "amax", include_self=False)[prompt]
+        smallest = empty.scatter_reduce(0, prompt[is_best], i[is_best], "amin", include_self=False)
+        rank = torch.arange(self.num_rows, dtype=torch.int64, device=self.device)
+        from_end, largest = self.offsets[1:][self.prompt] - 1 - rank, (self.k - smallest)[self.prompt]
+        place = torch.where(from_end < largest, from_end, largest + rank - self.offsets[self.prompt])
+        return self._first(torch.empty_like(place).index_copy_(0, order, place))
+
     def _first(self, value: Tensor) -> Tensor:
         """Row numbers of the k smallest values of each prompt, packed in ascending order; equal values by row."""
         order = _segmented(value, self.prompt)
@@ -359,7 +389,7 @@ def _checked_key(group_key: Tensor | None, B: int, embeddings: Tensor) -> Tensor
 def _rewards(reward: Tensor | None, method: str, embeddings: Tensor) -> Tensor | None:
     """The rewards if the method reads them; refuses missing ones, NaN and infinity."""
     if reward is None:
-        if method in ("quality_diversity", "additive", "reward"):
+        if method in NEED_REWARD:
             raise ValueError(f"{OP}: reward must be given for method {method!r}, got None")
         return None
     reward = _check.vector(OP, "reward", reward, embeddings.shape[0], "response")

@@ -30,9 +30,11 @@ COLOURS = {
     "quality_diversity": "#d55e00",
     "additive": "#cc79a7",
     "reward": "#b8860b",
+    "max_variance": "#56b4e9",
 }
 MARKERS = {
     "random": "o", "stratified": "s", "coverage": "^", "quality_diversity": "D", "additive": "v", "reward": "P",
+    "max_variance": "X",
 }  # fmt: skip
 GREY, INK = "#aeb6bf", "#22272e"
 LARGEST_DRAWN = 1e300  # of a mean reward
@@ -189,9 +191,8 @@ def draw_panels(part: Any, packed: Packed, panels: list[tuple[str, Map, Any]], b
         title = named(packed, found) if by_prompt else name.replace("_", " ")
         draw_map(axes, packed, found, selection, COLOURS[name])
         axes.set_title(title, fontsize=11, loc="left", color=INK if by_prompt else COLOURS[name], fontweight="bold")
-    heading = (
-        "Six prompts" if by_prompt else f"The rows of one prompt, {named(packed, panels[0][1])!r}, under each method"
-    )
+    one = "The rows of one prompt, {!r}, under {} methods"
+    heading = "Six prompts" if by_prompt else one.format(named(packed, panels[0][1]), min(len(panels), PANELS))
     part.text(0.02, 0.925, heading, fontsize=11, color=INK)
 
 

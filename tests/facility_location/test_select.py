@@ -1,7 +1,8 @@
-"""select_responses: six strategies, uniform draws, objectives that run dry, and chunks that change nothing."""
+"""select_responses: seven strategies, uniform draws, objectives that run dry, and chunks that change nothing."""
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from collections.abc import Callable
@@ -155,6 +156,36 @@ def test_reward_keeps_the_largest_and_ties_go_to_the_lower_row():
     assert lists(select_responses(x, offsets, 2, method="reward", reward=reward)) == [[1, 2], [8, 5]]
 
 
+def test_max_variance_keeps_the_subset_whose_rewards_vary_most():
+    """Among all subsets; rewards are multiples of 2^-8 of their range, so that integers say it exactly."""
+    generator = torch.Generator().manual_seed(20)
+    sizes = [8, 3, 0, 6, 1, 9, 7, 8, 8]
+    x, offsets, _ = pool(sizes)
+    reward = torch.randint(0, 257, (len(x),), generator=generator)
+    for b, size in enumerate(sizes):
+        if size > 1:
+            reward[offsets[b] : offsets[b] + 2] = torch.tensor([256, 0])
+    reward[offsets[-3] :] = torch.tensor([0, 256]).repeat(8)[torch.randperm(16, generator=generator)]  # many ties
+    variance = lambda ids: len(ids) * sum(int(reward[j]) ** 2 for j in ids) - sum(int(reward[j]) for j in ids) ** 2  # noqa: E731
+    for k in range(1, 7):
+        found = lists(select_responses(x, offsets, k, method="max_variance", reward=reward))
+        for b, ids in enumerate(found):
+            rows = range(int(offsets[b]), int(offsets[b + 1]))
+            assert len(set(ids)) == min(k, sizes[b])
+            assert variance(ids) == max(map(variance, itertools.combinations(rows, len(ids))))
+        moved = select_responses(x, offsets, k, method="max_variance", reward=2.0 * reward - 300)
+        assert lists(moved) == found
+
+
+def test_max_variance_takes_the_largest_first_and_of_equal_rewards_the_lower_row():
+    x, offsets, _ = pool([6, 4])
+    reward = torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0, 0.5, 2.0, 2.0, 2.0, 2.0])
+    assert lists(select_responses(x, offsets, 3, method="max_variance", reward=reward)) == [[0, 3, 2], [6, 7, 8]]
+    large = torch.arange(3000).flip(0)
+    found = select_responses(torch.ones(3000, 1), torch.tensor([0, 3000]), 1000, method="max_variance", reward=large)
+    assert found.ids.tolist() == [*range(500), *range(2999, 2499, -1)]
+
+
 def test_quality_diversity_is_the_stated_objective():
     """Greedy on w_i a_j (1 + cos_ij) / 2 computed here in float64, where no two gains are close."""
     x, offsets, reward = pool([12] * 10, seed=7)
@@ -306,6 +337,7 @@ NAN_IN_ROW_2 = torch.tensor([1, 2, math.nan, 4, 5, 6])
     [
         ({"method": "best"}, "select_responses: method must be one of random, stratified, .*, got 'best'"),
         ({"method": "reward"}, "reward must be given for method 'reward', got None"),
+        ({"method": "max_variance"}, "reward must be given for method 'max_variance', got None"),
         ({"method": "reward", "reward": X[:5, 0]}, r"reward must have one entry per response, shape \[6\], got \[5\]"),
         ({"method": "additive", "reward": NAN_IN_ROW_2}, "reward must be finite, got nan in row 2"),
         ({"k": -1}, "k must be an int of at least 0 or an int64 tensor"),

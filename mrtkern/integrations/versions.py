@@ -10,6 +10,8 @@ import warnings
 TESTED = {
     "transformers": ("5.24.0", "5.24.0"),
     "lightning": ("2.6.6", "2.6.6"),
+    "trl": ("1.16.0", "1.16.0"),
+    "verl": ("0.9.1", "0.9.1"),
 }
 
 _warned: set[str] = set()

@@ -18,7 +18,7 @@ pytest.importorskip("rich")
 import mrtkern as mk  # noqa: E402
 from mrtkern.__main__ import main  # noqa: E402
 from mrtkern.cli.weights import CONSUMERS, SCALE  # noqa: E402
-from mrtkern.integrations.data import ResponseCollator  # noqa: E402
+from mrtkern.integrations.data import PromptBatchSampler, ResponseCollator  # noqa: E402
 from tests.tools import oracle, tokens  # noqa: E402
 
 # Prompt A: a response of 1 token with loss 4 and one of 3 tokens with loss 0; prompt B: one of 1 token with loss 3
@@ -239,6 +239,22 @@ def test_what_select_keeps_goes_straight_on(tmp_path: Path) -> None:
     assert (weight / (v / lengths)).tolist() == pytest.approx([float(weight[0] * lengths[0] / v[0])] * 4)
     assert float(mean) == pytest.approx(1.0)
     assert out.exists()
+
+
+def test_kept_rows_of_one_response_each_are_sampled_by_whole_prompts(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    lines = [{"q": f"question {i % 3}", "id": i % 3, "answer": "xyzwvu"[i % 6] * (i % 4 + 1)} for i in range(18)]
+    source, kept = tmp_path / "in.jsonl", tmp_path / "kept.jsonl"
+    source.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    options = ["--group-by", "id", "--k", "2", "--text", "answer"]
+    assert main(["select", str(source), "-o", str(kept), *options]) == 0
+    rows = read(kept)
+    sampler = PromptBatchSampler([row["id"] for row in rows], 2, world_size=1)
+    collate = ResponseCollator(tokens.tokenizer(), prompt="q", responses="answer", prompt_id="id", weight="mrt_share")
+    batches = [collate([rows[t] for t in batch]) for batch in sampler]
+    assert [batch["prompt"].tolist() for batch in batches] == [[0, 0, 1, 1], [0, 0]]
+    keys = mk.group(range(3))[2].tolist()  # those with which the command selected
+    assert sorted({key for batch in batches for key in batch["prompt_key"].tolist()}) == sorted(keys)
 
 
 @pytest.mark.parametrize(

@@ -57,8 +57,8 @@ CALLS: list[tuple[str, dict[str, Any]]] = [
     ("Neighbors.from_lists", {"ids": TWO[:, None] - 1, "scores": ROWS[:2, None]}),
 ]  # fmt: skip
 APART = {
-    "vocabulary_parallel_cross_entropy": "cross_entropy", "vocabulary_parallel_linear_cross_entropy": "linear_cross_"
-    "entropy", "group": "its ids are a sequence of any kind", "graph": "is sparse", "k": "may be an int",
+    "vocabulary_parallel_cross_entropy": "below", "vocabulary_parallel_linear_cross_entropy": "below",
+    "group": "its ids are a sequence of any kind", "graph": "is sparse", "k": "may be an int",
 }  # fmt: skip
 KINDS: dict[str, Callable[[Tensor], Any]] = {
     "numpy": lambda x: x.numpy(),
@@ -125,6 +125,22 @@ def test_the_module_and_groups_of_two_sets_take_arrays() -> None:
     pair = ([0, 1, 2, 0, 1, 2], np.array([0, 1, 2]))
     tensors = tuple(torch.tensor(labels) for labels in pair)
     assert same(mk.neighbors(X, 1, y=Y, exclude_group=pair), mk.neighbors(X, 1, y=Y, exclude_group=tensors))
+
+
+def test_losses_over_a_split_vocabulary_take_arrays() -> None:
+    dist = torch.distributed
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        options = {"first_class": 0, "process_group": dist.group.WORLD}
+        for call, given in (
+            (mk.vocabulary_parallel_cross_entropy, {"logits": X, "targets": TARGETS, "token_weight": ROWS}),
+            (mk.vocabulary_parallel_linear_cross_entropy, {"hidden": X, "weight": X, "bias": ROWS, "targets": TARGETS}),
+        ):
+            expected = call(**given, **options)
+            for kind in ("numpy", "lists"):
+                assert torch.equal(call(**{name: KINDS[kind](x) for name, x in given.items()}, **options), expected)
+    finally:
+        dist.destroy_process_group()
 
 
 def test_numbers_keep_their_type_and_lists_are_float32() -> None:

@@ -242,7 +242,7 @@ def cross_entropy(
     ------
     `mrtkern.ops.cross_entropy` has the equations.
     """
-    given = _check.floating(OP, "logits", logits)
+    given = logits if isinstance(logits, Tensor) else _check.floating(OP, "logits", logits)
     logits, targets, token_weight, offsets, target_offsets = _checked(
         given, targets, token_weight, offsets, target_offsets
     )

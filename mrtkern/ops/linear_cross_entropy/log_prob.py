@@ -200,7 +200,7 @@ def linear_log_prob(
     ------
     `mrtkern.ops.linear_cross_entropy` has the equations.
     """
-    given = _check.int64(OP, "targets", targets)
+    given = targets if isinstance(targets, Tensor) else _check.int64(OP, "targets", targets)
     hidden, weight, bias, targets, *_ = checked(OP, hidden, weight, bias, given)
     ignore_index, *_, softcap = checked_options(OP, ignore_index, softcap, check=check, backend=backend)
     _check.number(OP, "temperature", temperature)

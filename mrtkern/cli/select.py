@@ -26,9 +26,8 @@ from mrtkern.cli.packing import Packed, Wanted, is_nested, read_columns
 from mrtkern.cli.progress import Steps
 from mrtkern.cli.reading import Source, ending, open_source
 from mrtkern.cli.writing import Temporary, added, check_schema, write_rows
-from mrtkern.select import METHODS, select_responses
+from mrtkern.select import METHODS, NEED_REWARD, select_responses
 
-NEEDS_REWARD = ("quality_diversity", "additive", "reward")
 DRY = 0.5  # part of the prompts that run out of gains from which the report says so
 SUMMARY = "keep K of the rows of every group, or of all rows, of a parquet, jsonl or csv file"
 DESCRIPTION = """\
@@ -90,7 +89,7 @@ def add_parser(subparsers: Any) -> None:
     vectors.add_argument("--embedding", metavar="COL", help="vectors, all of one length")
     vectors.add_argument("--text", metavar="COL", help="texts, turned into vectors by TF-IDF and SVD")
     add("--text-model", metavar="NAME", help="turn texts into vectors by this sentence-transformers model instead")
-    add("--reward", metavar="COL", help="quality of a row, larger is better: quality_diversity, additive, reward")
+    add("--reward", metavar="COL", help="quality of a row, larger is better; for " + ", ".join(NEED_REWARD))
     add("--alpha", type=float, default=0.75, help="quality_diversity: exponent of the quality (default: %(default)s)")
     add("--lam", type=float, default=0.5, help="additive: share of the reward, 0 to 1 (default: %(default)s)")
     add("--cut", metavar="COL", action="append", default=[], help="nested: COL has an entry per response; repeatable")
@@ -119,7 +118,7 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise InputError(f"--lam must be from 0 to 1, got {args.lam}")
     if not -(2**63) <= args.seed < 2**63:
         raise InputError(f"--seed must be from -2**63 to 2**63 - 1, got {args.seed}")
-    if args.method in NEEDS_REWARD and args.reward is None:
+    if args.method in NEED_REWARD and args.reward is None:
         raise InputError(f"--method {args.method} needs --reward, the column of its rewards")
     if args.embedding is not None and args.embedding == args.reward:
         raise InputError(f"--reward must not be the column of --embedding, got {args.reward!r}")
@@ -258,7 +257,7 @@ def compared(args: argparse.Namespace, packed: Packed, vectors: Any, notes: list
     """With --compare, the other methods' Selections."""
     found = {}
     for method in METHODS if args.compare else ():
-        if method != args.method and (packed.reward is not None or method not in NEEDS_REWARD):
+        if method != args.method and (packed.reward is not None or method not in NEED_REWARD):
             steps.begin(f"selecting ({method})")
             found[method] = selected(args, packed, vectors, method, notes)
     return found
@@ -289,7 +288,7 @@ def remarks(args: argparse.Namespace, packed: Packed, scores: dict[str, report.S
         after = f"after {row.effective_k:.2f} picks on average"
         notes.append(f"{name}: no row adds anything in {100 * row.ran_dry:.0f} % of prompts {after}; {rest}")
     if args.compare and packed.reward is None:
-        notes.append(f"without --reward there is no {', '.join(NEEDS_REWARD)}")
+        notes.append(f"without --reward there is no {', '.join(NEED_REWARD)}")
     return notes
 
 

@@ -402,7 +402,7 @@ def test_without_rewards_the_methods_that_need_them_are_left_out(
 ) -> None:
     plot = tmp_path / "p.png"
     select(long_table(), tmp_path / "in.parquet", "--text", "text", "--compare", "--plot", str(plot), vectors=False)
-    assert "without --reward there is no quality_diversity, additive, reward" in capsys.readouterr().out
+    assert "without --reward there is no quality_diversity, additive, reward, max_variance" in capsys.readouterr().out
     assert plot.stat().st_size > 0
 
 

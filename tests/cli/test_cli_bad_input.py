@@ -246,6 +246,7 @@ def test_truncated_parquet_is_refused(tmp_path: Path, capsys: pytest.CaptureFixt
         (("--text", "T"), "has no column 'T': its columns are p, t, r, e"),
         (("--text", "t", "--reward", "q"), "has no column 'q'"),
         (("--text", "t", "--method", "reward"), "--method reward needs --reward"),
+        (("--text", "t", "--method", "max_variance"), "--method max_variance needs --reward"),
         (("--embedding", "e", "--reward", "e"), "--reward must not be the column of --embedding, got 'e'"),
         ((*TEXT, "--alpha", "-1"), "--alpha must be finite and not negative"),
         ((*TEXT, "--lam", "1.5"), "--lam must be from 0 to 1"),

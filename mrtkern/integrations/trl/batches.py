@@ -50,7 +50,7 @@ class PromptCollator:
             return {**batch, "dataset_row": own if has_key else batch["prompt"]}
         starts = [(i, start) for i, row in enumerate(rows) for start in self.starts(row)]
         batch["dataset_row"] = torch.tensor([i for i, _ in starts], dtype=torch.int64, device="cpu")
-        if "attention_mask" not in batch:
+        if len(batch["labels"]) != len(starts):  # all in one row
             sizes = [n for row in rows for n in row.get("seq_lengths", [len(row["input_ids"])])]
             batch["response_offsets"] = torch.tensor([0, *sizes], dtype=torch.int64, device="cpu").cumsum(0)
         if self.prompt_id is not None:

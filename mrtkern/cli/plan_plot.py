@@ -12,7 +12,7 @@ from matplotlib.ticker import NullLocator
 from mrtkern.cli.plan import Plan, advice
 from mrtkern.cli.plot import COLOURS, GREY, INK, plain_axes
 
-LETTERS = 104  # of a line of advice
+LETTERS = 90  # of a line of advice
 
 
 def draw(file: Any, plan: Plan) -> None:
@@ -44,7 +44,7 @@ def draw(file: Any, plan: Plan) -> None:
     axes.set_ylim(max(0.0, low - 0.08 * (high - low + 0.1)), high + 0.14 * (high - low + 0.1))
     axes.set_xlabel("responses K per prompt", color=INK)
     axes.set_ylabel("variance of K = 1 over that of K", color=INK)
-    axes.legend(frameon=False, fontsize=9, labelcolor=INK, loc="lower right")
+    axes.legend(frameon=False, fontsize=9, labelcolor=INK, loc="upper left")
     text = "\n".join(textwrap.wrap(advice(plan), LETTERS))
     figure.text(0.03, 0.96, text, va="top", fontsize=11, fontweight="bold", color=INK, linespacing=1.4)
     figure.savefig(file, format="png", metadata={"Software": None})

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import json
+import tarfile
 from collections import defaultdict
 from pathlib import Path
 
@@ -66,6 +69,23 @@ def test_the_proxy_is_the_gradient_of_a_unigram_model() -> None:
         loss = torch.nn.functional.cross_entropy(logits.expand(len(targets), -1), targets)
         (own,) = torch.autograd.grad(loss, logits)
         oracle.assert_summed(-own, gradient, 64 * len(targets), 1.0)
+
+
+def test_names_of_all_locales_are_counted_frequent_first(tmp_path: Path) -> None:
+    """A package of six locales: the English name is the prompt, a code that stands for a missing name is no answer."""
+    names = {"en": "Chad", "de": "Tschad", "fr": "Tchad", "br": "Tchad", "es": "Chad", "it": "Ciad", "cy": "Tsiad"}
+    package = tmp_path / "names.tgz"
+    with tarfile.open(package, "w:gz") as archive:
+        for locale, name in names.items():
+            tables = {"localeDisplayNames": {"territories": {"TD": name, "ZZ": "ZZ", "TD-alt-short": "T"}}}
+            text = json.dumps({"main": {locale: tables}}).encode()
+            member = tarfile.TarInfo(f"package/main/{locale}/territories.json")
+            member.size = len(text)
+            archive.addfile(member, io.BytesIO(text))
+    (prompt,) = benchmark.cldr(package)
+    assert (prompt.name, prompt.words) == ("territories TD", ("Chad",))
+    assert prompt.responses == ("Tchad", "Ciad", "Tschad", "Tsiad")
+    assert prompt.counts == (2, 1, 1, 1)
 
 
 def test_the_folder_is_read_by_datasets(tmp_path: Path) -> None:

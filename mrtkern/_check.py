@@ -16,6 +16,7 @@ FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 INTEGRAL = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 WHOLE = (*INTEGRAL, torch.uint16, torch.uint32, torch.uint64)
 PLAIN: tuple[type[Tensor], ...] = (Tensor, torch.nn.Parameter)  # others stand for something, and may own no memory
+Array = Tensor | np.ndarray[Any, Any] | list[Any] | tuple[Any, ...]  # what holds numbers: users may give any of these
 NUMBERS = (int, float, np.integer, np.floating, torch.SymInt, torch.SymFloat)
 
 

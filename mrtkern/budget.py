@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mrtkern import _check, _sums
+from mrtkern._check import Array
 
 COLUMN_BYTES = 2**26  # float64 copy of values made at a time: bounds the memory, large enough to stream
 ROUNDING = 1e-12  # a budget computed as n (c_p + K c_r) may fall short of K by some roundings
@@ -35,7 +36,7 @@ class VarianceComponents:
     num_groups: int
 
 
-def variance_components(values: Tensor, offsets: Tensor) -> VarianceComponents:
+def variance_components(values: Array, offsets: Array) -> VarianceComponents:
     """Variance between and within groups of unequal sizes, by analysis of variance.
 
         MSW = sum |v - m_b|^2 / (T - B)              MSB = sum n_b |m_b - G|^2 / (B - 1)
@@ -329,7 +330,7 @@ def _bought(
     return k, continuous
 
 
-def allocate_k(score: Tensor, total: int, *, min_k: int | Tensor = 1, max_k: int | Tensor | None = None) -> Tensor:
+def allocate_k(score: Array, total: int, *, min_k: int | Array = 1, max_k: int | Array | None = None) -> Tensor:
     """Deal `total` responses out to prompts so that the sum of score_b / K_b is least.
 
         K = min_k everywhere;  then, total - sum(min_k) times:  K[argmax(score / (K (K + 1)), where K < max_k)] += 1
@@ -412,7 +413,7 @@ def _sum(counts: Tensor) -> int:
     return (int((counts >> 31).sum()) << 31) + int((counts & (2**31 - 1)).sum())
 
 
-def _limit(op: str, argument: str, value: int | Tensor, score: Tensor) -> Tensor:
+def _limit(op: str, argument: str, value: int | Array, score: Tensor) -> Tensor:
     """min_k or max_k as int64 [B]."""
     if not _check.is_array(value):
         counted = _check.integer(op, argument, value)

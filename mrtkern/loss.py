@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mrtkern import _check, _device, _operators
+from mrtkern._check import Array
 from mrtkern._groups import IdGroups
 from mrtkern.ops.cross_entropy.arguments import checked_options
 from mrtkern.ops.cross_entropy.details import LossDetails, response_tokens
@@ -20,7 +21,7 @@ OP = "response_weights"
 MODULE = "MultiResponseCrossEntropyLoss"
 OPTIONS = ("label_smoothing", "z_loss", "softcap", "return_details", "check", "backend", "inplace")  # of the losses
 NORMALIZATIONS = ("token", "response", "prompt", "prompt_token", "prompt_sum")
-Count = float | Tensor
+Count = float | Array
 
 
 def _run(
@@ -102,12 +103,12 @@ _operators.define(
 
 
 def response_weights(
-    targets: Tensor,
+    targets: Array,
     normalize: str,
     *,
-    offsets: Tensor | None = None,
-    prompt: Tensor | None = None,
-    response_weight: Tensor | None = None,
+    offsets: Array | None = None,
+    prompt: Array | None = None,
+    response_weight: Array | None = None,
     ignore_index: int = IGNORE,
     constant: float = 1.0,
     num_prompts: Count | None = None,
@@ -210,7 +211,7 @@ def response_weights(
     return weights.reshape(targets.shape)
 
 
-def _response_offsets(targets: Tensor, offsets: Tensor | None) -> Tensor:
+def _response_offsets(targets: Tensor, offsets: Array | None) -> Tensor:
     """Offsets of the responses, those of padded targets included."""
     if targets.ndim == 1:
         if offsets is None:
@@ -277,14 +278,14 @@ class MultiResponseCrossEntropyLoss(torch.nn.Module):
 
     def forward(
         self,
-        x: Tensor,
-        targets: Tensor,
+        x: Array,
+        targets: Array,
         *,
-        weight: Tensor | None = None,
-        bias: Tensor | None = None,
-        offsets: Tensor | None = None,
-        prompt: Tensor | None = None,
-        response_weight: Tensor | None = None,
+        weight: Array | None = None,
+        bias: Array | None = None,
+        offsets: Array | None = None,
+        prompt: Array | None = None,
+        response_weight: Array | None = None,
         **counts: Count | None,
     ) -> Tensor | LossDetails:
         """The loss of x, logits without `weight` and hidden states with it.

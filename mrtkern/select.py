@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from mrtkern import _check, _dispatch, _random, lattice
+from mrtkern._check import Array
 from mrtkern.ops.facility_location.ground import METRICS, Caller, Groups
 from mrtkern.ops.facility_location.op import solve
 from mrtkern.ops.facility_location.rule import FILLS, Rule
@@ -37,16 +38,16 @@ SUFFICES = 0.98  # share of the objective from which reward alone is as good
 
 
 def select_responses(
-    embeddings: Tensor,
-    offsets: Tensor,
-    k: int | Tensor,
+    embeddings: Array,
+    offsets: Array,
+    k: int | Array,
     *,
     method: str = "random",
-    reward: Tensor | None = None,
+    reward: Array | None = None,
     alpha: float = 0.75,
     lam: float = 0.5,
     fill: str = "coverage",
-    group_key: Tensor | None = None,
+    group_key: Array | None = None,
     seed: int = 0,
     metric: str = "shifted_cosine",
     backend: str | None = None,
@@ -359,7 +360,7 @@ def _additive_range(lam: float, largest: int) -> None:
         _check.fail(OP, "lam", f"be 1 or at most {most!r} for prompts of {largest} responses", lam)
 
 
-def _checked_k(k: int | Tensor, offsets: Tensor, embeddings: Tensor) -> int | Tensor:
+def _checked_k(k: int | Array, offsets: Tensor, embeddings: Tensor) -> int | Tensor:
     """The number of responses, of all prompts or of each; refuses what counts none or more than there are."""
     if _check.is_array(k):
         k = _check.int64(OP, "k", k)
@@ -377,7 +378,7 @@ def _checked_k(k: int | Tensor, offsets: Tensor, embeddings: Tensor) -> int | Te
     return k
 
 
-def _checked_key(group_key: Tensor | None, B: int, embeddings: Tensor) -> Tensor | None:
+def _checked_key(group_key: Array | None, B: int, embeddings: Tensor) -> Tensor | None:
     """Refuse what does not name the prompts."""
     if group_key is None:
         return None
@@ -386,7 +387,7 @@ def _checked_key(group_key: Tensor | None, B: int, embeddings: Tensor) -> Tensor
     return group_key
 
 
-def _rewards(reward: Tensor | None, method: str, embeddings: Tensor) -> Tensor | None:
+def _rewards(reward: Array | None, method: str, embeddings: Tensor) -> Tensor | None:
     """The rewards if the method reads them; refuses missing ones, NaN and infinity."""
     if reward is None:
         if method in NEED_REWARD:

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 
 from mrtkern import _check, _device, _dispatch, _sums
+from mrtkern._check import Array
 from mrtkern.ops.cross_entropy.arguments import check_targets, checked_options, rows_with_targets
 from mrtkern.ops.cross_entropy.problem import IGNORE, Options
 from mrtkern.ops.linear_cross_entropy import passes
@@ -177,12 +178,12 @@ def _wanted(logits: Tensor, given: Entries, is_copy: bool = False) -> Tensor:
 
 @_eager
 def vocabulary_parallel_cross_entropy(
-    logits: Tensor,
-    targets: Tensor,
+    logits: Array,
+    targets: Array,
     *,
     first_class: int,
     process_group: dist.ProcessGroup,
-    token_weight: Tensor | None = None,
+    token_weight: Array | None = None,
     ignore_index: int = IGNORE,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
@@ -274,14 +275,14 @@ def vocabulary_parallel_cross_entropy(
 
 @_eager
 def vocabulary_parallel_linear_cross_entropy(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
+    hidden: Array,
+    weight: Array,
+    targets: Array,
     *,
     first_class: int,
     process_group: dist.ProcessGroup,
-    bias: Tensor | None = None,
-    token_weight: Tensor | None = None,
+    bias: Array | None = None,
+    token_weight: Array | None = None,
     ignore_index: int = IGNORE,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,

@@ -38,9 +38,10 @@ class PromptBatchSampler:
     accumulation : int
         Batches of a rank that the trainer accumulates before it steps.
     rank : int, optional
-        Whose batches to give. None: all, a rank after the other, for a loader that deals batches out to ranks in turn,
-        as accelerate's does, and with it transformers' Trainer; give those Accelerator(even_batches=False). A run of
-        several ranks that resumes within an epoch must have had set_epoch called for it: they do not pass it on.
+        Whose batches to give (Lightning: with Trainer(use_distributed_sampler=False)). None: all, a rank after the
+        other, for a loader that deals batches out to ranks in turn, as accelerate's does, and with it transformers'
+        Trainer; give those Accelerator(even_batches=False). A run of several ranks that resumes within an epoch must
+        have had set_epoch called for it: they do not pass it on.
     seed : int, not negative
     shuffle : bool
         False: prompts in order of first appearance.

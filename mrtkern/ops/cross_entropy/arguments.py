@@ -4,16 +4,18 @@ before an operator, checks of values inside one."""
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mrtkern import _check, _device, _dispatch
+from mrtkern._check import Array
 from mrtkern.ops.cross_entropy.problem import Options
 
 
 def rows_with_targets(
-    op: str, name: str, x: Tensor, targets: Tensor, token_weight: Tensor | None = None, offsets: Tensor | None = None
+    op: str, name: str, x: Array, targets: Array, token_weight: Any = None, offsets: Any = None
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Rows x [T, …] and what belongs to them, one after the other; padded ones [R, L, …] get offsets of responses."""
     x, targets = _check.floating(op, name, x), _check.int64(op, "targets", targets)
@@ -43,7 +45,7 @@ def _packed(
 
 
 def check_targets(
-    op: str, T: int, device: torch.device, targets: Tensor, token_weight: Tensor | None, target_offsets: Tensor | None
+    op: str, T: int, device: torch.device, targets: Tensor, token_weight: Array | None, target_offsets: Array | None
 ) -> tuple[Tensor | None, Tensor | None]:
     """One target and one weight per row, or per entry of target_offsets: the latter two as tensors."""
     if targets.ndim != 1:
@@ -84,7 +86,7 @@ def checked_options(
 
 
 def check_details(
-    op: str, return_details: bool, targets: Tensor, offsets: Tensor | None, prompt: Tensor | None
+    op: str, return_details: bool, targets: Tensor, offsets: Array | None, prompt: Array | None
 ) -> tuple[Tensor | None, Tensor | None]:
     """Which targets are whose response, and which response is whose prompt, if details are wanted: as tensors."""
     _check.flag(op, "return_details", return_details)

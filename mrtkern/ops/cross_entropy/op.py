@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mrtkern import _check, _device, _dispatch, _operators
+from mrtkern._check import Array
 from mrtkern.ops.cross_entropy.arguments import (
     check_details,
     check_targets,
@@ -144,19 +145,19 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def cross_entropy(
-    logits: Tensor,
-    targets: Tensor,
+    logits: Array,
+    targets: Array,
     *,
-    token_weight: Tensor | None = None,
+    token_weight: Array | None = None,
     ignore_index: int = IGNORE,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     softcap: float | None = None,
-    target_offsets: Tensor | None = None,
+    target_offsets: Array | None = None,
     inplace: bool = False,
     return_details: bool = False,
-    offsets: Tensor | None = None,
-    prompt: Tensor | None = None,
+    offsets: Array | None = None,
+    prompt: Array | None = None,
     check: bool | None = None,
     backend: str | None = None,
 ) -> Tensor | LossDetails:
@@ -264,7 +265,7 @@ def cross_entropy(
 
 
 def _checked(
-    logits: Tensor, targets: Tensor, token_weight: Tensor | None, offsets: Tensor | None, target_offsets: Tensor | None
+    logits: Array, targets: Array, token_weight: Array | None, offsets: Array | None, target_offsets: Array | None
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Rows [T, V], one after the other, and what belongs to them; nothing that reads a tensor."""
     given = (logits, targets, token_weight, offsets)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mrtkern import _check, _dispatch, lattice
+from mrtkern._check import Array
 from mrtkern.ops.facility_location import graphs, units
 from mrtkern.ops.facility_location.ground import METRICS, Features, Graph, Ground, Groups, Matrix
 from mrtkern.ops.facility_location.rule import FILLS, INTERRUPTS, Course, Rule
@@ -20,10 +21,10 @@ OP = "facility_location"
 
 
 def named(
-    x: Tensor | None, k: int | Tensor | None, *, similarity: Tensor | None, similarity_scale: float | None,
-    graph: Any, targets: Tensor | None, offsets: Tensor | None, metric: str, weight: Tensor | None,
-    quality: Tensor | None, bonus: Tensor | None, start: Tensor | None, picks: Tensor | None, mask: Tensor | None,
-    fill: str, group_key: Tensor | None, seed: int, backend: str | None,
+    x: Array | None, k: int | Array | None, *, similarity: Array | None, similarity_scale: float | None,
+    graph: Any, targets: Array | None, offsets: Array | None, metric: str, weight: Array | None,
+    quality: Array | None, bonus: Array | None, start: Array | None, picks: Array | None, mask: Array | None,
+    fill: str, group_key: Array | None, seed: int, backend: str | None,
 ) -> dict[str, Any]:  # fmt: skip
     """The operator's arguments. Reads no values of x, so that torch.compile passes."""
     edges = graphs.edges(graph)
@@ -99,7 +100,7 @@ def _rows(
 
 def course(
     *, stop_gain: float | None, stop_fraction: float | None, checkpoint: Any, on_interrupt: str,
-    max_memory: int | None, offsets: Tensor | None, picks: Tensor | None,
+    max_memory: int | None, offsets: Array | None, picks: Array | None,
 ) -> dict[str, Any]:  # fmt: skip
     """The operator's arguments about when a call ends and how it runs."""
     _check.one_of(OP, "on_interrupt", on_interrupt, INTERRUPTS)
@@ -128,7 +129,7 @@ def course(
     }  # fmt: skip
 
 
-def _entries(name: str, value: Tensor | None, size: int, like: str, dtype: torch.dtype) -> Tensor | None:
+def _entries(name: str, value: Array | None, size: int, like: str, dtype: torch.dtype) -> Tensor | None:
     """One real entry per row, of `dtype` where that is no floating one, or None."""
     if value is None:
         return None
@@ -140,7 +141,7 @@ def _entries(name: str, value: Tensor | None, size: int, like: str, dtype: torch
     return value.detach().resolve_neg()
 
 
-def _counts(k: int | Tensor | None, B: int, device: torch.device) -> Tensor:
+def _counts(k: int | Array | None, B: int, device: torch.device) -> Tensor:
     """k of each problem, [B]."""
     if _check.is_array(k):
         return _check.vector(OP, "k", _check.int64(OP, "k", k), B, "group")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mrtkern import _dispatch, _operators, _progress
+from mrtkern._check import Array
 from mrtkern.ops.facility_location import arguments, selection, units
 from mrtkern.ops.facility_location.graphs import Edges
 from mrtkern.ops.facility_location.ground import Ground, Groups
@@ -73,23 +74,23 @@ def solve(ground: Ground, rule: Rule, backend: str | None) -> Selection:
 
 
 def facility_location(
-    x: Tensor | None = None,
-    k: int | Tensor | None = None,
+    x: Array | None = None,
+    k: int | Array | None = None,
     *,
-    similarity: Tensor | None = None,
+    similarity: Array | None = None,
     similarity_scale: float | None = None,
     graph: Neighbors | Tensor | None = None,
-    targets: Tensor | None = None,
-    offsets: Tensor | None = None,
+    targets: Array | None = None,
+    offsets: Array | None = None,
     metric: str = "shifted_cosine",
-    weight: Tensor | None = None,
-    quality: Tensor | None = None,
-    bonus: Tensor | None = None,
-    start: Tensor | None = None,
-    picks: Tensor | None = None,
-    mask: Tensor | None = None,
+    weight: Array | None = None,
+    quality: Array | None = None,
+    bonus: Array | None = None,
+    start: Array | None = None,
+    picks: Array | None = None,
+    mask: Array | None = None,
     fill: str = "index",
-    group_key: Tensor | None = None,
+    group_key: Array | None = None,
     seed: int = 0,
     stop_gain: float | None = None,
     stop_fraction: float | None = None,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mrtkern import _check, _device, _dispatch, _operators
+from mrtkern._check import Array
 from mrtkern.ops.cross_entropy.arguments import check_values, checked_options
 from mrtkern.ops.cross_entropy.problem import IGNORE
 from mrtkern.ops.linear_cross_entropy import passes
@@ -117,11 +118,11 @@ class _LinearLogProb(torch.autograd.Function):
 
 
 def linear_log_prob(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
+    hidden: Array,
+    weight: Array,
+    targets: Array,
     *,
-    bias: Tensor | None = None,
+    bias: Array | None = None,
     softcap: float | None = None,
     temperature: float = 1.0,
     ignore_index: int = IGNORE,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mrtkern import _check, _device, _dispatch, _operators
+from mrtkern._check import Array
 from mrtkern.ops.cross_entropy.arguments import check_details, check_values, checked_options, covered
 from mrtkern.ops.cross_entropy.details import LossDetails, response_details
 from mrtkern.ops.cross_entropy.problem import IGNORE, Options, Rows
@@ -132,20 +133,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def linear_cross_entropy(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
+    hidden: Array,
+    weight: Array,
+    targets: Array,
     *,
-    bias: Tensor | None = None,
-    token_weight: Tensor | None = None,
+    bias: Array | None = None,
+    token_weight: Array | None = None,
     ignore_index: int = IGNORE,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     softcap: float | None = None,
-    target_offsets: Tensor | None = None,
+    target_offsets: Array | None = None,
     return_details: bool = False,
-    offsets: Tensor | None = None,
-    prompt: Tensor | None = None,
+    offsets: Array | None = None,
+    prompt: Array | None = None,
     check: bool | None = None,
     backend: str | None = None,
 ) -> Tensor | LossDetails:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mrtkern import _check, _device, _dispatch, _operators, _progress
+from mrtkern._check import Array
 from mrtkern.ops.neighbors.problem import Problem
 
 OP = "deduplicate"
@@ -33,7 +34,7 @@ _operators.define("components", "(Tensor x, float threshold, str? backend) -> Te
 
 
 def deduplicate(
-    x: Tensor,
+    x: Array,
     threshold: float,
     *,
     progress: bool | Callable[[float], Any] = False,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mrtkern import _check, _device, _dispatch, _operators, _progress
+from mrtkern._check import Array
 from mrtkern.ops.neighbors import approximate as approximation
 from mrtkern.ops.neighbors.lists import Neighbors
 from mrtkern.ops.neighbors.problem import ENTRY_BYTES, METRICS, PRECISIONS, Inputs, Problem
@@ -62,14 +63,14 @@ def _finite_products(x: Tensor, y: Tensor) -> None:
 
 
 def neighbors(
-    x: Tensor,
+    x: Array,
     k: int,
     *,
-    y: Tensor | None = None,
+    y: Array | None = None,
     metric: str = "cosine",
     gamma: float = 1.0,
     exclude_self: bool | None = None,
-    exclude_group: Tensor | tuple[Tensor, Tensor] | None = None,
+    exclude_group: Array | tuple[Array, Array] | None = None,
     precision: str = "exact",
     approximate: int | None = None,
     seed: int = 0,
@@ -187,7 +188,7 @@ def neighbors(
     return Neighbors(ids, scores, N)
 
 
-def _checked_rows(x: Tensor, y: Tensor | None, metric: str, gamma: float) -> tuple[Tensor, Tensor | None]:
+def _checked_rows(x: Array, y: Array | None, metric: str, gamma: float) -> tuple[Tensor, Tensor | None]:
     """Shapes, types and devices of the rows, and how they are compared."""
     x = _check.floating(OP, "x", x)
     _check.one_of(OP, "metric", metric, METRICS)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mrtkern import _check, _device, _dispatch, _operators
+from mrtkern._check import Array
 from mrtkern.ops.similarity.problem import METRICS, Problem
 
 OP = "similarity"
@@ -96,11 +97,11 @@ class _Similarity(torch.autograd.Function):
 
 
 def similarity(
-    x: Tensor,
-    y: Tensor | None = None,
+    x: Array,
+    y: Array | None = None,
     *,
     metric: str = "cosine",
-    offsets: Tensor | None = None,
+    offsets: Array | None = None,
     gamma: float = 1.0,
     backend: str | None = None,
 ) -> Tensor:
@@ -196,7 +197,7 @@ def similarity(
 
 
 def _checked(
-    x: Tensor, y: Tensor | None, offsets: Tensor | None, metric: str, gamma: float
+    x: Array, y: Array | None, offsets: Array | None, metric: str, gamma: float
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Shapes, types, devices and options; nothing that reads a tensor."""
     x = _check.floating(OP, "x", x)

@@ -17,7 +17,7 @@ import transformers
 from torch.nn.attention.flex_attention import create_mask, flex_attention
 
 from mrtkern.integrations.prefix import PrefixCollator, blocks, cpu, plain
-from mrtkern.integrations.prefix.attention import NAME
+from mrtkern.integrations.prefix.attention import NAME, prefix_attention_forward
 from mrtkern.integrations.prefix.layout import Layout, is_layout
 from tests.tools import oracle, prefixes, tokens
 
@@ -233,6 +233,12 @@ REFUSED = {
     "without cross-attention": lambda: transformers.T5ForConditionalGeneration(
         transformers.T5Config(vocab_size=prefixes.V, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
     ),
+    "read text alone, .*, got Gemma3ForConditionalGeneration": lambda: transformers.Gemma3ForConditionalGeneration(
+        transformers.Gemma3Config(text_config=prefixes.SIZES, vision_config={"num_hidden_layers": 0})
+    ),
+    "have no attention sinks, .*, got GptOssForCausalLM": lambda: transformers.GptOssForCausalLM(
+        transformers.GptOssConfig(**prefixes.SIZES, num_local_experts=2, num_experts_per_tok=1)
+    ),
     "output_router_logits=False": lambda: prefixes.tiny("Mixtral", output_router_logits=True),
     "be the model itself, which its trainer wraps, got DataParallel": lambda: torch.nn.DataParallel(
         prefixes.tiny("Llama")
@@ -268,9 +274,10 @@ def test_a_batch_that_was_split_is_refused() -> None:
         model(**half, attention_mask=batch["attention_mask"])
 
 
-def test_attention_sinks_are_refused() -> None:
-    config = transformers.GptOssConfig(**prefixes.SIZES, num_local_experts=2, num_experts_per_tok=1)
-    model = transformers.GptOssForCausalLM(config)
-    batch = PrefixCollator(None, model)(prefixes.rows())
-    with pytest.raises(ValueError, match=r"attention must be free of attention sinks, got s_aux from GptOssAttention$"):
-        model(**batch)
+def test_what_changes_scores_beside_the_mask_is_refused_in_every_row() -> None:
+    """Learnt by the attention alone, as when a model hands it to some layers."""
+    model = prefixes.tiny("Llama")
+    q, k, v = (x[:, :2] for x in heads(LAYOUT))
+    for mask in (LAYOUT.mask(), None):
+        with pytest.raises(ValueError, match=r"^PrefixCollator: attention must be free of attention sinks, got s_aux "):
+            prefix_attention_forward(model.model.layers[0].self_attn, q, k, v, mask, s_aux=torch.zeros(2))

@@ -49,6 +49,21 @@ def test_gradient_checkpointing_changes_nothing(is_reentrant: bool) -> None:
     assert agree(got, truth)
 
 
+@pytest.mark.full
+def test_compiling_changes_nothing() -> None:
+    """Of two batches, the second with another layout; the backend is dynamo's own, what is tested is the tracing."""
+    model = prefixes.tiny("Llama", num_hidden_layers=1, use_cache=False)
+    collate = PrefixCollator(None, model)
+    compiled = torch.compile(model, backend="eager")
+    for rows in (ROWS, ROWS[1:]):
+        loss, truth = prefixes.gradients(model, collate(rows))
+        compiled.zero_grad()
+        found = compiled(**collate(rows)).loss
+        found.backward()
+        assert prefixes.same(found.detach(), loss)
+        assert agree({name: p.grad for name, p in model.named_parameters()}, truth)
+
+
 def test_bfloat16_is_as_near_to_float32_as_a_row_for_each_response() -> None:
     model = prefixes.tiny("Qwen3")
     _, truth = prefixes.gradients(model, prefixes.separate(ROWS))

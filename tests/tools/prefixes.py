@@ -53,6 +53,14 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "Gemma2, softcap and window": ("Gemma2", {"sliding_window": 4, "attn_logit_softcapping": 2.0}),
     "Gemma3, window": ("Gemma3", {"sliding_window": 4}),
     "Mixtral": ("Mixtral", {}),
+    "DeepseekV3, values narrower than keys": (
+        "DeepseekV3",
+        {
+            "num_key_value_heads": 4, "q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8,
+            "v_head_dim": 6, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1,
+            "moe_intermediate_size": 8, "first_k_dense_replace": 1,
+        },
+    ),
     "GPT2": (
         "GPT2",
         {"n_embd": 16, "n_head": 4, "n_layer": 2, "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0},
@@ -104,11 +112,11 @@ def separate(given: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
 
 
 def gradients(model: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss as the model defines it, and the gradient of every parameter."""
+    """The loss as the model defines it, and the gradient of every parameter that has one."""
     model.zero_grad()
     loss = model(**batch).loss
     loss.backward()
-    return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters()}
+    return loss.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
 def largest_difference(found: Mapping[str, Tensor], truth: Mapping[str, Tensor]) -> float:

@@ -16,6 +16,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from mrtkern.integrations.prefix.layout import Layout
 
 MaskMod = Callable[[Any, Any, Any, Any], Any]
+NARROWEST = 16  # features of a head that FlexAttention's kernels take
 
 
 def visible(layout: Layout, window: int | None, device: torch.device) -> MaskMod:
@@ -42,6 +43,6 @@ def block_mask(layout: Layout, window: int | None, like: Tensor) -> BlockMask:
     if key not in layout.blocks:
         T = layout.num_tokens
         mask_mod = visible(layout, window, like.device)
-        layout.blocks[key] = create_block_mask(mask_mod, None, None, T, T, device=like.device)
+        layout.blocks[key] = create_block_mask(mask_mod, None, None, T, T, device=like.device, _compile=like.is_cuda)
     made: BlockMask = layout.blocks[key]
     return made

@@ -58,7 +58,8 @@ class PrefixCollator(ResponseCollator):
 
     Devices
     -------
-    On the CPU torch's fused kernel on parts; on CUDA FlexAttention with a BlockMask; plain PyTorch for the rest.
+    On the CPU torch's fused kernel on parts; on CUDA FlexAttention with a BlockMask; plain PyTorch for the rest. To
+    torch.compile the attention of these batches is a break in every layer.
 
     Determinism
     -----------

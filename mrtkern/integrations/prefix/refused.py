@@ -43,6 +43,8 @@ def _why_not_layers(model: Any, config: Any) -> str | None:
         return f"read tokens by attention alone, since a state runs on from response to response, got {name}"
     if not getattr(config, "is_causal", True):
         return f"be causal, got {name} with is_causal=False"
+    if any(key.endswith(".sinks") for key, _ in model.named_parameters()):
+        return f"have no attention sinks, which no fused attention of torch takes, got {name}"
     if getattr(config, "output_router_logits", False):
         rule = "have no auxiliary loss of its router, which would count a prompt once instead of K times"
         return f"{rule} (output_router_logits=False), got {name}"

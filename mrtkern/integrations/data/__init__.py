@@ -3,5 +3,6 @@
 from mrtkern.integrations.data.collator import ResponseCollator, weights_of
 from mrtkern.integrations.data.rows import TokenRow, read_row
 from mrtkern.integrations.data.sampler import PromptBatchSampler
+from mrtkern.integrations.data.tokenized import TokenizedCollator
 
-__all__ = ["PromptBatchSampler", "ResponseCollator", "TokenRow", "read_row", "weights_of"]
+__all__ = ["PromptBatchSampler", "ResponseCollator", "TokenRow", "TokenizedCollator", "read_row", "weights_of"]

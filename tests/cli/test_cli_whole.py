@@ -289,9 +289,10 @@ def test_sizes(text: str, count: int) -> None:
     assert whole.size(text) == count
 
 
-# The work stands still between two picks, once there are some.
+# The work stands still between two picks, once there are some. A shell's background ignores Ctrl-C.
 STILL = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from mrtkern.__main__ import main
 from mrtkern.ops.facility_location.cpu import large
 least = large.Call._least

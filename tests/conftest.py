@@ -6,7 +6,6 @@ without one they are interpreted and tests marked `interpret` run.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ from zlib import crc32
 import pytest
 import torch
 
-from tests.tools import drawn
+from tests.tools import drawn, triton_parts
 
 if TYPE_CHECKING:
     from tests.tools.emulated import Workshop
@@ -28,20 +27,10 @@ if not HAS_GPU:
 NEEDED: dict[str, float] = {}  # by test function, the largest share of a tolerance, with --draws
 
 
-def without_triton() -> str | None:
-    """Why no kernel in Triton runs here; by its files, because to import it takes a second."""
-    found = importlib.util.find_spec("triton")
-    if found is None:
-        return "triton is not installed"
-    folders = found.submodule_search_locations or []
-    has_descriptors = any(Path(folder, "tools", "tensor_descriptor.py").exists() for folder in folders)
-    return None if has_descriptors else "this Triton has no tensor descriptors: needs 3.4 or later"
-
-
 MISSING = {
     "gpu": None if HAS_GPU else "no GPU on this machine",
-    "interpret": without_triton() or ("a GPU runs these kernels here" if HAS_GPU else None),
-    "compile": without_triton(),
+    "interpret": triton_parts.without_interpreter() or ("a GPU runs these kernels here" if HAS_GPU else None),
+    "compile": triton_parts.without_kernels(),
 }
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
 import mrtkern
 
@@ -57,6 +58,8 @@ def test_a_page_says_where_its_gradient_goes_or_that_there_is_none(function: Cal
 @every_function
 def test_an_example_prints_what_it_says(function: Callable[..., Any]) -> None:
     example = doctest.DocTestParser().get_doctest(inspect.getdoc(function) or "", {}, function.__name__, None, None)
+    if torch.__version__ < (2, 8) and "destroy_process_group" in example.docstring:
+        pytest.skip("a gloo group of torch before 2.8 may wait for ever for its thread, which waits for Python's lock")
     assert any(one.want for one in example.examples)
     said: list[str] = []
     assert doctest.DocTestRunner().run(example, out=said.append).failed == 0, "".join(said)

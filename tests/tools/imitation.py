@@ -23,6 +23,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from tests.tools import triton_parts
+
 THERE, HERE = torch.device("cuda", 0), torch.device("cpu")
 # What torch's own code takes the tensors for: a device that is not the CPU, and that every build of torch knows.
 INSIDE = torch.device("meta")
@@ -284,12 +286,13 @@ def imitated(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.hookimpl(trylast=True)  # after -m and -k
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """One parameter of every test, from the middle, unless all are asked for: most take the same way through the host's
-    code. Tests of the device itself are skipped, visibly."""
+    code. Tests of the device itself are skipped, visibly; all are where no kernel is interpreted."""
+    missing = triton_parts.without_interpreter()
     found: dict[Any, list[pytest.Item]] = {}
     for item in items:
         found.setdefault((item.path, getattr(item, "originalname", item.name)), []).append(item)
-        if item.get_closest_marker("hardware"):
-            item.add_marker(pytest.mark.skip(reason="of a device itself, which is imitated here"))
+        if missing or item.get_closest_marker("hardware"):
+            item.add_marker(pytest.mark.skip(reason=missing or "of a device itself, which is imitated here"))
     if config.getoption("--every-parameter"):
         return
     kept = {id(group[len(group) // 2]) for group in found.values()}

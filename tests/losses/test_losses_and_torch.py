@@ -112,9 +112,9 @@ def test_compiled_functional_gradients_are_refused_not_zero(function: Callable[.
             torch._dynamo.reset()
             with pytest.raises(RuntimeError, match=f"^[a-z_]+: {name} must be differentiated by backward, got a t"):
                 torch.compile(transform, backend="eager")(given[name])
-            torch._dynamo.reset()
-            with pytest.raises(torch._dynamo.exc.TorchDynamoException):
-                torch.compile(transform, backend="eager", fullgraph=True)(given[name])
+        torch._dynamo.reset()
+        with pytest.raises(torch._dynamo.exc.TorchDynamoException):
+            torch.compile(transform, backend="eager", fullgraph=True)(given[name])
 
 
 @every_function

@@ -44,7 +44,7 @@ def packed_targets(labels: Tensor, offsets: Tensor | None) -> tuple[Tensor, Tens
     """
     if labels.ndim != 2 or (offsets is not None and labels.shape[0] != 1):
         rule = "be [R, L], or [1, T] with response_offsets"
-        raise ValueError(f"labels must {rule}, got {list(labels.shape)}")
+        raise ValueError(f"{OP}: labels must {rule}, got {list(labels.shape)}")
     if offsets is None:
         R, L = labels.shape
         shifted = torch.nn.functional.pad(labels[:, 1:], (0, min(L, 1)), value=IGNORE)
@@ -165,12 +165,12 @@ def count_step(
     >>> [int(batch["num_prompts"]) for batch in count_step([first, last])]
     [2, 2]
     """
-    device = batches[0]["labels"].device if batches else torch.device("cpu")
     rows = []
     for number, batch in enumerate(batches):
         if batch.get("labels") is None:
             raise ValueError(f"{OP}: a batch must have labels, got {', '.join(batch)}")
         rows.append(response_rows(batch, number, tokens_of(batch["labels"], batch.get("response_offsets"))))
+    device = batches[0]["labels"].device if batches else torch.device("cpu")
     mine = torch.cat([torch.empty((0, 4), dtype=torch.int64, device="cpu"), *rows])
     blocks, rank = gathered(mine.to(device), gather)
     prompt, T_r, v = whole_step(blocks)

@@ -8,8 +8,8 @@ import warnings
 
 # library: the oldest and the newest release with which the tests of its integration passed
 TESTED = {
-    "transformers": ("5.24.0", "5.24.0"),
-    "lightning": ("2.6.6", "2.6.6"),
+    "transformers": ("5.0.0", "5.24.0"),
+    "lightning": ("2.5.0", "2.6.6"),
     "trl": ("1.16.0", "1.16.0"),
     "verl": ("0.9.1", "0.9.1"),
     "axolotl": ("0.19.0", "0.19.0"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import doctest
+import inspect
 import warnings
 from typing import Any
 
@@ -255,3 +257,8 @@ def test_a_version_outside_of_those_tested_warns_once(monkeypatch: Any) -> None:
             versions.warn_outside("transformers")
         versions._warned.clear()
         assert len(said) == (0 if is_inside else 1)
+
+
+def test_the_example_of_the_page_prints_what_it_says() -> None:
+    example = doctest.DocTestParser().get_doctest(inspect.getdoc(patch) or "", {}, "patch", None, None)
+    assert example.examples and doctest.DocTestRunner().run(example).failed == 0

@@ -36,21 +36,21 @@ class Trainer(transformers.Trainer):
     (label_smoothing_factor, compute_loss_func, use_liger_kernel), DataParallel, and rows that are split over ranks.
     """
 
-    def __init__(self, model: Any = None, *args: Any, normalize: str | None = None, **kwargs: Any) -> None:
+    def __init__(self, model: Any = None, args: Any = None, *more: Any, normalize: str | None = None, **kwargs: Any):
         names = ("fused", "label_smoothing", "z_loss", "constant")
         options = {name: kwargs.pop(name) for name in names if name in kwargs}
         if normalize is None and options:
             raise _refuse("normalize must be given with options of patch", ", ".join(options))
         self._patching = None if normalize is None else {"normalize": normalize, **options}
+        if getattr(args, "use_liger_kernel", False):  # would reach into classes before this could be undone
+            raise _refuse("use_liger_kernel must be False, because it replaces the loss", True)
         if model is not None and self._patching:
             patch(model, **self._patching)
-        super().__init__(model, *args, **kwargs)
+        super().__init__(model, args, *more, **kwargs)
         if self.args.label_smoothing_factor != 0:
             raise _refuse("label_smoothing_factor must be 0 (give label_smoothing)", self.args.label_smoothing_factor)
         if self.compute_loss_func is not None:
             raise _refuse("compute_loss_func must be None", self.compute_loss_func)
-        if self.args.use_liger_kernel:
-            raise _refuse("use_liger_kernel must be False, because it replaces the loss", True)
         if self.args.n_gpu > 1:
             raise _refuse("a process must have one GPU, because DataParallel shares one loss", self.args.n_gpu)
         parallel = getattr(self.accelerator, "parallelism_config", None)
@@ -79,6 +79,9 @@ class Trainer(transformers.Trainer):
         """The batches of a step, each with the counts of the whole step over all ranks."""
         batches, num_items = super().get_batch_samples(*args, **kwargs)
         ranks = self.accelerator.num_processes
+        is_replicated = str(self.accelerator.distributed_type).rpartition(".")[2].startswith("MULTI")
+        if is_replicated and self.model_wrapped is self.model:  # accelerate wraps no model that it has prepared before
+            raise _refuse("ranks must share gradients", "a model that evaluate() prepared before train()")
         gather = self._gather if ranks > 1 else None
         return step.count_step(batches, gather=gather, parts=max(len(batches), 1) * ranks), num_items
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import mrtkern as mk
-from mrtkern.integrations.data import ResponseCollator, TokenRow, read_row, weights_of
+from mrtkern.integrations.data import ResponseCollator, TokenizedCollator, TokenRow, read_row, weights_of
 from tests.tools import oracle, tokens
 
 IDS = [{"prompt": [5, 6], "responses": [[7, 8], [9]]}, {"prompt": [5], "responses": [[9, 9, 9], [], [4]]}]
@@ -111,7 +111,7 @@ def test_conversations_that_would_teach_other_tokens_are_refused(tokenizer: Any)
         read_row({"prompt": question, "responses": ["z"]}, rewriting)
 
 
-@pytest.mark.parametrize("page", [read_row, ResponseCollator], ids=lambda page: page.__name__)
+@pytest.mark.parametrize("page", [read_row, ResponseCollator, TokenizedCollator], ids=lambda page: page.__name__)
 def test_an_example_prints_what_it_says(page: Any) -> None:
     example = doctest.DocTestParser().get_doctest(inspect.getdoc(page) or "", {}, page.__name__, None, None)
     assert example.examples

@@ -138,6 +138,23 @@ def test_metrics_and_the_term_of_a_router_are_trl_s(tmp_path: Path) -> None:
     assert router > 0.1
 
 
+def test_adapters_and_checkpointed_layers_learn_the_same_however_a_step_is_split(tmp_path: Path) -> None:
+    """LoRA on attention, whose model TRL wraps itself; under "token" it is TRL's."""
+    peft = pytest.importorskip("peft", reason="the train extra is not installed")
+    ends = {}
+    for cls, normalize in ((trl.SFTTrainer, None), (SFTTrainer, "token"), (SFTTrainer, "prompt")):
+        for sizes in ((12, 1), (3, 4)):
+            lora = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+            options = {} if normalize is None else {"normalize": normalize}
+            config = split(*sizes, gradient_checkpointing=True)
+            made = trainer(cls, tmp_path, ROWS, config=config, peft_config=lora, **options)
+            made.train()
+            ends[normalize, sizes] = [p.detach().clone() for p in made.model.parameters() if p.requires_grad]
+        assert rollouts.difference(ends[normalize, (3, 4)], ends[normalize, (12, 1)]) <= oracle.SPLIT
+    assert rollouts.difference(ends["token", (3, 4)], ends[None, (12, 1)]) <= oracle.SPLIT
+    assert rollouts.difference(ends["prompt", (3, 4)], ends[None, (12, 1)]) > 100 * oracle.SPLIT
+
+
 # Evaluation
 
 
@@ -181,3 +198,11 @@ def test_the_loss_of_evaluation_is_that_of_the_whole_set_for_any_batch(
 def test_bad_arguments_get_one_sentence(options: dict[str, Any], sentence: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=sentence):
         trainer(SFTTrainer, tmp_path, ROWS, **{"normalize": "prompt", **options})
+
+
+def test_a_trainer_that_takes_its_loss_elsewhere_is_noticed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Weights would be left out in silence."""
+    made = trainer(SFTTrainer, tmp_path, ROWS, config=split(12, 1), normalize="prompt")
+    monkeypatch.setattr(trl.SFTTrainer, "compute_loss", transformers.Trainer.compute_loss)
+    with pytest.raises(RuntimeError, match="trl must ask the model for log-probabilities, got 1"):
+        made.train()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import itertools
 from typing import Any
 
@@ -48,6 +49,12 @@ def test_a_batch_that_is_several_steps_weighs_one_in_each() -> None:
     mask = torch.ones(4, 2, dtype=torch.long)
     found = weighted_advantages(torch.ones(4, 2), mask, ["a", "a", "b", "b"], "prompt", steps=2)
     assert found.sum(1).tolist() == pytest.approx([0.5] * 4, rel=UNIT)
+
+
+def test_its_example_prints_what_it_says() -> None:
+    example = doctest.DocTestParser().get_doctest(weighted_advantages.__doc__ or "", {}, "example", None, None)
+    assert example.examples
+    assert doctest.DocTestRunner().run(example).failed == 0
 
 
 def test_through_verl() -> None:

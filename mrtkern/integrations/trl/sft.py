@@ -189,16 +189,25 @@ class SFTTrainer(trl.SFTTrainer):  # type: ignore[misc]
             is_scaled = is_counted and self.model_accepts_loss_kwargs
             factor *= 1 if is_scaled else self.current_gradient_accumulation_steps
 
+        is_weighted = False
+
         def weighted(**given: Any) -> Any:
+            nonlocal is_weighted
             outputs = model(**given)
             if given.get("fused_lm_head"):
+                is_weighted = True
                 self._note(outputs.log_probs)
                 count = num_items_in_batch if is_counted else outputs.label_mask.sum()
                 count = count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
                 outputs.log_probs = outputs.log_probs * (omega.to(outputs.log_probs.device) * count * factor)
             return outputs
 
-        return super().compute_loss(weighted, inputs, return_outputs, num_items_in_batch)
+        found = super().compute_loss(weighted, inputs, return_outputs, num_items_in_batch)
+        if not is_weighted:
+            raise RuntimeError(
+                f"{OP}: trl must ask the model for log-probabilities, got {trl.__version__}, which does not"
+            )
+        return found
 
     # Evaluation
 

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("transformers", reason="the train extra is not installed")
 
-from bench import prefix
+from bench import __main__, prefix
 from bench.harness import Spread, WrongAnswer
 from bench.report import CaseResult
 
@@ -47,6 +47,12 @@ def test_it_refuses_a_wrong_answer(part: int) -> None:
     found["mrtkern"][part] = found["mrtkern"][part] * 1.0001
     with pytest.raises(WrongAnswer, match="loss and gradients of mrtkern are off"):
         prefix.check(inputs, found)
+
+
+def test_memory_is_measured_of_both() -> None:
+    found = __main__.peak_memory(prefix, prefix.make_inputs(SMALL), ["mrtkern", prefix.ROWS])
+    assert list(found) == ["mrtkern", prefix.ROWS]
+    assert all(used is None or used >= 0 for used in found.values())  # None: where the system does not say
 
 
 def test_its_table_counts_what_both_compute() -> None:

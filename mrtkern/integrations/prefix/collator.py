@@ -22,7 +22,8 @@ class PrefixCollator(ResponseCollator):
 
     Loss and gradients are those of a row for each response: tokens have the positions that they have there, and see
     their prompt and what comes before them in their own response. A prompt of P tokens with K responses of R costs
-    P - 1 + K (R + 1) tokens instead of K (P + R).
+    P - 1 + K (R + 1) tokens instead of K (P + R). RoPE that turns with the longest sequence of a batch ("dynamic",
+    "longrope") turns with the longest of the row, as in one padded batch.
 
     Arguments
     ---------

@@ -152,6 +152,10 @@ def count_step(
     ------
     32 bytes per response of all ranks.
 
+    Devices
+    -------
+    Counts are made on the CPU: a device is waited for once a batch, before the first forward of the step.
+
     Determinism
     -----------
     Sums of integers.

@@ -58,16 +58,14 @@ def trained(
     return made
 
 
-@every_normalization
-@pytest.mark.parametrize("size", [2, 1])
+@pytest.mark.parametrize(("normalize", "size"), [*((name, 1) for name in trainers.NORMALIZATIONS), ("prompt", 2)])
 def test_a_plain_loop_over_counted_batches_equals_one_batch(truth: Any, normalize: str, size: int) -> None:
     model = plain_loop(patch(trainers.tiny(), normalize), map(count_step, split_steps(size)))
     assert trainers.largest_difference(model, truth[normalize][0]) < oracle.SPLIT
 
 
 @every_normalization
-@pytest.mark.parametrize("layout", ["padded", "padding_free"])
-@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize(("layout", "fused"), [("padded", True), ("padding_free", True), ("padding_free", False)])
 def test_layouts_and_losses_of_logits_equal_the_definition(normalize: str, layout: str, fused: bool) -> None:
     model = patch(trainers.tiny(), normalize, fused=fused)
     expected = trainers.true_loss(trainers.tiny(), STEPS[0], normalize)
@@ -76,8 +74,10 @@ def test_layouts_and_losses_of_logits_equal_the_definition(normalize: str, layou
     assert found.logits.shape[-1] == (0 if fused else trainers.V)
 
 
-@every_normalization
-@pytest.mark.parametrize(("size", "accumulation"), [(4, 1), (2, 2), (1, 4)])
+@pytest.mark.parametrize(
+    ("normalize", "size", "accumulation"),
+    [*((name, 2, 2) for name in trainers.NORMALIZATIONS), ("prompt", 4, 1), ("prompt", 1, 4)],
+)
 def test_the_trainer_equals_one_batch(truth: Any, tmp_path: Any, normalize: str, size: int, accumulation: int) -> None:
     """11 prompts in steps of 4: the last step is short, and at 2 at a time its last batch too."""
     trainer = trained(tmp_path, size, accumulation, normalize=normalize)

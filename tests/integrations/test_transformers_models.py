@@ -19,6 +19,7 @@ from mrtkern.integrations import versions  # noqa: E402
 from mrtkern.integrations.transformers import Trainer, patch, unpatch  # noqa: E402
 from mrtkern.integrations.transformers.shape import Shape, read_shape  # noqa: E402
 from tests.tools import trainers  # noqa: E402
+from tests.tools.repository import ROOT  # noqa: E402
 
 ROWS = trainers.ragged_rows(4)
 BATCH = trainers.collate(ROWS)
@@ -262,3 +263,10 @@ def test_a_version_outside_of_those_tested_warns_once(monkeypatch: Any) -> None:
 def test_the_example_of_the_page_prints_what_it_says() -> None:
     example = doctest.DocTestParser().get_doctest(inspect.getdoc(patch) or "", {}, "patch", None, None)
     assert example.examples and doctest.DocTestRunner().run(example).failed == 0
+
+
+def test_readme_names_the_versions_that_were_tested() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for library, name in (("transformers", "transformers"), ("lightning", "Lightning")):
+        oldest, newest = (version.rpartition(".")[0] for version in versions.TESTED[library])
+        assert f"{name} {oldest} to {newest}" in readme

@@ -295,6 +295,7 @@ def test_default_features_compare_tokens_and_their_order() -> None:
         ({"keep": 5}, "keep must be an int from 1 to the 4 generations of a prompt, got 5"),
         ({"keep": 2, "method": "best"}, "method must be one of random, .*, got 'best'"),
         ({"normalize": "mean"}, "normalize must be one of token, .*, got 'mean'"),
+        ({"keep": 2, "select_options": {"fill": "none"}}, "normalize must be given with fill 'none'"),
         ({"baseline": "none"}, "baseline must be one of all, kept, got 'none'"),
         ({"keep": 3, "config": split(2, 8)}, r"divide, or normalize be given, got 3, which leaves 12"),
         ({"normalize": "prompt", "config": split(8, 2, steps_per_generation=3)}, "steps_per_generation must be a mult"),

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import mrtkern as mk
 from mrtkern.integrations.trl import kept as rows_kept
-from mrtkern.integrations.trl.kept import NEED_EMBEDDINGS, OP, Embeddings, Kept
+from mrtkern.integrations.trl.kept import OP, WITHOUT_EMBEDDINGS, Embeddings, Kept
 from mrtkern.integrations.trl.weights import PER_PROMPT, shares_here, step_weights
 from mrtkern.integrations.versions import warn_outside
 
@@ -117,6 +117,8 @@ class GRPOTrainer(trl.GRPOTrainer):  # type: ignore[misc]
             x = torch.ones((1, 1), dtype=torch.float32, device="cpu")
             offsets = torch.tensor([0, 1], dtype=torch.int64, device="cpu")
             mk.select_responses(x, offsets, 1, method=self.method, reward=x[0], **self.select_options)
+            if self.select_options.get("fill") == "none" and self.normalize is None:
+                raise ValueError(f"{OP}: normalize must be given with fill 'none', whose prompts keep fewer, got None")
             kept = self.args.generation_batch_size // self.num_generations * self.keep
             W, S = self.accelerator.num_processes, self.args.steps_per_generation
             if kept % (W * S) and self.normalize is None:
@@ -187,7 +189,7 @@ class GRPOTrainer(trl.GRPOTrainer):  # type: ignore[misc]
     def _features(self, scored: _Scored) -> Tensor:
         """[rows of all ranks, D], what completions are compared by; one column of ones where nothing is compared."""
         device = self.accelerator.device
-        if self.method not in NEED_EMBEDDINGS:
+        if self.method in WITHOUT_EMBEDDINGS:
             return torch.ones((len(scored.reward), 1), dtype=torch.float32, device=device)
         if self.embeddings is None:
             found = rows_kept.token_features(scored.completion_ids)

@@ -19,7 +19,7 @@ from torch import Tensor
 import mrtkern as mk
 
 OP = "GRPOTrainer"
-NEED_EMBEDDINGS = ("stratified", "coverage", "quality_diversity", "additive")
+WITHOUT_EMBEDDINGS = ("random", "reward", "max_variance")  # methods that compare no completions
 BUCKETS = 512  # of hashed n-grams
 MULTIPLIERS = (0x9E3779B97F4A7C15 - 2**64, 0xBF58476D1CE4E5B9 - 2**64)  # odd: a product with one permutes 64 bits
 

@@ -88,10 +88,10 @@ class Run:
 
 
 def runs() -> list[Run]:
-    """All of them, a whole seed before the next one."""
+    """All of them, a whole seed before the next one, and in it random before the others."""
     each = [Run("random", k, "tokens", 0) for k in KEPT]
-    each += [Run(method, K, "tokens", 0) for method in OTHERS]
     each += [Run("random", k, "steps", 0) for k in KEPT if k != K]
+    each += [Run(method, K, "tokens", 0) for method in OTHERS]
     return [replace(run, seed=seed) for seed in range(SEEDS) for run in each]
 
 

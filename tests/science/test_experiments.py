@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -141,3 +142,18 @@ def test_sections_keep_their_order_and_others_stay(tmp_path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert text.startswith(common.PREAMBLE)
     assert text.endswith("\n## A\n\ntwo\n\n## B\n\nthree\n\n## Other\n\nkept\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["best"], "name must be one of .*, got 'best'"),
+        (["modes", "--seeds", "0"], "--seeds must be at least 1, got 0"),
+    ],
+)
+def test_a_command_line_without_meaning_is_refused(
+    words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        __main__.parse(words)
+    assert re.search(sentence, capsys.readouterr().err)

@@ -39,6 +39,11 @@ class Done:
     last: str = ""  # line of output
 
 
+def listen() -> None:
+    """A shell's background ignores Ctrl-C, and so would what is started there."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Runner:
     """Runs steps until `budget` seconds are spent; all output goes to the log."""
 
@@ -80,6 +85,7 @@ class Runner:
             process = subprocess.Popen(
                 list(step.command), cwd=ROOT, env={**os.environ, **step.environment},
                 stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+                preexec_fn=listen,
             )  # fmt: skip
             try:
                 status = process.wait(limit)

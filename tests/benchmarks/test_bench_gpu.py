@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,7 +38,16 @@ def test_a_step_that_fails_or_cannot_start_is_written_down_and_the_next_one_runs
     assert "===== 0: status 3\ndying" in log and "no-such-program" in log and "===== 2: ok\nfine" in log
 
 
+@pytest.fixture
+def in_the_background() -> Iterator[None]:
+    """Ctrl-C is ignored, as of what a shell starts with &."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.timed
+@pytest.mark.usefixtures("in_the_background")
 def test_a_step_that_outlasts_its_limit_is_interrupted_with_its_children(
     runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -232,24 +232,25 @@ def compile_signature(op: str, signature: Any, arch: str) -> Code:
     return Code(op, signature.name, arch, shared=shared, rules=rules, room=_triton.SHARED[arch], **numbers)
 
 
-def work(modules: Sequence[str], index: int, count: int) -> None:
+def work(modules: Sequence[str], archs: Sequence[str], index: int, count: int) -> None:
     """In a child: compile every `count`-th signature and print each result as a line of JSON."""
     jobs = [
         (name.removeprefix("mrtkern.ops.").partition(".")[0], signature, arch)
         for name in modules
         for signature in importlib.import_module(name).SIGNATURES
         for arch in signature.targets
+        if not archs or arch in archs
     ]
     for job in jobs[index::count]:
         print(json.dumps(asdict(compile_signature(*job))), flush=True)
 
 
-def compile_modules(modules: Sequence[str]) -> list[Code]:
-    """All signatures of these modules, compiled in child processes."""
+def compile_modules(modules: Sequence[str], archs: Sequence[str] = ()) -> list[Code]:
+    """All signatures of these modules for these targets, or for all, compiled in child processes."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     children = [
         subprocess.Popen(
-            [sys.executable, "-m", "bench.static", str(index), str(PROCESSES), *modules],
+            [sys.executable, "-m", "bench.static", str(index), str(PROCESSES), ",".join(archs), *modules],
             cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
         for index in range(PROCESSES)
@@ -311,4 +312,4 @@ def publish(codes: Sequence[Code]) -> None:
 
 
 if __name__ == "__main__":
-    work(sys.argv[3:], int(sys.argv[1]), int(sys.argv[2]))
+    work(sys.argv[4:], sys.argv[3].split(",") if sys.argv[3] else (), int(sys.argv[1]), int(sys.argv[2]))

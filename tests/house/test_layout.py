@@ -378,7 +378,9 @@ def test_every_instruction_set_has_its_flags() -> None:
 
 
 @pytest.mark.compile
-@pytest.mark.parametrize("isa", BUILD["ISA_FLAGS"])
+@pytest.mark.parametrize(
+    "isa", [pytest.param(isa, marks=() if isa == "avx512" else pytest.mark.full) for isa in BUILD["ISA_FLAGS"]]
+)
 def test_objects_of_an_instruction_set_compile_without_warnings_and_export_no_weak_symbols(
     isa: str, tmp_path: Path
 ) -> None:

@@ -33,7 +33,7 @@ def three_steps(model: Any, run: Any) -> Any:
     return model
 
 
-@pytest.mark.parametrize("normalize", ["token", "prompt"])
+@pytest.mark.parametrize("normalize", ["prompt", pytest.param("token", marks=pytest.mark.full)])
 def test_a_compiled_model_equals_one_batch(normalize: str) -> None:
     expected, _ = trainers.one_batch(trainers.tiny(), STEPS, normalize)
     model = patch(trainers.tiny(), normalize)

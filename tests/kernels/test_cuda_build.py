@@ -173,6 +173,7 @@ def run(program: Path, **variables: str) -> tuple[int, str]:
 
 @needs_nvcc
 @pytest.mark.compile
+@pytest.mark.full
 def test_a_launch_without_a_device_is_one_sentence(primitives: Path) -> None:
     """And nvcc takes all that the emulator takes."""
     status, said = run(primitives, CUDA_VISIBLE_DEVICES="")

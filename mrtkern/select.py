@@ -65,7 +65,8 @@ def select_responses(
     method : str
         "random", "stratified", "coverage", "quality_diversity", "additive", "reward" or "max_variance".
     reward : [T], any finite scale, optional
-        Mapped to 0 … 1 inside each prompt; needed by quality_diversity, additive, reward and max_variance.
+        Mapped to 0 … 1 inside each prompt, and taken for equal where their range is below 1e-8; needed by
+        quality_diversity, additive, reward and max_variance.
     alpha : float
         The exponent of the reward in quality_diversity.
     lam : float, 0 … 1

@@ -34,6 +34,7 @@ DRAWS = 1000  # of the prompts: the ends of a 95 % interval are then 25 draws fr
 INTERVAL = (2.5, 97.5)  # percent
 NUMBERS_PER_CHUNK = 1 << 23  # float64 counts of prompts in the largest temporary array
 CURVE = 200  # points of it
+FLOATS = (np.float16, np.float32, np.float64)  # of a file of gradients
 SUMMARY = "how many responses per prompt a budget should buy, from the variance between and within prompts"
 DESCRIPTION = """\
 How many responses per prompt: the mean over n prompts of the mean over K responses has variance V_x / n + V_yx / (n K),
@@ -152,11 +153,13 @@ def run(args: argparse.Namespace) -> int:
 def gradients(path: Path, packed: Packed) -> Any:
     """[T] or [T, D] float, in packed order."""
     try:
-        values = np.load(path, mmap_mode="r", allow_pickle=False)
+        values = np.load(path, mmap_mode="c", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{path} cannot be read as npy: {str(error).splitlines()[0].rstrip('.')}") from error
     T = int(packed.offsets[-1])
-    if values.ndim not in (1, 2) or values.dtype.kind != "f":
+    if not isinstance(values, np.ndarray):
+        raise InputError(f"{path} must be one array in a file npy, got an archive")
+    if values.ndim not in (1, 2) or values.dtype not in FLOATS:
         raise InputError(f"{path} must hold floats [T] or [T, D], got {values.dtype} {list(values.shape)}")
     if len(values) != T:
         raise InputError(f"{path} must have a row per response, {T:,}, got {len(values):,}")
@@ -261,7 +264,7 @@ def most(args: argparse.Namespace, largest: int) -> int:
     limit: int = args.max_k or largest
     if args.budget is None or args.prompts is not None:
         return limit
-    return max(1, min(limit, int((args.budget - args.prompt_cost) // args.response_cost)))
+    return max(1, int(min(limit, (args.budget - args.prompt_cost) // args.response_cost)))
 
 
 def planned(args: argparse.Namespace, packed: Packed, values: Any) -> Plan:
@@ -285,7 +288,7 @@ def planned(args: argparse.Namespace, packed: Packed, values: Any) -> Plan:
         "within": draws[:, 1],
         "continuous": np.array([one.continuous for one in choices]),
         "k": np.array([float(one.k) for one in choices]),
-        "ratio": np.array([one.ratio for one in choices]),
+        "ratio": costs.gains(np.maximum(draws[:, 0], 0.0), draws[:, 1], choice.k),
     }
     spans = {name: span(numbers) for name, numbers in series.items()}
     ratio = costs.gains(found.between, found.within, K)
@@ -328,15 +331,16 @@ def advice(plan: Plan) -> str:
     """One sentence."""
     c, costs, spans = plan.choice, plan.costs, plan.spans
     gain = f"{number(c.ratio)} times less variance than one response each ({between(spans['ratio'])})"
+    most = ", the most that were looked at" if c.k == costs.max_k and c.continuous > c.k else ""
     if costs.prompts is not None:
+        most = most if c.continuous >= c.k + 1 else ""
         return (
-            f"The budget buys {counted(c.k, 'response')} of each of {counted(costs.prompts, 'prompt')}: "
+            f"The budget buys {counted(c.k, 'response')} of each of {counted(costs.prompts, 'prompt')}{most}: "
             + (f"{gain}." if c.k > 1 else "no more than one each.")
         )  # fmt: skip
     if c.k == 1:
         return f"Take one response of each prompt ({between(spans['k'])}): the budget is better spent on more prompts."
-    n = "" if costs.budget is None else f" of {int(costs.budget // (costs.prompt + c.k * costs.response)):,} prompts"
-    most = ", the most that were looked at" if c.k == costs.max_k and c.continuous > c.k else ""
+    n = "" if costs.budget is None else f" of {costs.budget // (costs.prompt + c.k * costs.response):,.0f} prompts"
     return f"Take {c.k} responses{n or ' of each prompt'} ({between(spans['k'])}{most}): {gain} at the same cost."
 
 

@@ -69,7 +69,7 @@ class StepCounts(Callback):
         """What the batch's loss is going to be divided by."""
         if not isinstance(batch, Mapping) or batch.get("labels") is None:
             raise _refuse("a batch must be a mapping with labels", type(batch).__name__)
-        T_r = step.tokens_of(batch["labels"], batch.get("response_offsets"))
+        T_r = step.tokens_of(batch["labels"], step.offsets_of(batch))
         rows = step.response_rows(batch, len(self.rows), T_r)
         prompt, T_r, _ = step.whole_step([rows])
         self.rows.append(rows)

@@ -57,6 +57,12 @@ def packed_targets(labels: Tensor, offsets: Tensor | None) -> tuple[Tensor, Tens
     return torch.where(is_first[1:], IGNORE, shifted), offsets
 
 
+def offsets_of(batch: Mapping[str, Any]) -> Tensor | None:
+    """Where sequences of one row begin; collators of transformers have another name for it."""
+    found: Tensor | None = batch.get("response_offsets")
+    return batch.get("cu_seq_lens_q") if found is None else found
+
+
 def tokens_of(labels: Tensor, offsets: Tensor | None) -> Tensor:
     """T_r [R] of labels as a batch has them."""
     targets, offsets = packed_targets(labels, offsets)
@@ -173,7 +179,7 @@ def count_step(
     for number, batch in enumerate(batches):
         if batch.get("labels") is None:
             raise ValueError(f"{OP}: a batch must have labels, got {', '.join(batch)}")
-        rows.append(response_rows(batch, number, tokens_of(batch["labels"], batch.get("response_offsets"))))
+        rows.append(response_rows(batch, number, tokens_of(batch["labels"], offsets_of(batch))))
     device = batches[0]["labels"].device if batches else torch.device("cpu")
     mine = torch.cat([torch.empty((0, 4), dtype=torch.int64, device="cpu"), *rows])
     blocks, rank = gathered(mine.to(device), gather)

@@ -112,7 +112,19 @@ def test_a_budget_for_fixed_prompts_buys_k(tmp_path: Path, capsys: pytest.Captur
     source = pilot(tmp_path, 1.0, 4.0, prompts=20)
     found = report(source, "--prompts", "800", "--budget", str(800 * 9.0))
     assert (found["k"], found["intervals"]["k"]) == (5, [5.0, 5.0])
-    assert "The budget buys 5 responses of each of 800 prompts" in capsys.readouterr().out
+    assert "The budget buys 5 responses of each of 800 prompts: " in capsys.readouterr().out
+    assert run(source, "--prompts", "800", "--budget", str(800 * 100.0), "--max-k", "4") == 0
+    assert "buys 4 responses of each of 800 prompts, the most that were looked at: " in capsys.readouterr().out
+    assert run(source, "--budget", "1e308", "--response-cost", "1e-5") == 0
+
+
+def test_the_advice_has_the_interval_of_its_k(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(pilot(tmp_path, 1.0, 4.0, prompts=40)) == 0
+    out = capsys.readouterr().out
+    chosen = re.search(r"→ +(\d+) +([\d.]+) × +([\d.]+) to ([\d.]+)", out)
+    said = re.search(r"Take (\d+) responses.*: ([\d.]+) times .*\(95 %: ([\d.]+) to ([\d.]+)\)", out)
+    assert chosen and said, out
+    assert [float(number) for number in chosen.groups()] == [float(number) for number in said.groups()]
 
 
 def test_prompts_that_do_not_differ_want_all_the_responses_there_are(

@@ -330,3 +330,13 @@ def test_a_graph_is_looked_at_in_parts(at_once: int, monkeypatch: pytest.MonkeyP
     assert torch.equal(found.owner, mk.facility_location(graph=graph, k=9, backend="reference").owner)
     with pytest.raises(ValueError, match=rf"name each candidate of a row once, got \[{i}, {j}\] twice"):
         mk.facility_location(graph=double, k=9)
+
+
+def test_neighbors_of_other_types_are_read_as_what_they_are() -> None:
+    ids, scores = torch.tensor([[1, 2], [0, 2], [0, 1]]), torch.tensor([[0.9, 0.1], [0.9, 0.3], [0.1, 0.3]])
+    for graph in (mk.Neighbors(ids.int(), scores, 3), mk.Neighbors(ids, scores.double(), 3)):
+        assert mk.facility_location(graph=graph, k=2).ids.tolist() == [1, 2]
+    with pytest.raises(
+        ValueError, match=r"graph must have ids and scores of the same shape \[M, k\], got ids \[3, 2\]"
+    ):
+        mk.facility_location(graph=mk.Neighbors(ids, scores[:, :1], 3), k=2)

@@ -203,3 +203,9 @@ def test_means_are_those_of_prompts_and_of_responses(layout: str, normalize: str
     losses = torch.tensor([0.0, 9.0, 0.0, 3.0, 4.0], dtype=torch.float64)[targets.clamp(min=0)]
     w = mk.response_weights(targets, normalize, offsets=batch.get("response_offsets"), prompt=batch["prompt"])
     oracle.assert_summed((w.double() * losses).sum().float(), torch.tensor(right, dtype=torch.float64), 5, 4.0)
+
+
+@pytest.mark.parametrize("token", [-100, 2**70])
+def test_what_is_no_token_is_refused(token: int) -> None:
+    with pytest.raises(ValueError, match="hold text, token ids or messages"):
+        ResponseCollator()([{"prompt": [5], "responses": [[token, 3]]}])

@@ -132,7 +132,7 @@ def test_a_state_of_other_rows_or_options_is_refused() -> None:
         with pytest.raises(ValueError, match=r"^PromptBatchSampler: state must be of these ids .*, got"):
             other.load_state_dict(state)
     renamed = PromptBatchSampler([f"{name}'" for name in IDS], 3)
-    with pytest.raises(ValueError, match="options, keys "):
+    with pytest.raises(ValueError, match="options, ids "):
         renamed.load_state_dict(state)
     with pytest.raises(ValueError, match="state must be of 0 to 4 batches, got 5"):
         PromptBatchSampler(IDS, 3).load_state_dict({**state, "batches": 5})
@@ -295,3 +295,11 @@ def test_transformers_trainer_takes_whole_prompts_in_another_order_each_epoch(tm
         expected += rows_of(again)
     assert seen == expected
     assert trainer.state.global_step == 8 and torch.isfinite(model.lm_head.weight).all()
+
+
+def test_a_state_of_rows_in_another_order_is_refused() -> None:
+    sampler = PromptBatchSampler(["a", "a", "b"], 1, shuffle=False)
+    next(iter(sampler))
+    for ids in (["a", "b", "b"], ["b", "a", "a"]):
+        with pytest.raises(ValueError, match="be of these ids and options"):
+            PromptBatchSampler(ids, 1, shuffle=False).load_state_dict(sampler.state_dict())

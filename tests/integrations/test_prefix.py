@@ -142,6 +142,17 @@ def test_parts_joined_by_their_sums_are_the_whole(window: int | None, kept: int)
     assert prefixes.same(*(torch.cat([x.flatten() for x in values]) for values in (found, expected)))
 
 
+def test_strides_of_heads_do_not_matter() -> None:
+    given = heads(LAYOUT)
+    upstream = torch.ones_like(given[0])
+    turned = [x.detach().mT.contiguous().mT.requires_grad_() for x in given]
+    out, other = (cpu.prefix_attention(*these, LAYOUT, None, 0.3) for these in (given, turned))
+    assert turned[0].stride(-1) > 1 and torch.equal(out, other)
+    expected = torch.autograd.grad(out, given, upstream)
+    found = torch.autograd.grad(other, turned, upstream.mT.contiguous().mT)
+    assert all(torch.equal(got, value) for got, value in zip(found, expected, strict=True))
+
+
 @every_window
 def test_a_piece_at_a_time_is_the_whole(window: int | None) -> None:
     given = heads(LAYOUT)

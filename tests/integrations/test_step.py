@@ -156,3 +156,10 @@ def test_the_first_label_of_every_response_is_predicted_by_nobody() -> None:
 def test_the_example_of_the_page_prints_what_it_says() -> None:
     example = doctest.DocTestParser().get_doctest(inspect.getdoc(count_step) or "", {}, "count_step", None, None)
     assert example.examples and doctest.DocTestRunner().run(example).failed == 0
+
+
+def test_sequences_of_a_row_may_begin_under_their_name_in_transformers() -> None:
+    labels = torch.tensor([[-100, 2, 3, -100, 5, 6, 7]])
+    ends = torch.tensor([0, 3, 7], dtype=torch.int32)
+    (counted,) = count_step([{"labels": labels, "cu_seq_lens_q": ends, "prompt": torch.tensor([0, 1])}])
+    assert (int(counted["num_responses"]), int(counted["num_tokens"])) == (2, 5)

@@ -153,7 +153,7 @@ class _Reader:
         if isinstance(value, dict):
             value = [value]
         if isinstance(value, list):
-            if all(isinstance(entry, int) and not isinstance(entry, bool) for entry in value):
+            if all(isinstance(entry, int) and not isinstance(entry, bool) and 0 <= entry < 2**63 for entry in value):
                 return "ids"
             if all(isinstance(entry, dict) and {"role", "content"} <= set(entry) for entry in value):
                 return "messages"

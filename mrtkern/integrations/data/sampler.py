@@ -11,6 +11,7 @@ is drawn anew for each epoch from (seed, epoch) and depends on nothing else.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -98,9 +99,12 @@ class PromptBatchSampler:
         self.rank, self.batches_per_step = rank, world_size * accumulation
         self.seed, self.shuffle, self.drop_last = seed, shuffle, drop_last
         self.epoch = self.given = self.start = 0  # given: batches handed out; start: where the next iteration begins
+        named = hashlib.blake2b(digest_size=16)
+        for part in (order, offsets, keys):
+            named.update(part.numpy().tobytes())
         self.facts = {
             **numbers, "seed": seed, "shuffle": shuffle, "drop_last": drop_last, "rows": len(self.order),
-            "prompts": len(keys), "keys": int(keys.sum()),  # wraps round: ids of other prompts have another one
+            "prompts": len(keys), "ids": named.hexdigest(),
         }  # fmt: skip
         if self.num_steps == 0:
             least = self.batches_per_step * (prompts_per_batch if drop_last else 1)

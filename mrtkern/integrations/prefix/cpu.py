@@ -91,6 +91,11 @@ def prefix_attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout, window: in
     return out[None]
 
 
+def _adjacent(x: Tensor) -> Tensor:
+    """With features next to each other: the fused kernel takes that for granted."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
 class _PrefixAttention(torch.autograd.Function):
     """q [H, T, D], k and v [H_kv, T, D] -> [H, T, D]."""
 
@@ -99,6 +104,7 @@ class _PrefixAttention(torch.autograd.Function):
         """Each part, joined to what is there."""
         H, T, D = q.shape
         groups = H // len(k)
+        q, k, v = (_adjacent(x) for x in (q, k, v))
         keys, values = _repeated(k, groups), _repeated(v, groups)
         out = q.new_empty((T, H, D)).transpose(0, 1)  # as the model wants it: heads of a token together
         lse = q.new_empty((H, T), dtype=_wide(q))
@@ -123,6 +129,7 @@ class _PrefixAttention(torch.autograd.Function):
         """Each part's share."""
         q, k, v, out, lse = ctx.saved_tensors
         groups = len(q) // len(k)
+        grad = _adjacent(grad)
         keys, values = _repeated(k, groups), _repeated(v, groups)
         dq, dk, dv = (torch.empty_like(x, dtype=_wide(x)) for x in (q, keys, values))
         for part in _parts(ctx.layout, ctx.window, q):

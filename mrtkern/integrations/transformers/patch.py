@@ -257,10 +257,10 @@ def _batch(model: Any, state: State, given: dict[str, Any], kwargs: Mapping[str,
         raise _refuse("shift_labels must be None, because rows may not be split over ranks", "a tensor")
     if "prompt" not in given and state.normalize in BY_PROMPT:
         raise _refuse(f"a batch must have prompt [R] under {state.normalize!r}, from a collator that adds it", None)
-    offsets = given.get("response_offsets", kwargs.get("cu_seq_lens_q"))
-    if offsets is None and labels.shape[0] == 1 and kwargs.get("position_ids") is not None:
+    began = step.offsets_of({**kwargs, **given})
+    if began is None and labels.shape[0] == 1 and kwargs.get("position_ids") is not None:
         _check_one_sequence(kwargs["position_ids"])
-    targets, offsets = step.packed_targets(labels, offsets)
+    targets, offsets = step.packed_targets(labels, began)
     counts: dict[str, Any] = step.counts_of(given)
     items = given.pop("num_items_in_batch", None)
     if items is not None and state.normalize != "token":
@@ -270,7 +270,7 @@ def _batch(model: Any, state: State, given: dict[str, Any], kwargs: Mapping[str,
         counts["num_tokens"] = torch.as_tensor(items, dtype=torch.float64, device=targets.device)
     is_learning = model.training and torch.is_grad_enabled()
     if is_learning and not counts:
-        _check_whole(model, state, {**given, "labels": labels, "response_offsets": given.get("response_offsets")})
+        _check_whole(model, state, {**given, "labels": labels, "response_offsets": began})
     weight = mk.response_weights(
         targets, state.normalize, offsets=offsets, prompt=given.get("prompt"), constant=state.constant,
         response_weight=weights_of(given), **counts,

@@ -27,7 +27,7 @@ OP = "SFTTrainer"
 
 def keys_of(ids: Sequence[Any]) -> Tensor:
     """64 bits for each id, the same for equal ids on every rank; lists, such as messages, by their JSON."""
-    plain = [id_ if isinstance(id_, (str, int)) else json.dumps(id_, sort_keys=True) for id_ in ids]
+    plain = [json.dumps(id_, sort_keys=True) if isinstance(id_, (list, dict)) else id_ for id_ in ids]
     order, offsets, keys = mk.group(plain)
     number = torch.repeat_interleave(offsets.diff())
     return keys[torch.empty_like(number).index_copy_(0, order, number)]

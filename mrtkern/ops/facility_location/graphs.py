@@ -34,9 +34,13 @@ def edges(graph: Any) -> Edges:
     if graph is None:
         return Edges()
     if isinstance(graph, Neighbors):
-        is_real = graph.ids >= 0
-        ends = torch.cat([graph.ids.new_zeros(1), is_real.sum(dim=1).cumsum(0)])
-        ids, scores = graph.ids.reshape(-1), graph.scores.reshape(-1)
+        ids, scores = graph.ids.long(), graph.scores.detach().float()  # a Neighbors that somebody else made
+        if ids.ndim != 2 or ids.shape != scores.shape:
+            got = f"ids {_check.shape(ids)} and scores {_check.shape(scores)}"
+            _check.fail(OP, "graph", "have ids and scores of the same shape [M, k]", got)
+        is_real = ids >= 0
+        ends = torch.cat([ids.new_zeros(1), is_real.sum(dim=1).cumsum(0)])
+        ids, scores = ids.reshape(-1), scores.reshape(-1)
         if int(ends[-1]) < len(ids):
             ids, scores = (values.masked_select(is_real.reshape(-1)) for values in (ids, scores))
         if len(scores) and float(scores.min()) < 0:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from mrtkern import __version__, _dispatch
-from mrtkern.cli import check_isa
+from mrtkern.cli import check_isa, new_parser
 from mrtkern.ops import OPS
 
 EXAMPLE = """\
@@ -35,9 +35,7 @@ example:
 def add_parser(subparsers: Any) -> None:
     """Add the command to the parser of `mrtkern`."""
     summary = "what this installation can run, and why not the rest"
-    subparsers.add_parser(
-        "info", help=summary, description=summary, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    new_parser(subparsers, "info", summary, summary, EXAMPLE)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -24,7 +24,7 @@ from rich.table import Table
 
 from mrtkern import __version__
 from mrtkern.budget import KChoice, VarianceComponents, optimal_k, variance_components
-from mrtkern.cli import InputError, counted
+from mrtkern.cli import InputError, add_table, counted, new_parser
 from mrtkern.cli.packing import Packed, Wanted, read_columns
 from mrtkern.cli.progress import Steps
 from mrtkern.cli.reading import open_source
@@ -71,12 +71,9 @@ exit status: 0 done; 2 input that cannot be used: one sentence says why, and no 
 
 def add_parser(subparsers: Any) -> None:
     """Add the command to the parser of `mrtkern`."""
-    parser = subparsers.add_parser(
-        "plan", help=SUMMARY, description=DESCRIPTION, epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = new_parser(subparsers, "plan", SUMMARY, DESCRIPTION, EXAMPLE)
     add = parser.add_argument
-    add("input", type=Path, metavar="IN", help="table: .parquet, .jsonl or .csv")
+    add_table(parser, writes=False)
     add("--group-by", metavar="COL", required=True, help="the prompt of a row")
     values = parser.add_mutually_exclusive_group(required=True)
     values.add_argument("--value", metavar="COL", help="a number per response")

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from mrtkern import __version__
-from mrtkern.cli import InputError, check_isa, counted, features, report, whole
+from mrtkern.cli import InputError, add_table, check_isa, counted, features, new_parser, report, whole
 from mrtkern.cli.packing import Packed, Wanted, is_nested, read_columns
 from mrtkern.cli.progress import Steps
 from mrtkern.cli.reading import Source, ending, open_source
@@ -66,18 +66,9 @@ exit status: 0 done; 2 input that cannot be used: one sentence names row and col
 
 def add_parser(subparsers: Any) -> None:
     """Add the command to the parser of `mrtkern`."""
-    parser = subparsers.add_parser(
-        "select",
-        help=SUMMARY,
-        description=DESCRIPTION,
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = new_parser(subparsers, "select", SUMMARY, DESCRIPTION, EXAMPLE)
     add = parser.add_argument
-    add("input", type=Path, metavar="IN", help="table: .parquet, .jsonl or .csv")
-    add(
-        "-o", "--output", type=Path, metavar="OUT", required=True, help="where to write it, in the format of its ending"
-    )
+    add_table(parser, writes=True)
     among = parser.add_mutually_exclusive_group(required=True)
     among.add_argument("--group-by", metavar="COL", help="the prompt of a row")
     among.add_argument("--global", dest="is_global", action="store_true", help="keep K rows of the whole table")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from mrtkern import _dispatch
-from mrtkern.cli import InputError, check_isa, counted, info
+from mrtkern.cli import InputError, check_isa, counted, info, new_parser
 from mrtkern.cli.progress import Steps
 from mrtkern.digest import kinds
 
@@ -35,13 +35,7 @@ exit status: 0 equal; 1 some block differs, which the last line names; 2 what wa
 
 def add_parser(subparsers: Any) -> None:
     """Add the command to the parser of `mrtkern`."""
-    parser = subparsers.add_parser(
-        "verify",
-        help=SUMMARY,
-        description=DESCRIPTION,
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = new_parser(subparsers, "verify", SUMMARY, DESCRIPTION, EXAMPLE)
     add = parser.add_argument
     add("--backend", choices=_dispatch.BACKENDS, help="who selects (default: what the library chooses on the CPU)")
     add("--threads", type=int, metavar="N", help="threads of the CPU kernels (default: those of torch)")

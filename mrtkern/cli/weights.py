@@ -15,14 +15,13 @@ import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from mrtkern.cli import InputError, counted
+from mrtkern.cli import InputError, add_table, counted, new_parser
 from mrtkern.cli import columns as check
 from mrtkern.cli.columns import Place, is_list, is_number, is_text
 from mrtkern.cli.packing import Packed, Rows, check_columns, check_group, combined, unnested
@@ -82,18 +81,9 @@ CONSUMERS = {
 
 def add_parser(subparsers: Any) -> None:
     """Add the command to the parser of `mrtkern`."""
-    parser = subparsers.add_parser(
-        "weights",
-        help=SUMMARY,
-        description=DESCRIPTION,
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = new_parser(subparsers, "weights", SUMMARY, DESCRIPTION, EXAMPLE)
     add = parser.add_argument
-    add("input", type=Path, metavar="IN", help="table: .parquet, .jsonl or .csv")
-    add(
-        "-o", "--output", type=Path, metavar="OUT", required=True, help="where to write it, in the format of its ending"
-    )
+    add_table(parser, writes=True)
     add("--group-by", metavar="COL", required=True, help="the prompt of a row")
     add("--normalize", choices=NORMALIZATIONS, required=True, help="as in mrtkern.response_weights")
     add("--for", dest="consumer", choices=CONSUMERS, required=True, help="whose convention")

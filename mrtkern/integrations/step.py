@@ -198,6 +198,16 @@ def count_step(
     ]
 
 
+def refuse_drifting_ranks(op: str, trainer: Any) -> None:
+    """Ranks whose gradients nobody averages: accelerate wraps no model that an evaluation prepared before training.
+
+    trainer : one of transformers, before a step.
+    """
+    is_replicated = str(trainer.accelerator.distributed_type).rpartition(".")[2].startswith("MULTI")
+    if is_replicated and trainer.model_wrapped is trainer.model:
+        raise ValueError(f"{op}: ranks must share gradients, got a model that evaluate() prepared before train()")
+
+
 def counted_steps(
     loader: Iterable[Mapping[str, Any]], accumulation: int, *, gather: Gather | None = None, parts: int = 1
 ) -> Iterator[list[dict[str, Any]]]:

@@ -6,10 +6,13 @@ import doctest
 import inspect
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from torch import Tensor
 
 import mrtkern as mk
@@ -163,3 +166,33 @@ def test_sequences_of_a_row_may_begin_under_their_name_in_transformers() -> None
     ends = torch.tensor([0, 3, 7], dtype=torch.int32)
     (counted,) = count_step([{"labels": labels, "cu_seq_lens_q": ends, "prompt": torch.tensor([0, 1])}])
     assert (int(counted["num_responses"]), int(counted["num_tokens"])) == (2, 5)
+
+
+RANKS = 4
+SIZES, PROMPTS = [[1, 3], [2, 2, 1], [0, 0], [3, 1, 2, 2]], [[0, 0], [0, 1, 1], [0, 1], [0, 1, 1, 2]]
+
+
+def unit_losses(rank: int, folder: str) -> None:
+    """In a process of gloo: this rank's part of every normalisation, averaged over the ranks as DDP averages."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS)
+
+    def gather(values: Tensor) -> Tensor:
+        found = [torch.empty_like(values) for _ in range(RANKS)]
+        dist.all_gather(found, values)
+        return torch.cat(found)
+
+    found = {}
+    for normalize in ("token", "response", "prompt", "prompt_token"):
+        (batch,) = count_step([batch_of(SIZES[rank], PROMPTS[rank])], gather=gather, parts=RANKS)
+        mean = torch.tensor(loss_of(batch, [[1.0] * length for length in SIZES[rank]], normalize))
+        dist.all_reduce(mean)
+        found[normalize] = float(mean) / RANKS
+    torch.save(found, f"{folder}/{rank}")
+    dist.destroy_process_group()
+
+
+@pytest.mark.trainers
+def test_unit_losses_on_four_processes_have_the_mean_one(tmp_path: Path) -> None:
+    mp.spawn(unit_losses, (str(tmp_path),), nprocs=RANKS)
+    for rank in range(RANKS):
+        assert list(torch.load(tmp_path / str(rank)).values()) == pytest.approx([1.0] * 4, rel=oracle.LOSS)

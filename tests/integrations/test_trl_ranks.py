@@ -60,3 +60,9 @@ def test_responses_on_two_ranks_train_as_on_one(name: str, found: dict[str, Any]
 def test_evaluation_on_two_ranks_counts_every_row_once(name: str, found: dict[str, Any]) -> None:
     expected = float(supervised.true_loss(rollouts.tiny(), two_ranks.EVALUATED, "prompt").detach())
     assert found[f"eval {name}"] == pytest.approx(expected, rel=oracle.LOSS)
+
+
+@pytest.mark.parametrize("name", two_ranks.SFT)
+def test_a_model_that_no_rank_would_share_gradients_of_is_refused(name: str, found: dict[str, Any]) -> None:
+    said = "ranks must share gradients, got a model that evaluate() prepared before train()"
+    assert found[f"evaluated {name}"].endswith(said)

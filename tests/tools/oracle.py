@@ -8,7 +8,7 @@ follows the bound through every operation. Integers are compared with ==. No tol
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -290,3 +290,18 @@ IGNORE = -100
 
 # largest relative difference between a row that shares its prompt and a row for each response
 SHARED = {torch.float32: 1e-5, torch.float64: 1e-13}
+
+
+def normalized(prompts: Sequence[Sequence[Tensor]], normalize: str, constant: float = 1.0) -> Tensor:
+    """The loss of responses, of each its tokens' losses, prompt by prompt."""
+    responses = [tokens for prompt in prompts for tokens in prompt]
+    if normalize == "token":
+        return torch.cat(responses).mean()
+    if normalize == "response":
+        return torch.stack([tokens.mean() for tokens in responses]).mean()
+    of_prompt: Callable[[Sequence[Tensor]], Tensor] = {
+        "prompt": lambda k: torch.stack([tokens.mean() for tokens in k]).mean(),
+        "prompt_token": lambda k: torch.cat([*k]).mean(),
+        "prompt_sum": lambda k: torch.stack([tokens.sum() / constant for tokens in k]).mean(),
+    }[normalize]
+    return torch.stack([of_prompt(k) for k in prompts]).mean()

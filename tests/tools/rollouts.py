@@ -17,7 +17,7 @@ import torch
 import transformers
 from datasets import Dataset
 
-from tests.tools import tokens
+from tests.tools import oracle, tokens
 
 N, C = 4, 6  # rollouts of a prompt, and the tokens of the longest
 RATE = 0.1
@@ -130,18 +130,7 @@ def true_loss(model: Any, prompt_ids: list[list[int]], places: list[list[int]], 
                 row = torch.tensor([ids + rollouts[place]])
                 log_p = model(row).logits[0, len(ids) - 1 : -1].double().log_softmax(-1)
                 each[-1].append(-A[place] * log_p.gather(1, row[0, len(ids) :, None])[:, 0])
-    each = [k for k in each if k]
-    flat = [found for k in each for found in k]
-    if normalize == "token":
-        return torch.cat(flat).mean()
-    if normalize == "response":
-        return torch.stack([found.mean() for found in flat]).mean()
-    of_prompt = {
-        "prompt": lambda k: torch.stack([found.mean() for found in k]).mean(),
-        "prompt_token": lambda k: torch.cat(k).mean(),
-        "prompt_sum": lambda k: torch.stack([found.sum() / C for found in k]).mean(),
-    }[normalize]
-    return torch.stack([of_prompt(k) for k in each]).mean()
+    return oracle.normalized([k for k in each if k], normalize, constant=C)
 
 
 def truth(normalize: str, places: list[list[int]] | None = None, P: int = 4, steps: int = 3) -> list[torch.Tensor]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 
-from tests.tools import rollouts, tokens
+from tests.tools import oracle, rollouts, tokens
 
 Row = dict[str, Any]
 IGNORE = -100
@@ -50,18 +50,9 @@ def true_loss(model: Any, given: Sequence[Row], normalize: str) -> torch.Tensor:
     by_prompt: dict[Any, list[torch.Tensor]] = {}
     for row, found in zip(given, losses, strict=True):
         by_prompt.setdefault(row["prompt_id"], []).append(found)
-    if normalize == "token":
-        return torch.cat(losses).mean()
-    if normalize == "response":
-        return torch.stack([found.mean() for found in losses]).mean()
     if normalize == "weight":
         return sum(row["weight"] * found.mean() for row, found in zip(given, losses, strict=True)) / len(by_prompt)
-    of_prompt = {
-        "prompt": lambda k: torch.stack([found.mean() for found in k]).mean(),
-        "prompt_token": lambda k: torch.cat(k).mean(),
-        "prompt_sum": lambda k: torch.stack([found.sum() for found in k]).mean(),
-    }[normalize]
-    return torch.stack([of_prompt(k) for k in by_prompt.values()]).mean()
+    return oracle.normalized([*by_prompt.values()], normalize)
 
 
 def truth(steps: Sequence[Sequence[Row]], normalize: str) -> list[torch.Tensor]:

@@ -70,17 +70,7 @@ def true_loss(model: Any, batch: dict[str, Tensor], normalize: str) -> Tensor:
             log_p = row[:-1].log_softmax(-1)
             found = -log_p[is_valid].gather(1, labels[1:][is_valid][:, None])[:, 0]
             nll.setdefault(prompt, []).append(found)
-    responses = [found for prompt in nll.values() for found in prompt]
-    if normalize == "token":
-        return torch.cat(responses).mean()
-    if normalize == "response":
-        return torch.stack([found.mean() for found in responses]).mean()
-    of_prompt = {
-        "prompt": lambda k: torch.stack([found.mean() for found in k]).mean(),
-        "prompt_token": lambda k: torch.cat(k).mean(),
-        "prompt_sum": lambda k: torch.stack([found.sum() for found in k]).mean(),
-    }[normalize]
-    return torch.stack([of_prompt(k) for k in nll.values()]).mean()
+    return oracle.normalized([*nll.values()], normalize)
 
 
 def steps_of(rows: Sequence[Any], size: int = PROMPTS_A_STEP) -> list[Sequence[Any]]:

@@ -32,6 +32,15 @@ SFT = {  # rows, arguments of SFTConfig
 EVALUATED = ROWS[:11]  # in batches of 2 on 2 ranks: the last ones repeat rows
 
 
+def refusal(trainer: Any) -> str:
+    """What a trainer says that is to train after it evaluated."""
+    try:
+        trainer.train()
+    except ValueError as error:
+        return str(error)
+    return "trained"
+
+
 def main(folder: Path) -> None:
     """Runs all of them."""
     found: dict[str, Any] = {}
@@ -44,6 +53,7 @@ def main(folder: Path) -> None:
         options = {"config": config, "normalize": "prompt"}
         made = supervised.trainer(SFTTrainer, folder, given, eval_dataset=Dataset.from_list(EVALUATED), **options)
         found[f"eval {name}"] = made.evaluate()["eval_loss"]
+        found[f"evaluated {name}"] = refusal(made)
         made = supervised.trainer(SFTTrainer, folder, given, **options)  # a model of its own, as yet without hooks
         made.train()
         found[name] = rollouts.parameters(made.model)

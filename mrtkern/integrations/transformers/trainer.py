@@ -79,9 +79,7 @@ class Trainer(transformers.Trainer):
         """The batches of a step, each with the counts of the whole step over all ranks."""
         batches, num_items = super().get_batch_samples(*args, **kwargs)
         ranks = self.accelerator.num_processes
-        is_replicated = str(self.accelerator.distributed_type).rpartition(".")[2].startswith("MULTI")
-        if is_replicated and self.model_wrapped is self.model:  # accelerate wraps no model that it has prepared before
-            raise _refuse("ranks must share gradients", "a model that evaluate() prepared before train()")
+        step.refuse_drifting_ranks(OP, self)
         gather = self._gather if ranks > 1 else None
         return step.count_step(batches, gather=gather, parts=max(len(batches), 1) * ranks), num_items
 

@@ -16,6 +16,7 @@ import trl
 from torch import Tensor
 
 import mrtkern as mk
+from mrtkern.integrations.step import refuse_drifting_ranks
 from mrtkern.integrations.trl import kept as rows_kept
 from mrtkern.integrations.trl.kept import OP, WITHOUT_EMBEDDINGS, Embeddings, Kept
 from mrtkern.integrations.trl.weights import PER_PROMPT, shares_here, step_weights
@@ -229,6 +230,11 @@ class GRPOTrainer(trl.GRPOTrainer):  # type: ignore[misc]
         """[R, C] of the tokens that are trained on."""
         mask: Tensor = batch["completion_mask"]
         return mask if batch.get("tool_mask") is None else mask * batch["tool_mask"]
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """TRL's; ranks that would drift apart are refused."""
+        refuse_drifting_ranks(OP, self)
+        return super().get_batch_samples(*args, **kwargs)
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         inputs = super()._prepare_inputs(generation_batch)

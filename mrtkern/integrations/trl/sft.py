@@ -13,6 +13,7 @@ import torch
 import trl
 from torch import Tensor
 
+from mrtkern.integrations.step import refuse_drifting_ranks
 from mrtkern.integrations.trl.batches import OP, PromptCollator, Responses, gathered, keys_of, responses_of, weights_of
 from mrtkern.integrations.trl.weights import PER_PROMPT, step_weights
 from mrtkern.integrations.versions import warn_outside
@@ -162,6 +163,7 @@ class SFTTrainer(trl.SFTTrainer):  # type: ignore[misc]
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """The batches of an optimizer step, each with its place; their weights are made here, from all of them."""
+        refuse_drifting_ranks(OP, self)
         batches, num_items = super().get_batch_samples(*args, **kwargs)
         if self.normalize is None or not batches:
             return batches, num_items

@@ -32,6 +32,7 @@ DIVISORS = {  # what the losses of batches are divided by; of parts of a step, b
     "token": "num_tokens", "response": "num_responses",
     **dict.fromkeys(("prompt", "prompt_token", "prompt_sum"), "num_prompts"),
 }  # fmt: skip
+PER_PROMPT = tuple(name for name, counted in DIVISORS.items() if counted == "num_prompts")
 Gather = Callable[[Tensor], Tensor]
 
 counting: set[int] = set()  # of callbacks that count in a trainer's stead: then a batch needs no counts

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 import mrtkern as mk
+from mrtkern.integrations.step import IGNORE
 from mrtkern.integrations.versions import warn_outside
 
 NAME = "mrtkern"
-IGNORE = -100
 
 
 def weighted_advantages(

@@ -15,7 +15,7 @@ from datasets import Dataset
 from tests.tools import oracle, rollouts, tokens
 
 Row = dict[str, Any]
-IGNORE = -100
+IGNORE = oracle.IGNORE
 
 
 def rows(num_prompts: int = 6, seed: int = 0) -> list[Row]:

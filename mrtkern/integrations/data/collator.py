@@ -21,9 +21,9 @@ from torch import Tensor
 
 import mrtkern as mk
 from mrtkern.integrations.data.rows import plain, read_row, shown
+from mrtkern.integrations.step import IGNORE
 
 LAYOUTS = ("padded", "padding_free")
-IGNORE = -100
 
 
 def weights_of(batch: Mapping[str, Any]) -> Tensor | None:

@@ -10,9 +10,9 @@ from torch import Tensor
 
 import mrtkern as mk
 from mrtkern.integrations.data.rows import plain
+from mrtkern.integrations.step import IGNORE
 
 OP = "TokenizedCollator"
-IGNORE = -100
 
 
 class TokenizedCollator:

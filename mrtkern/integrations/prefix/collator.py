@@ -9,10 +9,11 @@ from torch import Tensor
 
 from mrtkern.integrations import versions
 from mrtkern.integrations.data import ResponseCollator, TokenRow
-from mrtkern.integrations.data.collator import IGNORE, integers
+from mrtkern.integrations.data.collator import integers
 from mrtkern.integrations.prefix.attention import NAME
 from mrtkern.integrations.prefix.layout import Layout
 from mrtkern.integrations.prefix.refused import OP, why_not, without_adapters
+from mrtkern.integrations.step import IGNORE
 
 
 class PrefixCollator(ResponseCollator):

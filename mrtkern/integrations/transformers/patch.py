@@ -30,7 +30,6 @@ from mrtkern.integrations.transformers.shape import Shape, read_shape
 OP = "transformers.patch"
 MARK = "_is_mrtkern"  # of a forward, and of what wraps it
 NAME = "_mrtkern"  # of the state, on the model and on its head
-BY_PROMPT = ("prompt", "prompt_token", "prompt_sum")
 
 
 @dataclass
@@ -255,7 +254,7 @@ def _batch(model: Any, state: State, given: dict[str, Any], kwargs: Mapping[str,
         raise _refuse("the head must be the one that was patched, unless fused=False", type(head).__name__)
     if kwargs.get("shift_labels") is not None:
         raise _refuse("shift_labels must be None, because rows may not be split over ranks", "a tensor")
-    if "prompt" not in given and state.normalize in BY_PROMPT:
+    if "prompt" not in given and state.normalize in step.PER_PROMPT:
         raise _refuse(f"a batch must have prompt [R] under {state.normalize!r}, from a collator that adds it", None)
     began = step.offsets_of({**kwargs, **given})
     if began is None and labels.shape[0] == 1 and kwargs.get("position_ids") is not None:

@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 
 import mrtkern as mk
-from mrtkern.integrations.trl.weights import IGNORE, step_weights
+from mrtkern.integrations import step
+from mrtkern.integrations.step import IGNORE
+from mrtkern.integrations.trl.weights import step_weights
 
 KEYS = ("prompt", "prompt_key", "response_offsets", "response_weight_bits", "dataset_row")
 OP = "SFTTrainer"
@@ -117,12 +119,11 @@ def weights_of(rows: Tensor, normalize: str, has_weights: bool, constant: float)
 
 def gathered(rows: Tensor, accelerator: Any) -> tuple[Tensor, slice]:
     """Rows [n, C] of all ranks, which may have different numbers of them, on the CPU; and where this rank's lie."""
-    if accelerator.num_processes == 1:
-        return rows, slice(0, len(rows))
-    own = torch.tensor([len(rows)], dtype=torch.int64, device=accelerator.device)
-    sizes = accelerator.gather(own).tolist()
-    padded = torch.nn.functional.pad(rows, (0, 0, 0, max(sizes) - len(rows)))
-    blocks = accelerator.gather(padded.to(accelerator.device).contiguous()).cpu().chunk(len(sizes))
-    first = sum(sizes[: accelerator.process_index])
-    found = torch.cat([block[:size] for block, size in zip(blocks, sizes, strict=True)])
-    return found, slice(first, first + len(rows))
+
+    def gather(values: Tensor) -> Tensor:
+        found: Tensor = accelerator.gather(values.to(accelerator.device))
+        return found
+
+    blocks, rank = step.gathered(rows, gather if accelerator.num_processes > 1 else None)
+    first = sum(map(len, blocks[:rank]))
+    return torch.cat(blocks), slice(first, first + len(rows))

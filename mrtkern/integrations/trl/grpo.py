@@ -16,10 +16,10 @@ import trl
 from torch import Tensor
 
 import mrtkern as mk
-from mrtkern.integrations.step import refuse_drifting_ranks
+from mrtkern.integrations.step import PER_PROMPT, refuse_drifting_ranks
 from mrtkern.integrations.trl import kept as rows_kept
 from mrtkern.integrations.trl.kept import OP, WITHOUT_EMBEDDINGS, Embeddings, Kept
-from mrtkern.integrations.trl.weights import PER_PROMPT, shares_here, step_weights
+from mrtkern.integrations.trl.weights import shares_here, step_weights
 from mrtkern.integrations.versions import warn_outside
 
 BASELINES = ("all", "kept")

@@ -13,9 +13,9 @@ import torch
 import trl
 from torch import Tensor
 
-from mrtkern.integrations.step import refuse_drifting_ranks
+from mrtkern.integrations.step import PER_PROMPT, refuse_drifting_ranks
 from mrtkern.integrations.trl.batches import OP, PromptCollator, Responses, gathered, keys_of, responses_of, weights_of
-from mrtkern.integrations.trl.weights import PER_PROMPT, step_weights
+from mrtkern.integrations.trl.weights import step_weights
 from mrtkern.integrations.versions import warn_outside
 
 PART = "step_part"  # of a batch: which of the batches of an optimizer step it is

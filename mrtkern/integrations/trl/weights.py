@@ -6,9 +6,7 @@ import torch
 from torch import Tensor
 
 import mrtkern as mk
-
-IGNORE = -100
-PER_PROMPT = ("prompt", "prompt_token", "prompt_sum")
+from mrtkern.integrations.step import IGNORE
 
 
 def step_weights(

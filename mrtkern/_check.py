@@ -18,6 +18,8 @@ WHOLE = (*INTEGRAL, torch.uint16, torch.uint32, torch.uint64)
 PLAIN: tuple[type[Tensor], ...] = (Tensor, torch.nn.Parameter)  # others stand for something, and may own no memory
 Array = Tensor | np.ndarray[Any, Any] | list[Any] | tuple[Any, ...]  # what holds numbers: users may give any of these
 NUMBERS = (int, float, np.integer, np.floating, torch.SymInt, torch.SymFloat)
+LARGEST = int(torch.finfo(torch.float64).max)
+DIGITS = 40  # of an int that a sentence shows; Python itself writes no more than 4,300
 
 
 def fail(op: str, argument: str, rule: str, got: Any) -> NoReturn:
@@ -167,6 +169,13 @@ def number(op: str, argument: str, value: Any) -> None:
         no_gradient(op, argument, value)
     elif isinstance(value, bool) or not isinstance(value, NUMBERS):
         raise TypeError(f"{op}: {argument} must be a number, got {type(value).__name__}")
+    elif isinstance(value, int) and not -LARGEST <= value <= LARGEST:
+        fail(op, argument, "be a number that float64 can hold", shown(value))
+
+
+def shown(value: int) -> str:
+    """A whole number as part of a sentence."""
+    return str(value) if abs(value) < 10**DIGITS else f"one of {value.bit_length()} bits"
 
 
 def no_gradient(op: str, argument: str, value: Tensor) -> None:
@@ -184,7 +193,7 @@ def integer(op: str, argument: str, value: Any, rule: str = "be an int") -> int:
         raise TypeError(f"{op}: {argument} must {rule}, got {type(value).__name__}")
     counted: int = int(value) if isinstance(value, (Tensor, np.integer)) else value
     if not -(2**63) <= counted < 2**63:
-        fail(op, argument, "be an int from -2**63 to 2**63 - 1", counted)
+        fail(op, argument, "be an int from -2**63 to 2**63 - 1", shown(counted))
     return counted
 
 

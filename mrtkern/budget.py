@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from mrtkern import _check, _sums
 from mrtkern._check import Array
 
 COLUMN_BYTES = 2**26  # float64 copy of values made at a time: bounds the memory, large enough to stream
-ROUNDING = 1e-12  # a budget computed as n (c_p + K c_r) may fall short of K by some roundings
+ROUNDING = Fraction(1, 10**12)  # a budget computed as n (c_p + K c_r) may fall short of K by some roundings
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ def variance_components(values: Array, offsets: Array) -> VarianceComponents:
     Returns
     -------
     VarianceComponents
-        between_raw and within are unbiased when group sizes do not depend on the values. No gradient.
+        between_raw and within are unbiased when group sizes do not depend on the values. within is 0 exactly where no
+        two rows of a group differ, and both are where no rows do. No gradient.
 
     Raises
     ------
@@ -63,7 +65,7 @@ def variance_components(values: Array, offsets: Array) -> VarianceComponents:
 
     Memory
     ------
-    Beyond inputs: 256 MiB, or 40 bytes per row and 48 per group if that is more.
+    Beyond inputs: 256 MiB, or 48 bytes per row and 48 per group if that is more.
 
     Determinism
     -----------
@@ -99,14 +101,19 @@ def variance_components(values: Array, offsets: Array) -> VarianceComponents:
     exponent = _exponent(values)  # of the largest value: squares of scaled values neither overflow nor vanish
     half = exponent // 2  # in two steps: 2.0**-exponent alone can overflow
     inside = outside = 0.0
+    first = offsets[:-1].clamp(max=T - 1)[group]  # [T]: the first row of each row's group
+    has_spread = differs = False  # inside a group, anywhere: exactly, where sums of squares leave rounding
     columns = values.detach() if values.ndim == 2 else values.detach()[:, None]
     for block in columns.split(max(1, COLUMN_BYTES // (8 * T)), dim=1):
+        has_spread = has_spread or not torch.equal(block, block[first])
+        differs = differs or bool((block != block[:1]).any())
         wide = block.to(torch.float64, copy=True).mul_(2.0**-half).mul_(2.0 ** (half - exponent))
         wide -= _sums.along_rows(wide.mT) / T  # so that a large common part costs no digits
         means = torch.segment_reduce(wide, "sum", offsets=offsets, axis=0) / n.clamp(min=1)[:, None]
         outside += float(_sums.total(means.square().sum(1) * n))
         inside += float(_sums.total((wide - means[group]).square_()))
-    within = inside / (T - B)
+    within = inside / (T - B) if has_spread else 0.0
+    outside = outside if differs else 0.0
     k0 = (T - float(n.square().sum()) / T) / (B - 1)
     between = (outside / (B - 1) - within) / k0
     within, between = (_unscaled(op, number, 2 * exponent) for number in (within, between))
@@ -135,7 +142,8 @@ class KChoice:
     k: an int, the best number.
     continuous: a float, the best number if it had not to be an integer; may be below 1, or infinite.
     ratio: a float, variance(1) / variance(k): how many times the budget K = 1 needs for the same variance.
-    variance: variance(K), a float, is that of the estimator with K responses per prompt, K a number above 0.
+    variance: variance(K), a float, is that of the estimator with K responses per prompt, K a number above 0; infinite
+        where it is beyond float64.
     """
 
     k: int
@@ -145,25 +153,11 @@ class KChoice:
 
 
 @dataclass(frozen=True)
-class _OfFixedPrompts:
-    """variance(K) where their number is given. A class and not a closure, so that a KChoice pickles."""
+class _Variance:
+    """variance(K) of the prompts that a budget buys. A class and not a closure, so that a KChoice pickles.
 
-    between: float
-    within: float
-    num_prompts: int
-
-    def __call__(self, K: float) -> float:
-        return (self.between + self.within / K) / self.num_prompts
-
-    def scaled(self) -> _OfFixedPrompts:
-        """The same times a power of two, near 1."""
-        between, within = _near_one(self.between, self.within)
-        return _OfFixedPrompts(between, within, self.num_prompts)
-
-
-@dataclass(frozen=True)
-class _OfBudget:
-    """variance(K) of the prompts that a budget buys."""
+    A given number n of prompts is a budget of n for prompts that cost 1, and responses nothing.
+    """
 
     between: float
     within: float
@@ -172,18 +166,29 @@ class _OfBudget:
     budget: float
 
     def __call__(self, K: float) -> float:
-        return (self.between + self.within / K) * (self.prompt_cost + K * self.response_cost) / self.budget
+        value, exponent = self.scaled(K)
+        try:
+            return math.ldexp(value, exponent)
+        except OverflowError:
+            return math.inf
 
-    def scaled(self) -> _OfBudget:
-        """The same times a power of two, near 1."""
-        costs = _near_one(self.prompt_cost, self.response_cost)
-        return _OfBudget(*_near_one(self.between, self.within), *costs, *_near_one(self.budget))
+    def scaled(self, K: float) -> tuple[float, int]:
+        """A number near 1, and the exponent of the power of two that it is to be multiplied by."""
+        (between, within), up = _near_one(self.between, self.within)
+        (prompt, response), by = _near_one(self.prompt_cost, self.response_cost)
+        (budget,), down = _near_one(self.budget)
+        return (between + within / K) * (prompt + K * response) / budget, up + by - down
+
+    def ratio(self, k: int) -> float:
+        """variance(1) / variance(k), also where both are beyond float64, or 0 in it."""
+        several = self.scaled(k)[0]
+        return self.scaled(1)[0] / several if several else 1.0
 
 
-def _near_one(*numbers: float) -> list[float]:
-    """Numbers over the power of two above the largest."""
+def _near_one(*numbers: float) -> tuple[list[float], int]:
+    """Numbers over the power of two above the largest, and its exponent."""
     exponent = math.frexp(max(numbers))[1]
-    return [math.ldexp(number, -exponent) for number in numbers]
+    return [math.ldexp(number, -exponent) for number in numbers], exponent
 
 
 def optimal_k(
@@ -209,7 +214,7 @@ def optimal_k(
         Of a prompt (>= 0) and of one response to it (> 0), in the unit of budget (tokens, seconds).
     num_prompts : int, optional
         n is fixed; then k is simply what the budget buys, continuous = (budget / n - prompt_cost) / response_cost,
-        rounded down.
+        rounded down: of the decimals that the floats print as, and of a budget short by 1e-12 of itself as well.
     budget : float, optional
         None: variance(K) is that of a budget of 1.
     max_k : int, optional
@@ -218,7 +223,7 @@ def optimal_k(
     Returns
     -------
     KChoice
-        Equal variances go to the smaller k. No gradient.
+        Variances that are equal up to rounding go to the smaller k. No gradient.
 
     Raises
     ------
@@ -248,21 +253,22 @@ def optimal_k(
     response_cost = _positive(op, "response_cost", response_cost)
     budget = None if budget is None else _positive(op, "budget", budget)
     limit = math.inf if max_k is None else _counted(op, "max_k", max_k)
-    variance: _OfFixedPrompts | _OfBudget
     if num_prompts is not None:
         num_prompts = _counted(op, "num_prompts", num_prompts)
-        bought, continuous = _bought(op, prompt_cost, response_cost, num_prompts, budget)
-        best = [min(bought, limit)]
-        variance = _OfFixedPrompts(between, within, num_prompts)
+        if budget is None:
+            _check.fail(op, "budget", "be given with num_prompts", None)
+        continuous = _rounded(_paid_for(budget, prompt_cost, response_cost, num_prompts))
+        best: float = _bought(op, prompt_cost, response_cost, num_prompts, budget)
+        variance = _Variance(between, within, 1.0, 0.0, num_prompts)
     else:
         continuous = _root(within, prompt_cost, between, response_cost)
-        low = math.floor(x) if (x := min(max(continuous, 1), limit)) < math.inf else x
-        best = [low, min(low + 1, limit)]
-        variance = _OfBudget(between, within, prompt_cost, response_cost, 1.0 if budget is None else budget)
-    if best[0] == math.inf:
+        best = _best(within, prompt_cost, between, response_cost)
+        variance = _Variance(between, within, prompt_cost, response_cost, 1.0 if budget is None else budget)
+    if limit == math.inf and (continuous == math.inf or best == math.inf):
         reason = "the variance between prompts is 0" if between == 0 else "float64 cannot hold the best number"
         _check.fail(op, "max_k", f"be given when {reason}", None)
-    return _choice(op, [int(k) for k in best], continuous, variance)
+    k = int(min(best, limit))
+    return KChoice(k, continuous, variance.ratio(k), variance)
 
 
 def _numbers(op: str, **numbers: float) -> list[float]:
@@ -302,32 +308,56 @@ def _root(within: float, prompt_cost: float, between: float, response_cost: floa
         return math.inf
 
 
-def _choice(op: str, best: list[int], continuous: float, variance: _OfFixedPrompts | _OfBudget) -> KChoice:
-    """The better of some numbers, by variances of numbers near 1: those given may be beyond float64, or 0 in it."""
-    scaled = variance.scaled()
-    k = min(best, key=scaled)
-    for K in (1, k):
-        if variance(K) == math.inf:
-            _check.fail(op, "between and within", "have variances below 2**1024", f"inf with {K} responses per prompt")
-    return KChoice(k, continuous, scaled(1) / scaled(k) if scaled(k) else 1.0, variance)
+def _best(within: float, prompt_cost: float, between: float, response_cost: float) -> float:
+    """The smallest K with Var(K) <= Var(K + 1), which is K (K + 1) >= within prompt_cost / (between response_cost)."""
+    if within == 0 or prompt_cost == 0:
+        return 1
+    if between == 0:
+        return math.inf
+    square = Fraction(within) * Fraction(prompt_cost) / (Fraction(between) * Fraction(response_cost))
+    least = math.ceil(square * (1 - ROUNDING))
+    K = (math.isqrt(4 * least + 1) - 1) // 2  # the largest with K (K + 1) <= least
+    return max(1, K + (least > K * (K + 1)))
 
 
-def _bought(
-    op: str, prompt_cost: float, response_cost: float, num_prompts: int, budget: float | None
-) -> tuple[float, float]:
+def _decimal(number: float) -> Fraction:
+    """What a float prints as, exactly: 0.1 is a tenth to whoever wrote it, and 0.1 + 0.2 costs 0.3."""
+    return Fraction(repr(float(number)))
+
+
+def _rounded(number: Fraction) -> float:
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf
+
+
+def _paid_for(budget: float, prompt_cost: float, response_cost: float, num_prompts: int) -> Fraction:
+    """The K with num_prompts (prompt_cost + K response_cost) = budget."""
+    return (_decimal(budget) / num_prompts - _decimal(prompt_cost)) / _decimal(response_cost)
+
+
+def responses_bought(budget: float, prompt_cost: float, response_cost: float, num_prompts: int = 1) -> int:
+    """The most responses K of each prompt with num_prompts (prompt_cost + K response_cost) <= budget; below 1: none."""
+    K = math.floor(_paid_for(budget, prompt_cost, response_cost, num_prompts))
+    next_costs = num_prompts * (_decimal(prompt_cost) + (K + 1) * _decimal(response_cost))
+    return K + (next_costs <= _decimal(budget) * (1 + ROUNDING))
+
+
+def prompts_bought(budget: float, prompt_cost: float, response_cost: float, K: int) -> int:
+    """The most prompts n with n (prompt_cost + K response_cost) <= budget."""
+    total, each = _decimal(budget), _decimal(prompt_cost) + K * _decimal(response_cost)
+    n = math.floor(total / each)
+    return n + ((n + 1) * each <= total * (1 + ROUNDING))
+
+
+def _bought(op: str, prompt_cost: float, response_cost: float, num_prompts: int, budget: float) -> int:
     """Responses per prompt that the budget pays for: with the prompts fixed, variance only falls with K."""
-    if budget is None:
-        _check.fail(op, "budget", "be given with num_prompts", None)
-    continuous = (budget / num_prompts - prompt_cost) / response_cost
-    if continuous == math.inf:
-        return continuous, continuous
-    k = math.floor(continuous)
-    if num_prompts * (prompt_cost + (k + 1) * response_cost) / budget <= 1 + ROUNDING:
-        k += 1
+    k = responses_bought(budget, prompt_cost, response_cost, num_prompts)
     if k < 1:
-        least = num_prompts * (prompt_cost + response_cost)
+        least = float(num_prompts * (_decimal(prompt_cost) + _decimal(response_cost)))
         _check.fail(op, "budget", f"buy one response per prompt, at least {least}", budget)
-    return k, continuous
+    return k
 
 
 def allocate_k(score: Array, total: int, *, min_k: int | Array = 1, max_k: int | Array | None = None) -> Tensor:

@@ -66,6 +66,9 @@ def test_what_names_no_backend_is_refused_by_the_function_that_was_called(op: st
 def test_what_is_no_number_is_a_type_error(op: str, name: str) -> None:
     refuse(TypeError, op, f"{name} must be a number, got str", **{name: "3"})
     refuse(TypeError, op, f"{name} must be a number, got bool", **{name: True})
+    for huge in (10**400, -(10**5000)):  # of which Python writes no digits
+        sentence = f"{name} must be a number that float64 can hold, got one of {huge.bit_length()} bits"
+        refuse(ValueError, op, sentence, **{name: huge})
     if name != "num_prompts":  # which of response_weights may be a tensor and has a sentence of its own
         sentence = rf"{name} must be a number, got a tensor \[2\] of torch.float32"
         refuse(TypeError, op, sentence, **{name: torch.ones(2)})
@@ -87,6 +90,7 @@ def test_what_is_no_int_is_a_type_error_and_what_int64_cannot_hold_is_named(op: 
     for value, kind in (("3", "str"), (True, "bool"), (2.0, "float")):
         refuse(TypeError, op, f"{name} must be an int.*, got {kind}", **{name: value})
     refuse(ValueError, op, rf"{name} must be an int from -2\*\*63 to 2\*\*63 - 1, got {HUGE}", **{name: HUGE})
+    refuse(ValueError, op, rf"{name} must be an int from -2\*\*63 .*, got one of 16610 bits", **{name: 10**5000})
 
 
 @pytest.mark.parametrize(

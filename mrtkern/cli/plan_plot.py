@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
@@ -16,10 +17,18 @@ LETTERS = 90  # of a line of advice
 
 
 def draw(file: Any, plan: Plan) -> None:
-    """Write the picture as PNG."""
+    """Write the picture as PNG: without a curve where no value differs from another."""
     figure = Figure(figsize=(9, 5), dpi=110, facecolor="white")
     FigureCanvasAgg(figure)
-    axes = figure.add_axes((0.09, 0.12, 0.86, 0.68))
+    if not plan.is_blind:
+        draw_curve(figure.add_axes((0.09, 0.12, 0.86, 0.68)), plan)
+    text = "\n".join(textwrap.wrap(advice(plan), LETTERS))
+    figure.text(0.03, 0.96, text, va="top", fontsize=11, fontweight="bold", color=INK, linespacing=1.4)
+    figure.savefig(file, format="png", metadata={"Software": None})
+
+
+def draw_curve(axes: Any, plan: Plan) -> None:
+    """The curve, its interval, and the K that is advised."""
     plain_axes(axes)
     colour, mark = COLOURS["stratified"], COLOURS["quality_diversity"]
     axes.fill_between(plan.K, *plan.band, color=colour, alpha=0.15, linewidth=0, label="95 %, prompts drawn anew")
@@ -44,7 +53,5 @@ def draw(file: Any, plan: Plan) -> None:
     axes.set_ylim(max(0.0, low - 0.08 * (high - low + 0.1)), high + 0.14 * (high - low + 0.1))
     axes.set_xlabel("responses K per prompt", color=INK)
     axes.set_ylabel("variance of K = 1 over that of K", color=INK)
-    axes.legend(frameon=False, fontsize=9, labelcolor=INK, loc="upper left")
-    text = "\n".join(textwrap.wrap(advice(plan), LETTERS))
-    figure.text(0.03, 0.96, text, va="top", fontsize=11, fontweight="bold", color=INK, linespacing=1.4)
-    figure.savefig(file, format="png", metadata={"Software": None})
+    if np.ptp(plan.band, axis=0).max() > 0:
+        axes.legend(frameon=False, fontsize=9, labelcolor=INK, loc="upper left")

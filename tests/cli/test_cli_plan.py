@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -136,11 +137,106 @@ def test_prompts_that_do_not_differ_want_all_the_responses_there_are(
     assert "∞" in out
     assert "Take 2 responses of 100 prompts" in out and "the most that were looked at" in out
 
+    assert "that prompts differ at all does not show in these values, so they set no limit to K" in out
 
-def test_responses_that_do_not_differ_want_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source = write(tmp_path / "in.parquet", [0, 0, 1, 1], [1.0, 1.0, 2.0, 2.0])
-    assert run(source) == 0
-    assert "Take one response of each prompt" in capsys.readouterr().out
+
+def test_a_best_k_that_the_draws_bound_from_below_is_said_to_be_so(tmp_path: Path) -> None:
+    found = report(pilot(tmp_path, 0.0, 1.0, prompts=10, seed=3))
+    assert (found["between"], found["continuous"], found["k"]) == (0.0, None, 8)
+    assert found["between_raw"] < 0
+    low = found["intervals"]["continuous"][0]
+    assert f"does not show in these values, and that K* is at least {low:.3g}, so they set no" in found["advice"]
+
+
+def test_intervals_of_few_prompts_are_said_to_be_too_narrow(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for prompts, is_said in ((39, True), (40, False)):
+        assert run(pilot(tmp_path, 1.0, 4.0, prompts=prompts)) == 0
+        assert ("Intervals of 39 prompts are too narrow" in capsys.readouterr().out) == is_said
+
+
+@pytest.mark.parametrize("value", [1.0, 0.1, 1 / 3, 1e-300])
+def test_values_that_do_not_differ_plan_nothing(value: float, tmp_path: Path) -> None:
+    """A tenth leaves 1e-34 in sums of squares, and with it any K* at all."""
+    source = write(tmp_path / "in.parquet", [0, 0, 0, 1, 1, 2], [value] * 6)
+    found = report(source, "--plot", str(tmp_path / "p.png"))
+    assert found["advice"] == (
+        "These values do not say how many responses to take: no value differs from another, so what more responses "
+        "gain cannot be told from them."
+    )
+    assert (found["between_raw"], found["within"]) == (0.0, 0.0)
+    assert [found[name] for name in ("k", "continuous", "ratio", "curve")] == [None] * 4
+    assert found["intervals"] == {"between": [0.0, 0.0], "within": [0.0, 0.0]}
+    found = report(source, "--prompts", "10", "--budget", "70")
+    assert (found["k"], found["ratio"]) == (3, None)
+    assert found["advice"].startswith("The budget buys 3 responses of each of 10 prompts: no value differs from ")
+
+
+@pytest.mark.parametrize("value", [1.0, 0.1])
+def test_responses_that_do_not_differ_want_one_as_far_as_their_values_tell(value: float, tmp_path: Path) -> None:
+    source = write(tmp_path / "in.parquet", [0, 0, 0, 1, 1, 1], [value] * 3 + [2.0] * 3)
+    found = report(source)
+    assert (found["within"], found["k"], found["intervals"]["within"]) == (0.0, 1, [0.0, 0.0])
+    assert found["advice"] == (
+        "By these values one response of each prompt is enough: no two responses of a prompt differ in these values, "
+        "which cannot tell whether their gradients do."
+    )
+    assert report(source, "--prompts", "10", "--budget", "70")["advice"] == (
+        "The budget buys 3 responses of each of 10 prompts: no two responses of a prompt differ in these values, "
+        "which cannot tell whether their gradients do."
+    )
+
+
+def test_a_budget_is_counted_in_decimals(tmp_path: Path) -> None:
+    """0.1 + 0.2 is above 0.3 in floats, 2.4 // 0.8 is 2 there, and (0.3 - 0.1) // 0.1 is 1."""
+    source = pilot(tmp_path, 1.0, 4.0)
+    costs = ("--prompt-cost", "0.1", "--response-cost", "0.2")
+    assert report(source, *costs, "--budget", "0.3")["k"] == 1
+    assert run(source, *costs, "--budget", "0.2999") == 2
+    costs = ("--prompt-cost", "0.4", "--response-cost", "0.1")
+    assert "Take 4 responses of 3 prompts" in report(source, *costs, "--budget", "2.4")["advice"]
+    assert "Take 4 responses of 2 prompts" in report(source, *costs, "--budget", "2.3999")["advice"]
+    costs = ("--prompt-cost", "0.1", "--response-cost", "0.1")
+    assert report(source, *costs, "--budget", "0.3")["curve"]["k"][-1] == 2.0
+    assert report(source, *costs, "--budget", "0.3", "--prompts", "1")["k"] == 2
+
+
+def of_all_draws(sizes: list[int], seed: int) -> tuple[Any, Any, Any, float]:
+    """Components of B prompts, and their means over all B**B draws with and without the correction; s² of the means."""
+    B, offsets = len(sizes), np.cumsum([0, *sizes])
+    rng = np.random.default_rng(seed)
+    values = rng.standard_normal(offsets[-1]) + rng.standard_normal(B).repeat(sizes)
+    groups = command.summed(values, offsets)
+    times = np.stack([np.bincount(draw, minlength=B) for draw in itertools.product(range(B), repeat=B)]).astype(float)
+    times = times[(times @ (groups.sizes - 1)) > 0]
+    found = (command.resampled(groups, times, correction).mean(0) for correction in (B / (B - 1), 1.0))
+    means = np.add.reduceat(values, offsets[:-1]) / sizes
+    return command.resampled(groups, np.ones((1, B)))[0], *found, float(means.var(ddof=1))
+
+
+@pytest.mark.parametrize("sizes", [[3] * 5, [2] * 4], ids=str)
+def test_components_of_prompts_drawn_anew_are_right_on_average(sizes: list[int]) -> None:
+    """Without the correction V_x is short by a B-th of the variance of the prompts' means."""
+    truth, corrected, plain, spread = of_all_draws(sizes, seed=6)
+    steps, magnitude = 64 * len(sizes) ** len(sizes), float(np.abs(truth).sum())
+    oracle.assert_summed(torch.from_numpy(corrected), torch.from_numpy(truth), steps, magnitude)
+    missing = torch.tensor([truth[0] - spread / len(sizes), truth[1]])
+    oracle.assert_summed(torch.from_numpy(plain), missing, steps, magnitude)
+
+
+def test_of_unequal_prompts_drawn_anew_little_of_the_bias_is_left() -> None:
+    """Over 40 pilots of five prompts; the mean error has a standard error of a seventh of the bias."""
+    found = [of_all_draws(list(SIZES), seed)[:3] for seed in range(40)]
+    left, plain = (np.mean([one[i][0] - one[0][0] for one in found]) for i in (1, 2))
+    assert plain < -0.2
+    assert abs(left) < 0.5 * abs(plain)
+
+
+def test_values_near_the_largest_float64_have_a_curve(tmp_path: Path) -> None:
+    source = pilot(tmp_path, 1.0, 4.0, prompts=40)
+    table = pq.read_table(source)
+    plain = report(source)
+    write(source, table["p"].to_pylist(), table["v"].to_numpy() * 2.0**508)
+    assert report(source, "--plot", str(tmp_path / "p.png"))["curve"] == plain["curve"]
 
 
 def test_the_same_command_gives_the_same_bytes(tmp_path: Path) -> None:

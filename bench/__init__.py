@@ -7,6 +7,7 @@ data        real text and its embeddings          search    programs and package
 scaling     time against size, drawn              static    machine code of Triton's kernels, limits/ its limits
 device      the same cases on a GPU, floors       device_peers    what they are timed against there
 device_time     kernels and host, apart           gpu/        `make gpu`: build, test, time, sanitize by one command
+million     what a million rows take, once each   science/    what the paper says, simulated and trained
 <op>        cases, competitors, the check that refuses wrong answers, targets and why one is missed
 """
 

@@ -1,6 +1,6 @@
 """Selection from one large set: features, matrices and graphs, their competitors, the check of what they keep.
 
-    features   x [N, D]: similarities and picks
+    features   x [N, D]: similarities and picks; of clusters, normal rows, or WordNet's glosses (bench/data.py)
     matrix     similarities [N, N] float32, made before: picks, and whatever a program makes of the matrix first
     graph      the 64 nearest of each row, clamped cosines, made before: picks
 
@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import mrtkern
+from bench import data
 from bench.harness import Competitor, WrongAnswer
 from bench.report import Target
 
@@ -44,6 +45,7 @@ class Case:
     N: int
     K: int
     max_memory: int | None = None
+    source: str = "mixture"
 
     @property
     def problem(self) -> Case:
@@ -69,6 +71,10 @@ CASES = (
     Case("graph 100,000 -> 5,000", "graph", 100_000, 5000),
     Case("features 120,000 -> 5,000, 4.5 GiB", "features", 120_000, 5000, int(4.5 * GIB)),
     Case("features 120,000 -> 5,000, 3 GiB", "features", 120_000, 5000, 3 * GIB),
+    Case("normal 20,000 -> 1,000", "features", 20_000, 1000, source="normal"),
+    Case("glosses 10,000 -> 500", "features", 10_000, 500, source="glosses"),
+    Case("glosses 117,791 -> 5,000, 4.5 GiB", "features", 117_791, 5000, int(4.5 * GIB), "glosses"),
+    Case("glosses 117,791 -> 5,000, 3 GiB", "features", 117_791, 5000, 3 * GIB, "glosses"),
 )
 MOST_ROUNDS = {case.name: 1 if case.N > 10**5 else 3 for case in CASES if case.N >= 10_000}
 
@@ -83,6 +89,11 @@ TARGETS = (
     Target("graph 100,000 -> 5,000", ">= 10 x the numpy heap", "speedup", 10.0, HEAP),
     Target("features 120,000 -> 5,000, 4.5 GiB", "<= 4,608 MiB", "memory", 4608.0),
     Target("features 120,000 -> 5,000, 3 GiB", "<= 3,072 MiB", "memory", 3072.0),
+    Target("glosses 10,000 -> 500", ">= 15 x apricot", "speedup", 15.0, APRICOT),
+    Target("glosses 117,791 -> 5,000, 4.5 GiB", "<= 75 s", "seconds", 75.0),
+    Target("glosses 117,791 -> 5,000, 4.5 GiB", "<= 4,608 MiB", "memory", 4608.0),
+    Target("glosses 117,791 -> 5,000, 3 GiB", "<= 90 s", "seconds", 90.0),
+    Target("glosses 117,791 -> 5,000, 3 GiB", "<= 3,072 MiB", "memory", 3072.0),
 )
 REASONS: dict[tuple[str, str], str] = {}  # (name of the case, text of the target) -> why it is missed
 
@@ -106,9 +117,23 @@ def mixture(N: int) -> Tensor:
     return F.normalize(torch.from_numpy(x), dim=1)
 
 
+def glosses(N: int) -> Tensor:
+    """Embeddings of so many of WordNet's glosses, drawn at random."""
+    rows = np.sort(np.random.default_rng(1).permutation(data.EMBEDDED[0])[:N])
+    return torch.from_numpy(data.embeddings()[rows])
+
+
+def normal(N: int) -> Tensor:
+    """Rows without any cluster."""
+    return F.normalize(torch.randn(N, D, generator=torch.Generator().manual_seed(1)), dim=1)
+
+
+SOURCES: dict[str, Callable[[int], Tensor]] = {"mixture": mixture, "normal": normal, "glosses": glosses}
+
+
 def make_inputs(case: Case) -> Inputs:
     """What one call gets."""
-    x = mixture(case.N)
+    x = SOURCES[case.source](case.N)
     inputs: Inputs = {"kind": case.kind, "x": x, "K": case.K, "max_memory": case.max_memory}
     if case.kind == "matrix":
         inputs["x"] = (x @ x.T).add_(1).mul_(0.5).clamp_(0, 1)

@@ -14,6 +14,7 @@ from bench.roofline import PRODUCT, PRODUCT_FLOPS, READ, Roofline
 
 OURS = "mrtkern"
 MIB = 1 << 20
+UNITS = {"memory": "MiB", "seconds": "s"}  # of a target's quantity; a ratio has x
 FEWEST = 3  # rounds that have quartiles: those of one or two are these numbers again
 COLUMNS = ("", "median ms", "quartiles", "GB/s", "GFLOP/s", "% of roof", "MiB", "time / ours", "quartiles", "answer")
 PREAMBLE = """# Results
@@ -37,7 +38,7 @@ class Target:
     """What an operation set out to reach on the cases whose names begin with `case`.
 
     quantity: "speedup" (time of `against` over ours, at least the limit), "cost" (ours over `against`, at most the
-    limit) or "memory" (MiB beyond inputs and outputs, at most the limit).
+    limit), "seconds" (ours, at most the limit) or "memory" (MiB beyond inputs and outputs, at most the limit).
     """
 
     case: str
@@ -73,6 +74,8 @@ class CaseResult:
         if target.quantity == "memory":
             used = self.memory.get(OURS)
             return None if used is None else used / MIB
+        if target.quantity == "seconds":
+            return Spread.of(self.seconds[OURS]).median
         if target.against not in self.ratios:
             return None
         if target.quantity == "speedup":
@@ -170,7 +173,7 @@ def target_text(
             said, met = "not measured", "–"
             if reached is not None:
                 is_met = reached >= target.limit if target.quantity == "speedup" else reached <= target.limit
-                said = f"{reached:.2f}{' MiB' if target.quantity == 'memory' else ' x'}"
+                said = f"{reached:.2f} {UNITS.get(target.quantity, 'x')}"
                 met = "yes" if is_met else "no"
             reason = reasons.get((result.name, target.text), "") if met == "no" else ""
             lines.append((result.name, target.text, said, met, reason))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bench import large_selection
+from bench import large_selection, report
 from bench.harness import WrongAnswer
 
 pytest.importorskip("scipy")
@@ -21,3 +21,11 @@ def test_answers_are_checked(kind: str) -> None:
     for wrong in (answers["mrtkern"][:-1], answers["mrtkern"].clone().fill_(3), torch.arange(20)):
         with pytest.raises(WrongAnswer):
             large_selection.check(inputs, answers | {large_selection.HEAP: wrong})
+
+
+@pytest.mark.parametrize(("limit", "met"), [(75.0, "yes"), (74.9, "no")])
+def test_seconds_are_a_target(limit: float, met: str) -> None:
+    result = report.CaseResult("case", {"mrtkern": [80.0, 75.0, 70.0]}, {}, {}, {"mrtkern": None}, 1, 1, 1)
+    target = report.Target("case", f"<= {limit} s", "seconds", limit)
+    line = report.target_text([result], [target], {}, is_markdown=True).splitlines()[-1]
+    assert [cell.strip() for cell in line.split("|")[3:5]] == ["75.00 s", met]

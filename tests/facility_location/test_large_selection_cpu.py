@@ -340,3 +340,38 @@ def test_neighbors_of_other_types_are_read_as_what_they_are() -> None:
         ValueError, match=r"graph must have ids and scores of the same shape \[M, k\], got ids \[3, 2\]"
     ):
         mk.facility_location(graph=mk.Neighbors(ids, scores[:, :1], 3), k=2)
+
+
+# Size
+
+
+def far_apart(values: torch.Tensor) -> torch.Tensor:
+    """The same values, rows 2^20 bytes apart: the last of 2,100 begins beyond 2^31."""
+    base = torch.zeros(len(values), 2**20 // values.element_size(), dtype=values.dtype)
+    base[:, : values.shape[1]] = values
+    return base[:, : values.shape[1]]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("given", ["x", "targets", "similarity", "graph"])
+def test_bytes_beyond_32_bits_are_addressed_by_strides_large_cpu(given: str) -> None:
+    x = mixture(2100)[:, :8]
+    near, far = {"x": x}, {"x": far_apart(x)}
+    if given == "targets":
+        near, far = {"x": x[:50], "targets": x}, {"x": x[:50], "targets": far["x"]}
+    elif given == "similarity":
+        s = torch.rand(2100, 40, generator=torch.Generator().manual_seed(0))
+        near, far = {"similarity": s}, {"similarity": far_apart(s)}
+    elif given == "graph":
+        lists = mk.neighbors(x, 5, metric="clamped_cosine")
+        near = {"graph": lists}
+        far = {"graph": mk.Neighbors(far_apart(lists.ids), far_apart(lists.scores), 2100)}
+    a, b = (mk.facility_location(**each, k=6) for each in (near, far))
+    same(a, b)
+
+
+def test_more_edges_than_32_bits_count_are_refused_with_the_number_on_the_cpu() -> None:
+    many = 2**28
+    ids, scores = torch.arange(64).expand(many, 64), torch.ones(1, 1).expand(many, 64)  # 2^34 edges of 64 numbers
+    with pytest.raises(MemoryError, match=f"facility_location: graph must leave room for {graphs.COPY_BYTES * 2**34} "):
+        mk.facility_location(graph=mk.Neighbors(ids, scores, many), k=3)

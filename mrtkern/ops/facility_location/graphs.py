@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mrtkern import _check
+from mrtkern import _check, _device
 from mrtkern.ops.neighbors.lists import Neighbors
 
 OP = "facility_location"
+COPY_BYTES = 13  # an edge: id, value and whether it is there, where a graph is not as the kernels read it
 EDGES_AT_ONCE = 1 << 18  # of a graph that are looked at together: what is made of them is small beside the graph
 
 
@@ -34,10 +35,11 @@ def edges(graph: Any) -> Edges:
     if graph is None:
         return Edges()
     if isinstance(graph, Neighbors):
-        ids, scores = graph.ids.long(), graph.scores.detach().float()  # a Neighbors that somebody else made
-        if ids.ndim != 2 or ids.shape != scores.shape:
-            got = f"ids {_check.shape(ids)} and scores {_check.shape(scores)}"
+        if graph.ids.ndim != 2 or graph.ids.shape != graph.scores.shape:
+            got = f"ids {_check.shape(graph.ids)} and scores {_check.shape(graph.scores)}"
             _check.fail(OP, "graph", "have ids and scores of the same shape [M, k]", got)
+        _device.fits(f"{OP}: graph", COPY_BYTES * graph.ids.numel(), graph.ids.device)  # lists may be views
+        ids, scores = graph.ids.long(), graph.scores.detach().float()  # a Neighbors that somebody else made
         is_real = ids >= 0
         ends = torch.cat([ids.new_zeros(1), is_real.sum(dim=1).cumsum(0)])
         ids, scores = ids.reshape(-1), scores.reshape(-1)
@@ -54,6 +56,7 @@ def edges(graph: Any) -> Edges:
     values = graph.values().detach()
     if not values.is_floating_point():
         _check.fail(OP, "graph", "have floating-point values", values.dtype)
+    _device.fits(f"{OP}: graph", COPY_BYTES * values.numel(), values.device)
     ends, ids = graph.crow_indices().long().contiguous(), graph.col_indices().long().contiguous()
     return Edges(ends, ids, values.float().contiguous(), graph.shape[1])
 

@@ -22,10 +22,10 @@ help: ## Say what each target does.
 
 test: untimed timed ## Run the tests that need no other tool and no long time.
 
-untimed: $(VENV)/built
+untimed: $(VENV)/built ## Run those of them that measure no time.
 	$(RUN) -m pytest -q -n $(JOBS)
 
-timed: untimed
+timed: untimed ## Run those that do, alone.
 	$(RUN) -m pytest -q -m "timed and not full"
 
 format: $(VENV)/installed ## Lay out Python and C++ as `make check` wants them.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,9 @@ from torch import Tensor
 from mrtkern import _check
 
 OP = "group"
+RULE = "hold texts, whole numbers, bytes or UUIDs"
+MISSING = ("NoneType", "NAType", "NaTType", "MaskedConstant")  # by name: pandas need not be there
+MOST_BITS = 8192  # of a whole number, whose text is hashed
 
 
 def group_key(identity: bytes) -> int:
@@ -51,9 +54,10 @@ def group(ids: Any) -> tuple[Tensor, Tensor, Tensor]:
     Raises
     ------
     ValueError
-        For ids that are no vector, and an id that is missing or empty, naming the row.
+        For ids that are no vector; for an id that is missing or empty, and a text that UTF-8 cannot write, naming the
+        row.
     TypeError
-        For an id that is neither text, a whole number, bytes nor a UUID, naming the row.
+        For an id that is neither text, a whole number, bytes nor a UUID, naming the row, and ids without an order.
 
     Memory
     ------
@@ -84,11 +88,15 @@ def group(ids: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 def _codes(ids: Any) -> tuple[Any, list[bytes]]:
     """[T] int64 numbers of prompts in order of appearance, and their identities."""
-    if isinstance(ids, Tensor):
-        ids = ids.detach().cpu().numpy()
-    if isinstance(ids, np.ndarray) and ids.ndim != 1:
+    if getattr(ids, "ndim", 1) != 1 and not isinstance(ids, np.generic):
         _check.fail(OP, "ids", "be a vector [T]", list(ids.shape))
-    if isinstance(ids, np.ndarray) and ids.dtype.kind in "iu":
+    if isinstance(ids, Tensor):
+        ids = _check.tensor(OP, "ids", ids)
+        if ids.dtype not in _check.WHOLE:
+            raise TypeError(f"{OP}: ids must {RULE}, got {ids.dtype}")
+        ids = ids.detach().cpu().numpy()
+    is_masked = isinstance(ids, np.ma.MaskedArray)  # whose tolist has None where it is
+    if isinstance(ids, np.ndarray) and ids.dtype.kind in "iu" and not is_masked:
         values, first, inverse = np.unique(ids, return_index=True, return_inverse=True)
         by_row = np.argsort(first)
         number = np.empty_like(by_row)
@@ -105,15 +113,33 @@ def _identities(ids: Any) -> Iterable[bytes]:
         if hasattr(ids, method):
             ids = getattr(ids, method)()
             break
-    if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
+    if isinstance(ids, (str, bytes, Mapping, Set)) or not isinstance(ids, Iterable):
         raise TypeError(f"{OP}: ids must be a sequence of ids, got {type(ids).__name__}")
     for row, value in enumerate(ids):
-        if value is None or value in ("", b"") or value != value:  # NaN is what pandas has for nothing
-            _check.fail(OP, "ids", "hold an id in every row", f"{value!r} in row {row}")
-        if isinstance(value, bytes):
-            yield value
-        elif isinstance(value, (str, int, np.integer, uuid.UUID)) and not isinstance(value, bool):
-            yield str(value).encode()
-        else:
-            rule = "hold texts, whole numbers, bytes or UUIDs"
-            raise TypeError(f"{OP}: ids must {rule}, got {type(value).__name__} in row {row}")
+        yield _identity(value, row)
+
+
+def _identity(value: Any, row: int) -> bytes:
+    """The bytes that are hashed."""
+    if isinstance(value, (np.str_, np.bytes_, np.integer, np.floating, np.bool_)):
+        value = value.item()
+    if _is_missing(value) or (isinstance(value, (str, bytes)) and not value):
+        _check.fail(OP, "ids", "hold an id in every row", f"{value!r} in row {row}")
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, bool) or not isinstance(value, (str, int, uuid.UUID)):
+        raise TypeError(f"{OP}: ids must {RULE}, got {type(value).__name__} in row {row}")
+    if isinstance(value, int) and value.bit_length() > MOST_BITS:
+        rule = f"hold numbers of at most {MOST_BITS} bits"
+        _check.fail(OP, "ids", rule, f"one of {value.bit_length()} in row {row}")
+    try:
+        return str(value).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{OP}: ids must hold texts that UTF-8 can write, got {value!r} in row {row}") from error
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether it stands for nothing. What pandas has for nothing answers no question about itself."""
+    if type(value).__name__ in MISSING:
+        return True
+    return isinstance(value, (float, np.datetime64, np.timedelta64)) and bool(value != value)

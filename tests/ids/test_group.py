@@ -59,6 +59,31 @@ def test_a_number_is_its_text_and_a_uuid_too() -> None:
     assert mk.group([7, "7", name, str(name), b"7"])[1].tolist() == [0, 3, 5]
 
 
+def test_numbers_and_texts_of_numpy_are_those_of_python() -> None:
+    given = [np.str_("b"), np.int8(7), np.uint64(2**64 - 1), np.bytes_(b"b"), np.longlong(7)]
+    expected = mk.group(["b", 7, 2**64 - 1, b"b", 7])
+    assert all(map(torch.equal, mk.group(given), expected))
+    masked = np.ma.array([7, 8, 7], mask=False)
+    assert all(map(torch.equal, mk.group(masked), mk.group([7, 8, 7])))
+
+
+def test_what_pandas_has_for_nothing_is_missing() -> None:
+    pd = pytest.importorskip("pandas")
+    for column in (
+        pd.Series(["a", pd.NA], dtype="string"),
+        pd.Series([7, None], dtype="Int64"),
+        ["a", pd.NaT],
+        ["a", pd.NA],
+    ):
+        with pytest.raises(
+            ValueError, match=r"^group: ids must hold an id in every row, got (<NA>|NaT|None) in row 1$"
+        ):
+            mk.group(column)
+    assert mk.group(pd.Series([7, 7], dtype="Int64"))[1].tolist() == [0, 2]
+    with pytest.raises(ValueError, match=r"^group: ids must be a vector \[T\], got \[2, 1\]$"):
+        mk.group(pd.DataFrame({"id": ["a", "b"]}))
+
+
 def test_no_rows_are_no_prompts() -> None:
     assert [part.tolist() for part in mk.group([])] == [[], [0], []]
 
@@ -79,6 +104,28 @@ def test_bytes_that_are_no_text_are_ids() -> None:
         ([True], TypeError, "hold texts, whole numbers, bytes or UUIDs, got bool in row 0"),
         ("word", TypeError, "be a sequence of ids, got str"),
         (7, TypeError, "be a sequence of ids, got int"),
+        ({"a": 1}, TypeError, "be a sequence of ids, got dict"),
+        ({"a"}, TypeError, "be a sequence of ids, got set"),
+        (np.str_("word"), TypeError, "be a sequence of ids, got str"),
+        ([np.str_("")], ValueError, "hold an id in every row, got '' in row 0"),
+        ([7, np.float64("nan")], ValueError, "hold an id in every row, got nan in row 1"),
+        ([np.float32(2)], TypeError, "hold texts, whole numbers, bytes or UUIDs, got float in row 0"),
+        ([np.bool_(True)], TypeError, "hold texts, whole numbers, bytes or UUIDs, got bool in row 0"),
+        ([np.zeros(2)], TypeError, "hold texts, whole numbers, bytes or UUIDs, got ndarray in row 0"),
+        ([np.datetime64("NaT")], ValueError, r"hold an id in every row, got .*NaT.* in row 0"),
+        (
+            [np.datetime64("2020", "ns")],
+            TypeError,
+            "hold texts, whole numbers, bytes or UUIDs, got datetime64 in row 0",
+        ),
+        (np.ma.array([7, 8], mask=[False, True]), ValueError, "hold an id in every row, got None in row 1"),
+        ([np.ma.masked], ValueError, "hold an id in every row, got masked in row 0"),
+        (["a", "\ud800"], ValueError, r"hold texts that UTF-8 can write, got '\\ud800' in row 1"),
+        ([10**5000], ValueError, "hold numbers of at most 8192 bits, got one of 16610 in row 0"),
+        (torch.ones(2), TypeError, "hold texts, whole numbers, bytes or UUIDs, got torch.float32"),
+        (torch.ones(2, dtype=torch.bfloat16), TypeError, "hold texts, whole numbers, .*, got torch.bfloat16"),
+        (torch.ones(2, dtype=torch.bool), TypeError, "hold texts, whole numbers, .*, got torch.bool"),
+        (torch.ones(2, dtype=torch.int64).to_sparse(), ValueError, "be dense, got torch.sparse_coo"),
         (np.zeros((2, 2), dtype=int), ValueError, r"be a vector \[T\], got \[2, 2\]"),
         (torch.zeros(2, 2), ValueError, r"be a vector \[T\], got \[2, 2\]"),
     ],

@@ -36,15 +36,37 @@ def test_the_key_of_an_id_is_the_same_in_every_batch() -> None:
     assert [int(collate([row])["prompt_key"]) for row in ROWS] == whole
 
 
+def test_a_row_keeps_its_own_attention_mask() -> None:
+    masked = {**ROWS[0], "attention_mask": [0, 1, 1]}
+    batch = TokenizedCollator("id")([masked, ROWS[1], {**ROWS[2], "attention_mask": torch.tensor([1, 0, 0, 1])}])
+    assert batch["attention_mask"].tolist() == [[0, 1, 1, 0], [1, 1, 0, 0], [1, 0, 0, 1]]
+    assert torch.equal(batch["input_ids"], TokenizedCollator("id")(ROWS)["input_ids"])
+    assert torch.equal(batch["labels"], TokenizedCollator("id")(ROWS)["labels"])
+
+
+WHERE = "in row 0 of the batch"
+
+
 @pytest.mark.parametrize(
     ("row", "sentence"),
     [
         ({"input_ids": [1], "labels": [1]}, "row 0 of the batch must have a column 'id', got input_ids, labels"),
-        ({"input_ids": [1, 2], "labels": [1], "id": 0}, "labels must be as many as the 2 tokens of row 0 of the batch"),
+        ({"input_ids": [1, 2], "labels": [1], "id": 0}, "labels must be as many as the 2 tokens of row 0 .*, got 1"),
+        ({**ROWS[0], "attention_mask": [1]}, "attention_mask must be as many as the 3 tokens of row 0 .*, got 1"),
+        ({**ROWS[0], "attention_mask": [1, 2, 1]}, rf"column 'attention_mask' must hold 0 and 1, got \[.*\] {WHERE}"),
+        ({**ROWS[0], "input_ids": None}, f"column 'input_ids' must hold whole numbers from 0, got NoneType {WHERE}"),
+        ({**ROWS[0], "input_ids": [1, -1, 2]}, rf"column 'input_ids' must hold whole .*, got \[1, -1, 2\] {WHERE}"),
+        ({**ROWS[0], "input_ids": [1.0]}, rf"column 'input_ids' must hold whole .*, got \[1.0\] {WHERE}"),
+        ({**ROWS[0], "input_ids": [[1, 2, 3]]}, f"column 'input_ids' must hold whole .* {WHERE}"),
+        ({**ROWS[0], "input_ids": [10**400]}, rf"column .* must hold .*, got \[one of 1329 bits\] {WHERE}"),
+        ({"input_ids": [], "labels": [], "id": 0}, f"column 'input_ids' must hold a token at least, got none {WHERE}"),
+        ({**ROWS[0], "labels": None}, f"column 'labels' must hold whole numbers from 0, or -100, got NoneType {WHERE}"),
+        ({**ROWS[0], "labels": [-1, 6, 7]}, rf"column 'labels' must hold whole .*, got \[-1, 6, 7\] {WHERE}"),
+        ({**ROWS[0], "id": None}, f"column 'id' must hold an id in every row, got None {WHERE}"),
     ],
 )
 def test_rows_that_do_not_fit_are_named(row: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(ValueError, match=f"TokenizedCollator: {sentence}"):
+    with pytest.raises(ValueError, match=f"^TokenizedCollator: {sentence}$"):
         TokenizedCollator("id")([row])
 
 

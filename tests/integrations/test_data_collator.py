@@ -5,7 +5,10 @@ from __future__ import annotations
 import doctest
 import inspect
 import itertools
+import json
 import math
+import uuid
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,7 +16,14 @@ import pytest
 import torch
 
 import mrtkern as mk
-from mrtkern.integrations.data import ResponseCollator, TokenizedCollator, TokenRow, read_row, weights_of
+from mrtkern.integrations.data import (
+    PromptBatchSampler,
+    ResponseCollator,
+    TokenizedCollator,
+    TokenRow,
+    read_row,
+    weights_of,
+)
 from tests.tools import oracle, tokens
 
 IDS = [{"prompt": [5, 6], "responses": [[7, 8], [9]]}, {"prompt": [5], "responses": [[9, 9, 9], [], [4]]}]
@@ -163,11 +173,52 @@ def test_a_row_per_response_gives_the_same_batch(layout: str) -> None:
     assert torch.equal(key, mk.group(["a", "b"])[2][nested["prompt"]])
 
 
-@pytest.mark.parametrize("value", [None, "", 1.5, True])
-def test_rows_without_the_id_of_their_prompt_are_named(value: Any) -> None:
-    collate = ResponseCollator(responses="r", prompt_id="i")
-    with pytest.raises(ValueError, match=r"column 'i' must hold a text or a whole number, got .* in row 0 .*"):
-        collate([{"prompt": [1], "r": [2], "i": value}])
+def one_each(ids: list[Any]) -> dict[str, dict[str, torch.Tensor]]:
+    """A batch of rows with these ids of prompts, by both collators that read such rows."""
+    rows = [{"prompt": [1], "r": [2], "input_ids": [1, 2], "labels": [-100, 2], "i": value} for value in ids]
+    return {
+        "ResponseCollator": ResponseCollator(responses="r", prompt_id="i")(rows),
+        "TokenizedCollator": TokenizedCollator("i")(rows),
+    }
+
+
+def test_a_prompt_has_whatever_names_it_elsewhere() -> None:
+    name = uuid.UUID(int=5)
+    ids = [
+        name,
+        b"\xff",
+        "a",
+        np.int64(7),
+        str(name),
+        torch.tensor(7),
+        np.array(7),
+        "7",
+        np.str_("a"),
+        np.bytes_(b"\xff"),
+    ]
+    for batch in one_each(ids).values():
+        assert batch["prompt"].tolist() == [0, 1, 2, 3, 0, 3, 3, 3, 2, 1]
+        assert batch["prompt_key"].tolist() == mk.group([name, b"\xff", "a", 7])[2][batch["prompt"]].tolist()
+
+
+@pytest.mark.parametrize("op", ["ResponseCollator", "TokenizedCollator"])
+@pytest.mark.parametrize(
+    ("value", "rule"),
+    [
+        (None, "hold an id in every row, got None"),
+        ("", "hold an id in every row, got ''"),
+        (math.nan, "hold an id in every row, got nan"),
+        (1.5, "hold texts, whole numbers, bytes or UUIDs, got float"),
+        (True, "hold texts, whole numbers, bytes or UUIDs, got bool"),
+        ([7], "hold texts, whole numbers, bytes or UUIDs, got list"),
+        ("\ud800", r"hold texts that UTF-8 can write, got '\\ud800'"),
+    ],
+)
+def test_rows_without_the_id_of_their_prompt_are_named(op: str, value: Any, rule: str) -> None:
+    row = {"prompt": [1], "r": [2], "input_ids": [1, 2], "labels": [-100, 2], "i": 3}
+    collate = ResponseCollator(responses="r", prompt_id="i") if op == "ResponseCollator" else TokenizedCollator("i")
+    with pytest.raises(ValueError, match=f"^{op}: column 'i' must {rule} in row 1 of the batch$"):
+        collate([row, {**row, "i": value}])
 
 
 def test_weights_travel_as_integers_and_come_back_exactly() -> None:
@@ -178,7 +229,7 @@ def test_weights_travel_as_integers_and_come_back_exactly() -> None:
     found = weights_of(batch)
     assert found is not None and found.tolist() == [v for share in shares for v in share]
     assert weights_of(ResponseCollator()(IDS)) is None
-    for bad in ([0.5], [0.5, math.nan], [0.5, "x"], 0.5, None):
+    for bad in ([0.5], [0.5, math.nan], [0.5, "x"], 0.5, None, [0.5, 10**400], [[-(10**5000)], 0], [0.5, True]):
         with pytest.raises(ValueError, match="column 'share' must hold a finite number for each of 2 responses, got "):
             ResponseCollator(weight="share")([{**IDS[0], "share": bad}])
 
@@ -186,8 +237,78 @@ def test_weights_travel_as_integers_and_come_back_exactly() -> None:
 def test_options_out_of_range_are_refused() -> None:
     with pytest.raises(ValueError, match=r"^ResponseCollator: layout must be one of padded, padding_free, got .packed"):
         ResponseCollator(layout="packed")
-    with pytest.raises(ValueError, match=r"^ResponseCollator: max_length must be at least 1, got 0"):
-        ResponseCollator(max_length=0)
+
+
+INTS: list[tuple[str, str, int, Callable[[Any], object]]] = [
+    ("ResponseCollator", "max_length", 1, lambda value: ResponseCollator(max_length=value)),
+    ("ResponseCollator", "pad_to_multiple_of", 1, lambda value: ResponseCollator(pad_to_multiple_of=value)),
+    ("ResponseCollator", "pad_token_id", 0, lambda value: ResponseCollator(pad_token_id=value)),
+    ("TokenizedCollator", "pad_to_multiple_of", 1, lambda value: TokenizedCollator("i", pad_to_multiple_of=value)),
+    ("TokenizedCollator", "pad_token_id", 0, lambda value: TokenizedCollator("i", pad_token_id=value)),
+    ("read_row", "max_length", 1, lambda value: read_row(IDS[0], max_length=value)),
+    ("PromptBatchSampler", "prompts_per_batch", 1, lambda value: PromptBatchSampler([1], value)),
+    ("PromptBatchSampler", "accumulation", 1, lambda value: PromptBatchSampler([1], 1, accumulation=value)),
+    ("PromptBatchSampler", "seed", 0, lambda value: PromptBatchSampler([1], 1, seed=value)),
+    ("PromptBatchSampler", "epoch", 0, lambda value: PromptBatchSampler([1], 1).set_epoch(value)),
+    ("PromptBatchSampler", "batches", 0, lambda value: PromptBatchSampler([1], 1).state_dict(value)),
+]
+
+
+@pytest.mark.parametrize(("op", "name", "least", "call"), INTS, ids=[f"{op}-{name}" for op, name, *_ in INTS])
+def test_what_is_no_whole_number_is_refused(op: str, name: str, least: int, call: Callable[[Any], object]) -> None:
+    at_least, below = f"an int of at least {least}", r"an int below 2\*\*63"
+    refused = (
+        (least - 1, str(least - 1)),
+        (1.0, "1.0"),
+        ("8", "'8'"),
+        (True, "True"),
+        (-(10**5000), "one of 16610 bits"),
+    )
+    cases = [(value, at_least, got) for value, got in refused]
+    for value, rule, got in [*cases, (2**63, below, str(2**63)), (10**5000, below, "one of 16610 bits")]:
+        with pytest.raises(ValueError, match=f"^{op}: {name} must be {rule}, got {got}$"):
+            call(value)
+
+
+def test_no_multiple_is_a_multiple_of_one() -> None:
+    for made in (ResponseCollator(pad_to_multiple_of=None)(IDS), ResponseCollator(pad_to_multiple_of=np.int64(1))(IDS)):
+        assert all(torch.equal(made[name], value) for name, value in ResponseCollator()(IDS).items())
+    row = {"input_ids": [5, 6], "labels": [-100, 6], "i": 0}
+    assert TokenizedCollator("i", pad_to_multiple_of=None)([row])["input_ids"].tolist() == [[5, 6]]
+
+
+@pytest.mark.parametrize(
+    "collate",
+    [
+        ResponseCollator(),
+        ResponseCollator(layout="padding_free"),
+        ResponseCollator(prompt_id="i"),
+        TokenizedCollator("i"),
+    ],
+    ids=["padded", "padding_free", "prompt_id", "tokenized"],
+)
+def test_a_batch_of_no_rows_is_refused(collate: Any) -> None:
+    with pytest.raises(ValueError, match=f"^{type(collate).__name__}: rows must be one at least, got none$"):
+        collate([])
+
+
+def test_the_state_of_a_sampler_is_json_whatever_ints_it_was_made_of() -> None:
+    four, no = np.int64(4), np.bool_(False)
+    made = PromptBatchSampler(
+        list("abcdefgh"), four, world_size=np.int32(1), seed=np.uint8(3), shuffle=no, drop_last=no
+    )
+    made.set_epoch(np.int64(2))
+    state = json.loads(json.dumps(made.state_dict(np.int64(1))))
+    again = PromptBatchSampler(list("abcdefgh"), 4, seed=3, shuffle=False)
+    again.load_state_dict(state)
+    assert (again.epoch, list(again)) == (2, [[4, 5, 6, 7]])
+    for broken, sentence in (({"batches": None}, "batches of a state must be an int .*, got None"),
+                             ({"epoch": "x"}, "epoch of a state must be an int .*, got 'x'"),
+                             ({"batches": 3}, "state must be of 0 to 2 batches, got 3")):  # fmt: skip
+        with pytest.raises(ValueError, match=f"^PromptBatchSampler: {sentence}$"):
+            again.load_state_dict({**state, **broken})
+    with pytest.raises(TypeError, match=r"^PromptBatchSampler: shuffle must be True or False, got 'no'$"):
+        PromptBatchSampler(["a"], 1, shuffle="no")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

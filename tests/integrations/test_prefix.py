@@ -101,6 +101,11 @@ def test_a_row_that_cannot_be_read_is_refused_by_name() -> None:
         collate([{"prompt": [3], "responses": [[4]]}, {"prompt": [], "responses": [[4]]}])
 
 
+def test_a_batch_of_no_rows_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^PrefixCollator: rows must be one at least, got none$"):
+        PrefixCollator(None, prefixes.tiny("Llama"))([])
+
+
 def test_a_collator_goes_to_other_processes_without_its_model() -> None:
     made = pickle.dumps(PrefixCollator(None, prefixes.tiny("Llama")))
     assert len(made) < 1000

@@ -12,14 +12,13 @@ weights travel as the bits of their float64, which `weights_of` turns back, exac
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-import mrtkern as mk
+from mrtkern.integrations.data import checks
 from mrtkern.integrations.data.rows import plain, read_row, shown
 from mrtkern.integrations.step import IGNORE
 
@@ -53,8 +52,8 @@ class ResponseCollator:
     prompt, responses : str
         The columns, as `read_row` reads them; with prompt_id `responses` holds the one response of the row.
     prompt_id : str, optional
-        The column of a text or a number that names the prompt of a row with one response. None: every row is a prompt
-        of its own, also where texts are equal.
+        The column of what names the prompt of a row with one response, as `mrtkern.group` takes it: a text, a whole
+        number, bytes or a UUID. None: every row is a prompt of its own, also where texts are equal.
     weight : str, optional
         A column of response weights, such as mrt_share: a number per response.
     layout : str
@@ -62,7 +61,7 @@ class ResponseCollator:
     max_length : int, optional
         Responses keep the first tokens that fit beside their prompt; a prompt is never cut.
     pad_token_id, pad_to_multiple_of : int, optional
-        Of the padded layout, which pads on the right; None: the tokenizer's, else 0.
+        Of the padded layout, which pads on the right; None: the tokenizer's token, else 0, and multiples of 1.
     chat_template_kwargs : mapping, optional
         Handed on to tokenizer.apply_chat_template.
 
@@ -75,7 +74,7 @@ class ResponseCollator:
     Raises
     ------
     ValueError
-        Naming column and row, as `read_row`; for an id that is missing, and a weight that is no finite number.
+        Naming column and row, as `read_row`; for an id that is missing, a weight that is no finite number, no rows.
 
     Memory
     ------
@@ -107,17 +106,17 @@ class ResponseCollator:
         layout: str = "padded",
         max_length: int | None = None,
         pad_token_id: int | None = None,
-        pad_to_multiple_of: int = 1,
+        pad_to_multiple_of: int | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         if layout not in LAYOUTS:
             raise ValueError(f"{self.op}: layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
-        for name, number in (("max_length", max_length), ("pad_to_multiple_of", pad_to_multiple_of)):
-            if number is not None and number < 1:
-                raise ValueError(f"{self.op}: {name} must be at least 1, got {number}")
+        max_length = None if max_length is None else checks.whole(self.op, "max_length", max_length, 1)
+        multiple = 1 if pad_to_multiple_of is None else pad_to_multiple_of
+        self.pad_to_multiple_of = checks.whole(self.op, "pad_to_multiple_of", multiple, 1)
         self.layout, self.prompt_id, self.weight, self.responses = layout, prompt_id, weight, responses
-        self.pad_to_multiple_of = pad_to_multiple_of
-        self.pad_token_id = pad_token_id if pad_token_id is not None else getattr(tokenizer, "pad_token_id", None) or 0
+        pad_token_id = pad_token_id if pad_token_id is not None else getattr(tokenizer, "pad_token_id", None) or 0
+        self.pad_token_id = checks.whole(self.op, "pad_token_id", pad_token_id, 0)
         self.reading: dict[str, Any] = {
             "tokenizer": tokenizer, "prompt": prompt, "responses": responses, "max_length": max_length, "op": self.op,
             "chat_template_kwargs": chat_template_kwargs,
@@ -125,6 +124,7 @@ class ResponseCollator:
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """A batch."""
+        checks.some(self.op, rows)
         found, numbers, ids = [], [], []
         for i, row in enumerate(rows):
             where = f"row {i} of the batch"
@@ -132,13 +132,10 @@ class ResponseCollator:
             found += responses
             numbers += [i] * len(responses)
             if self.prompt_id is not None:
-                ids.append(self.id_of(row, where))
+                ids.append(row.get(self.prompt_id))
         batch = self.padded(found) if self.layout == "padded" else self.padding_free(found)
         if self.prompt_id is not None:
-            order, offsets, keys = mk.group(ids)
-            number = torch.repeat_interleave(offsets.diff())
-            batch["prompt"] = torch.empty_like(number).index_copy_(0, order, number)
-            batch["prompt_key"] = keys[batch["prompt"]]
+            batch["prompt"], batch["prompt_key"] = checks.numbered(self.op, self.prompt_id, ids)
         else:
             batch["prompt"] = integers(numbers)
         if self.weight is not None:
@@ -161,7 +158,7 @@ class ResponseCollator:
             raise ValueError(f"{self.op}: {where} must have a column {self.weight!r}, got {', '.join(row)}")
         given = plain(row[self.weight])
         given = [given] if self.prompt_id is not None else given
-        is_right = isinstance(given, list) and len(given) == K and all(map(is_number, given))
+        is_right = isinstance(given, list) and len(given) == K and all(map(checks.is_number, given))
         if not is_right:
             rule = f"hold a finite number for each of {K} responses"
             raise ValueError(f"{self.op}: column {self.weight!r} must {rule}, got {shown(given)} in {where}")
@@ -170,14 +167,6 @@ class ResponseCollator:
     def bits(self, weights: list[float | None]) -> Tensor:
         """As integers, which nobody casts."""
         return torch.tensor(weights, dtype=torch.float64, device="cpu").view(torch.int64)
-
-    def id_of(self, row: Mapping[str, Any], where: str) -> Any:
-        """What names the prompt of a row."""
-        given = plain(row.get(str(self.prompt_id)))
-        if not isinstance(given, (str, int)) or isinstance(given, bool) or given == "":
-            rule = "hold a text or a whole number"
-            raise ValueError(f"{self.op}: column {self.prompt_id!r} must {rule}, got {given!r} in {where}")
-        return given
 
     def padded(self, found: list[Response]) -> dict[str, Tensor]:
         """[R, L], padding on the right."""
@@ -202,11 +191,6 @@ class ResponseCollator:
         positions -= torch.repeat_interleave(offsets[:-1], sizes[1:])
         batch = {"input_ids": ids[None], "position_ids": positions[None], "labels": labels[None]}
         return {**batch, "response_offsets": offsets}
-
-
-def is_number(value: Any) -> bool:
-    """A finite number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def integers(values: list[int]) -> Tensor:

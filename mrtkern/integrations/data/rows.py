@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
+from mrtkern.integrations.data import checks
+
 LETTERS = 40  # of a value that is refused are shown
 ROLES = ("assistant", "model")  # whose turns are learnt
 
@@ -89,7 +91,7 @@ def read_row(
 def _cut(reader: _Reader, read: TokenRow, max_length: int | None) -> TokenRow:
     if max_length is None:
         return read
-    room = max_length - len(read.prompt)
+    room = checks.whole(reader.op, "max_length", max_length, 1) - len(read.prompt)
     if room < 1:
         rule = f"leave room for a token of a response in max_length {max_length}"
         reader.refuse(reader.prompt, rule, f"{len(read.prompt)} tokens")
@@ -153,7 +155,7 @@ class _Reader:
         if isinstance(value, dict):
             value = [value]
         if isinstance(value, list):
-            if all(isinstance(entry, int) and not isinstance(entry, bool) and 0 <= entry < 2**63 for entry in value):
+            if checks.are_whole(value, 0):
                 return "ids"
             if all(isinstance(entry, dict) and {"role", "content"} <= set(entry) for entry in value):
                 return "messages"
@@ -227,5 +229,5 @@ def shown(value: Any) -> str:
     """A value as part of a sentence."""
     if not isinstance(value, (str, list)):
         return type(value).__name__
-    text = repr(value)
+    text = checks.digits(value)
     return text if len(text) <= LETTERS else text[:LETTERS] + "…"

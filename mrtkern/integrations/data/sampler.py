@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 import mrtkern as mk
+from mrtkern.integrations.data import checks
 
 OP = "PromptBatchSampler"
 
@@ -88,10 +89,12 @@ class PromptBatchSampler:
         drop_last: bool = False,
     ) -> None:
         numbers = {"prompts_per_batch": prompts_per_batch, "world_size": world_size, "accumulation": accumulation}
-        for name, value in numbers.items():
-            whole(name, value, 1)
-        whole("seed", seed, 0)
-        if rank is not None and not 0 <= whole("rank", rank, 0) < world_size:
+        numbers = {name: checks.whole(OP, name, value, 1) for name, value in numbers.items()}
+        prompts_per_batch, world_size, accumulation = numbers.values()
+        seed = checks.whole(OP, "seed", seed, 0)
+        shuffle, drop_last = checks.flag(OP, "shuffle", shuffle), checks.flag(OP, "drop_last", drop_last)
+        rank = None if rank is None else checks.whole(OP, "rank", rank, 0)
+        if rank is not None and rank >= world_size:
             raise ValueError(f"{OP}: rank must be from 0 to {world_size - 1}, got {rank}")
         order, offsets, keys = mk.group(prompt_ids)
         self.order, self.offsets = order.numpy(), offsets.numpy()
@@ -139,8 +142,9 @@ class PromptBatchSampler:
 
     def set_epoch(self, epoch: int) -> None:
         """Draw the order of another epoch: the loop over epochs calls it, or transformers and accelerate do."""
+        epoch = checks.whole(OP, "epoch", epoch, 0)
         if epoch != self.epoch:
-            self.epoch, self.given, self.start = whole("epoch", epoch, 0), 0, 0
+            self.epoch, self.given, self.start = epoch, 0, 0
 
     def __iter__(self) -> Iterator[list[int]]:
         """The batches of the epoch; after `load_state_dict` once those that are left. `set_epoch` draws others."""
@@ -167,7 +171,8 @@ class PromptBatchSampler:
     def state_dict(self, batches: int | None = None) -> dict[str, Any]:
         """Where the epoch stands. batches: how many of it were trained on; None: how many were handed out, of which
         DataLoaders with workers, and accelerate's, ask for some in advance."""
-        return {"epoch": self.epoch, "batches": self.given if batches is None else batches, **self.facts}
+        done = self.given if batches is None else checks.whole(OP, "batches", batches, 0)
+        return {"epoch": self.epoch, "batches": done, **self.facts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where a state was taken: the next iteration gives the batches of its epoch that are left."""
@@ -175,13 +180,7 @@ class PromptBatchSampler:
             if state.get(name) != value:
                 rule = f"be of these ids and options, {name} {value}"
                 raise ValueError(f"{OP}: state must {rule}, got {state.get(name)}")
-        if not 0 <= state["batches"] <= len(self):
-            raise ValueError(f"{OP}: state must be of 0 to {len(self)} batches, got {state['batches']}")
-        self.epoch, self.given, self.start = state["epoch"], state["batches"], state["batches"]
-
-
-def whole(name: str, value: Any, least: int) -> int:
-    """A whole number that is large enough."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise ValueError(f"{OP}: {name} must be an int of at least {least}, got {value!r}")
-    return int(value)
+        epoch, done = (checks.whole(OP, f"{name} of a state", state.get(name), 0) for name in ("epoch", "batches"))
+        if done > len(self):
+            raise ValueError(f"{OP}: state must be of 0 to {len(self)} batches, got {done}")
+        self.epoch, self.given, self.start = epoch, done, done

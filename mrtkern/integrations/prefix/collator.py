@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from mrtkern.integrations import versions
-from mrtkern.integrations.data import ResponseCollator, TokenRow
+from mrtkern.integrations.data import ResponseCollator, TokenRow, checks
 from mrtkern.integrations.data.collator import integers
 from mrtkern.integrations.prefix.attention import NAME
 from mrtkern.integrations.prefix.layout import Layout
@@ -51,8 +51,8 @@ class PrefixCollator(ResponseCollator):
     ------
     ValueError
         For a model that would not be exact, with the reason: another mixture of tokens than full or sliding attention,
-        cross-attention, positions of its own. For rows, as `read_row`. In the attention, for a batch that was split
-        and for attention sinks.
+        cross-attention, positions of its own. For rows, as `read_row`, and for none. In the attention, for a batch that
+        was split and for attention sinks.
 
     Memory
     ------
@@ -105,6 +105,7 @@ class PrefixCollator(ResponseCollator):
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """A batch."""
+        checks.some(self.op, rows)
         found = [self.read(row, f"row {i} of the batch") for i, row in enumerate(rows)]
         batch = pack([TokenRow(row[0].prompt, [one.response for one in row]) for row in found])
         if self.weight is not None:

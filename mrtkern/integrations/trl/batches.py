@@ -20,6 +20,8 @@ from torch import Tensor
 
 import mrtkern as mk
 from mrtkern.integrations import step
+from mrtkern.integrations.data import checks
+from mrtkern.integrations.data.rows import plain, shown
 from mrtkern.integrations.step import IGNORE
 from mrtkern.integrations.trl.weights import step_weights
 
@@ -45,6 +47,7 @@ class PromptCollator:
         self.collator, self.prompt_id, self.weight = collator, prompt_id, weight
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        checks.some(OP, rows)
         batch = dict(self.collator(rows))
         if "prompt" in batch:  # ResponseCollator's: a row is a prompt, or has a key
             has_key = "prompt_key" in batch
@@ -58,8 +61,11 @@ class PromptCollator:
         if self.prompt_id is not None:
             batch["prompt_key"] = keys_of(self.column(rows, self.prompt_id, starts))
         if self.weight is not None:
-            v = torch.tensor(self.column(rows, self.weight, starts), dtype=torch.float64, device="cpu")
-            batch["response_weight_bits"] = v.view(torch.int64)
+            v = plain(self.column(rows, self.weight, starts))
+            if not all(map(checks.is_number, v)):
+                raise ValueError(f"{OP}: column {self.weight!r} must hold finite numbers, got {shown(v)}")
+            bits = torch.tensor(v, dtype=torch.float64, device="cpu").view(torch.int64)
+            batch["response_weight_bits"] = bits
         return batch
 
     @staticmethod

@@ -272,7 +272,8 @@ def test_who_clusters_must_be_installed(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_tracing_is_refused() -> None:
     compiled = torch.compile(lambda x: neighbors(x, 2, approximate=2).ids, fullgraph=True, backend="eager")
-    with pytest.raises(Exception, match=r"approximate must be None where the call is traced"):
+    # Before 2.7 torch kept the sentence of what it observed to itself.
+    with pytest.raises(Exception, match=r"approximate must be None where the call is traced|Observed exception"):
         compiled(lists.normal(50, 4))
 
 

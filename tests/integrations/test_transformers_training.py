@@ -35,6 +35,11 @@ def three_steps(model: Any, run: Any) -> Any:
 
 @pytest.mark.parametrize("normalize", ["prompt", pytest.param("token", marks=pytest.mark.full)])
 def test_a_compiled_model_equals_one_batch(normalize: str) -> None:
+    plain = torch.compile(trainers.tiny(), backend="eager", fullgraph=True)
+    try:
+        plain(input_ids=torch.arange(4)[None])
+    except torch._dynamo.exc.Unsupported as error:
+        pytest.skip(f"this torch does not compile this transformers: {str(error).splitlines()[0]}")
     expected, _ = trainers.one_batch(trainers.tiny(), STEPS, normalize)
     model = patch(trainers.tiny(), normalize)
     three_steps(model, torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=True))

@@ -250,7 +250,7 @@ def _warn(state: State, sentence: str) -> None:
 def _batch(model: Any, state: State, given: dict[str, Any], kwargs: Mapping[str, Any]) -> Batch:
     """What the loss has to know, read from what a forward was given."""
     head, labels = model.get_output_embeddings(), kwargs["labels"]
-    if state.fused and vars(head).get(NAME) is not state:
+    if state.fused and head.__dict__.get(NAME) is not state:
         raise _refuse("the head must be the one that was patched, unless fused=False", type(head).__name__)
     if kwargs.get("shift_labels") is not None:
         raise _refuse("shift_labels must be None, because rows may not be split over ranks", "a tensor")

@@ -14,9 +14,11 @@ pytestmark = pytest.mark.trainers
 import transformers  # noqa: E402
 import trl  # noqa: E402
 from datasets import Dataset  # noqa: E402
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling  # noqa: E402
 
 from mrtkern.integrations.data import ResponseCollator  # noqa: E402
 from mrtkern.integrations.trl import SFTTrainer  # noqa: E402
+from mrtkern.integrations.trl.batches import PromptCollator  # noqa: E402
 from tests.tools import oracle, rollouts  # noqa: E402
 from tests.tools.supervised import IGNORE, rows, split, trainer, true_loss, truth  # noqa: E402
 
@@ -83,6 +85,18 @@ def test_weights_of_responses_are_used_as_given(layout: str, tmp_path: Path) -> 
     config = split(3, 4, **LAYOUTS[layout])
     found = parameters(tmp_path, config=config, normalize="prompt", response_weight="weight")
     assert rollouts.difference(found, truth([ROWS] * 3, "weight")) <= oracle.SPLIT
+
+
+@pytest.mark.parametrize("bad", [None, float("nan"), 10**400, "1", True])
+def test_weights_that_are_no_numbers_and_batches_of_no_rows_are_refused(bad: Any) -> None:
+    """Of the user's collator, here TRL's for language modelling."""
+    collate = PromptCollator(DataCollatorForLanguageModeling(pad_token_id=0), "id", "v")
+    rows = [{"input_ids": [1, 2], "labels": [-100, 2], "id": i, "v": v} for i, v in ((0, 0.5), (1, torch.tensor(0.25)))]
+    assert collate(rows)["response_weight_bits"].view(torch.float64).tolist() == [0.5, 0.25]
+    with pytest.raises(ValueError, match=r"^SFTTrainer: column 'v' must hold finite numbers, got \["):
+        collate([rows[0], {**rows[1], "v": bad}])
+    with pytest.raises(ValueError, match=r"^SFTTrainer: rows must be one at least, got none$"):
+        collate([])
 
 
 def test_a_weight_of_zero_leaves_the_gradient_of_the_others(tmp_path: Path) -> None:

@@ -3,9 +3,10 @@
     python -m bench.science.training DATA               every run that is not done yet, then the section of SCIENCE.md
     python -m bench.science.training DATA --most 3      at most so many runs; the next call goes on
     python -m bench.science.training DATA --summary     the section alone, of the runs that are done
+    python -m bench.science.training DATA --scale large --device cuda     91 M parameters (not yet run)
 
 DATA is a folder that `python -m bench.science.benchmark` wrote. A run keeps K responses of every prompt for its data
-set, once, and trains a Llama of under 1.5 M parameters from scratch with the loss "prompt" through
+set, once, and trains a Llama from scratch (of under 1.5 M parameters but at scale large) with the loss "prompt" through
 `mrtkern.integrations.transformers.patch`; its tokenizer (BPE of bytes) is made of the training texts. A step takes 16
 prompts with their K responses. Runs are compared at equal tokens (those of prompts count), random also at equal steps:
 those of its K = 4. Measured, on held-out words and on words of training with all their responses, kept or not:
@@ -56,7 +57,7 @@ class Scale:
 
     name: str
     words: int  # prompts of the benchmark that are trained on, each in all its wordings
-    tokens: int  # of a run, prompts and responses: two epochs of K = 4 and more
+    tokens: int  # of a run, prompts and responses: two epochs of K = 4 and more, but 1.8 at scale small
     vocabulary: int
     hidden: int
     layers: int
@@ -69,7 +70,8 @@ class Scale:
 SCALES = {
     "toy": Scale("toy", 20, 3_000, 300, 16, 1, prompts=4, evaluated=4, sampled=2),
     "small": Scale("small", 200, 170_000, 1024, 96, 3, prompts=16, evaluated=60, sampled=20),
-    "full": Scale("full", 1200, 1_000_000, 1024, 128, 4, prompts=16, evaluated=150, sampled=40),
+    "full": Scale("full", 1200, 1_200_000, 1024, 128, 4, prompts=16, evaluated=150, sampled=40),
+    "large": Scale("large", 3600, 4_000_000, 8192, 768, 12, prompts=64, evaluated=300, sampled=100, rate=3e-4),
 }
 
 
@@ -154,10 +156,11 @@ def decoder(scale: Scale, seed: int) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
+    heads = max(4, scale.hidden // 64)
     config = LlamaConfig(
         vocab_size=scale.vocabulary, hidden_size=scale.hidden, intermediate_size=scale.hidden * 8 // 3,
-        num_hidden_layers=scale.layers, num_attention_heads=4, max_position_embeddings=512, tie_word_embeddings=True,
-        bos_token_id=0, eos_token_id=0, pad_token_id=0,
+        num_hidden_layers=scale.layers, num_attention_heads=heads, max_position_embeddings=512,
+        tie_word_embeddings=True, bos_token_id=0, eos_token_id=0, pad_token_id=0,
     )  # fmt: skip
     return LlamaForCausalLM(config)
 
@@ -176,11 +179,11 @@ def length(rows: Sequence[Any]) -> int:
     return sum(len(row["responses"]) * len(row["prompt"]) + sum(map(len, row["responses"])) for row in rows)
 
 
-def train(corpus: Corpus, run: Run, scale: Scale) -> tuple[Any, dict[str, float]]:
+def train(corpus: Corpus, run: Run, scale: Scale, device: str) -> tuple[Any, dict[str, float]]:
     """The trained model, and what it took."""
     from mrtkern.integrations.transformers import patch
 
-    model = patch(decoder(scale, run.seed), "prompt")
+    model = patch(decoder(scale, run.seed).to(device), "prompt")
     rows = corpus.rows(run)
     collate = ResponseCollator(weight="weight")
     counted = rows if run.equal == "tokens" else corpus.rows(replace(run, k=K))
@@ -193,7 +196,7 @@ def train(corpus: Corpus, run: Run, scale: Scale) -> tuple[Any, dict[str, float]
     done, tokens, start = 0, 0, time.monotonic()
     model.train()
     for step in steps(rows, scale, run.seed):
-        loss = model(**collate(step)).loss
+        loss = model(**{name: value.to(device) for name, value in collate(step).items()}).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -221,7 +224,7 @@ def likelihoods(model: Any, corpus: Corpus, row: Any) -> tuple[Tensor, Tensor]:
         for i, response in enumerate(part):
             ids[i, : len(prompt) + len(response)] = torch.tensor(prompt + response)
             is_target[i, len(prompt) : len(prompt) + len(response)] = True
-        logits = model(input_ids=ids).logits[:, :-1].float()
+        logits = model(input_ids=ids.to(model.device)).logits[:, :-1].float().cpu()
         each = torch.nn.functional.cross_entropy(logits.mT, ids[:, 1:], reduction="none")
         nll.append((each * is_target[:, 1:]).sum(1))
         counts.append(is_target.sum(1))
@@ -245,9 +248,9 @@ def modes(model: Any, corpus: Corpus, rows: Sequence[Any], seed: int) -> float:
     torch.manual_seed(seed)
     found = []
     for row in rows:
-        prompt = torch.tensor(corpus.ids([row["prompt"]], ends=False))
+        prompt = torch.tensor(corpus.ids([row["prompt"]], ends=False), device=model.device)
         made = model.generate(
-            prompt.expand(SAMPLES, -1), attention_mask=torch.ones(SAMPLES, prompt.shape[1], dtype=torch.int64),
+            prompt.expand(SAMPLES, -1), attention_mask=torch.ones_like(prompt).expand(SAMPLES, -1),
             do_sample=True, max_new_tokens=40, pad_token_id=0, eos_token_id=0, top_k=0,
         )  # fmt: skip
         texts = [corpus.tokenizer.decode(ids[prompt.shape[1] :].tolist()).replace("<end>", "") for ids in made]
@@ -261,9 +264,9 @@ def modes(model: Any, corpus: Corpus, rows: Sequence[Any], seed: int) -> float:
     return float(np.mean(found))
 
 
-def finished(corpus: Corpus, run: Run, scale: Scale) -> dict[str, Any]:
+def finished(corpus: Corpus, run: Run, scale: Scale, device: str) -> dict[str, Any]:
     """Train and measure."""
-    model, facts = train(corpus, run, scale)
+    model, facts = train(corpus, run, scale, device)
     rng = np.random.default_rng(10)  # the same prompts for all runs
     seen = [row for row in corpus.train if row["template"] == 0]
     held = [row for row in corpus.test if row["template"] == 0]
@@ -285,18 +288,21 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("data", type=Path, metavar="DATA")
     parser.add_argument("--scale", choices=list(SCALES), default="full", help="(default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="(default: %(default)s)")
     parser.add_argument("--runs", type=Path, default=data.cached().with_name("training"), metavar="FOLDER")
     parser.add_argument("--most", type=int, metavar="N", help="runs of this call")
     parser.add_argument("--summary", action="store_true", help="run nothing")
     args = parser.parse_args(arguments)
     scale = SCALES[args.scale]
+    if args.device != "cpu":
+        torch.set_float32_matmul_precision("high")
     folder = args.runs / f"{args.data.name}-{scale.name}"
     folder.mkdir(parents=True, exist_ok=True)
     waiting = [run for run in runs() if not (folder / f"{run.name()}.json").exists()]
     if not args.summary and waiting:
         corpus = Corpus(args.data, scale)
         for run in waiting[: args.most]:
-            result = finished(corpus, run, scale)
+            result = finished(corpus, run, scale, args.device)
             part = folder / f"{run.name()}.part"
             part.write_text(json.dumps(result, indent=1))
             part.replace(folder / f"{run.name()}.json")

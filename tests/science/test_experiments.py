@@ -12,7 +12,18 @@ import pytest
 pytest.importorskip("matplotlib")
 pytest.importorskip("scipy")
 
-from bench.science import EXPERIMENTS, __main__, budget, common, diversity, gradients, modes, redundancy, variance
+from bench.science import (
+    EXPERIMENTS,
+    __main__,
+    budget,
+    common,
+    diversity,
+    gradients,
+    modes,
+    redundancy,
+    trained,
+    variance,
+)
 from mrtkern.select import METHODS
 
 SEEDS = 4  # enough for a direction; numbers that are written down take 24
@@ -122,6 +133,44 @@ def test_k_pays_most_where_diversity_is_high_and_redundancy_low(found: dict[str,
     assert diverse["high", "low"] > 3 * diverse["low", "low"]
     copies = dict(zip(diversity.CELLS, mean(found, "diversity", "copies").value, strict=True))
     assert (copies["high", "low"], copies["high", "high"]) == (1.0, 8.0)
+
+
+def test_methods_are_told_apart_on_the_same_pools() -> None:
+    """Seeds differ by more than methods do; the last method is above random in most seeds and not in all."""
+    seeds = np.arange(SEEDS)[:, None, None] * np.ones((1, 2, len(METHODS)))
+    above, below, mixed = METHODS.index("coverage"), METHODS.index("reward"), METHODS.index("additive")
+    cosines = seeds.copy()
+    cosines[..., above] += 0.1 + 0.01 * seeds[..., 0] ** 2
+    cosines[..., below] -= 0.1 + 0.01 * seeds[..., 0] ** 2
+    cosines[..., mixed] += [[0.3, 0.3], [0.3, 0.3], [0.3, 0.3], [-0.6, 0.3]]
+    assert gradients.told_apart(cosines) == ["coverage"]
+    assert gradients.told_apart(-cosines) == ["reward"]
+
+
+def record(method: str, k: int, equal: str, seed: int, nll: float) -> dict[str, Any]:
+    """What a training run leaves, every number the same."""
+    numbers = {"nll": nll, "kl": nll, "modes": nll}
+    run = {"method": method, "k": k, "equal": equal, "seed": seed}
+    return {"run": run, "facts": {"epochs": 2.0, "steps": 90}, "measured": dict.fromkeys(trained.PARTS, numbers)}
+
+
+def test_an_order_of_training_runs_is_judged_seed_by_seed() -> None:
+    """Seeds differ by 1; K = 2 is better than 1 by 0.1 in each, K = 8 worse than 4, K = 4 better or worse than 2."""
+    nll = {1: [5.0, 6.0, 7.01], 2: [4.9, 5.9, 6.9], 4: [4.8, 5.8, 7.1], 8: [4.9, 5.91, 7.2]}
+    results: trained.Results = {
+        kind: [record(*kind, seed, nll[kind[1]][seed]) for seed in range(3)] for kind in trained.RANDOM
+    }
+    reward = ("reward", 4, "tokens")
+    results[reward] = [record(*reward, 2, 7.0)]
+    lines = {line.split("|")[1].strip(): line for line in trained.orders(results).splitlines()}
+    said = "nll, training, equal steps: less with K = {} than with K = {}"
+    assert "-0.103 ± 0.014" in lines[said.format(2, 1)] and lines[said.format(2, 1)].endswith("yes |")
+    assert lines[said.format(4, 2)].rstrip(" |").endswith("not told apart")
+    assert lines[said.format(8, 4)].rstrip(" |").endswith("the other way round")
+    alone = lines["nll, training, K = 4: less with random than with reward"]
+    assert "0.100" in alone and alone.rstrip(" |").endswith("not known of one seed")
+    assert not any("quality_diversity" in line for line in lines)
+    assert "told apart from random: none" in "".join(trained.findings(results))
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

@@ -29,10 +29,11 @@ LEVEL = 0.95
 BLUE, GREEN, RED, PURPLE, GOLD = "#0072b2", "#009e73", "#d55e00", "#cc79a7", "#b8860b"  # Okabe and Ito's
 PREAMBLE = """# Science
 
-Written by `python -m bench.science` (`make science` runs everything): what arXiv 2606.00544 says about several
-responses per prompt, simulated with this library. Numbers are means over seeds ± the half width of a 95 % interval
-(Student's t); *printed* is what the paper or the derivations behind the library say. What is random has a seed, so the
-same command gives the same numbers up to rounding.
+Written by `python -m bench.science` (`make science`): what arXiv 2606.00544 says about several responses per prompt,
+simulated with this library. The benchmarks and the training runs at the end are written by the commands that they name,
+because they fetch text and take longer. Numbers are means over seeds ± the half width of a 95 % interval (Student's t);
+*printed* is what the paper or the derivations behind the library say. What is random has a seed, so the same command
+gives the same numbers up to rounding.
 """
 
 Found = dict[str, Any]  # what an experiment measured, arrays [seeds, ...]

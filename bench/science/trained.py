@@ -221,7 +221,8 @@ def write(data: Path, scale: Any, folder: Path) -> None:
     facts = next(iter(results.values()))[0]["facts"]
     claim = (
         f"A decoder of {facts['parameters']:,} parameters trained from scratch on {scale.tokens:,} tokens of the "
-        f"benchmark {data.name} (scale {scale.name}), as `bench/science/training.py` says; intervals are over seeds."
+        f"benchmark {data.name} by `python -m bench.science.training FOLDER --scale {scale.name}`, as its help says. "
+        "Runs take equal tokens, those of prompts included, or the steps of random K = 4. Intervals are over seeds."
     )
     parts = [claim, f"![{HEADING}](results/science_training.png)", table(results)]
     parts.append(orders(results))

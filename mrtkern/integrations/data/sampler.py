@@ -59,6 +59,8 @@ class PromptBatchSampler:
     ------
     ValueError
         For numbers out of range, and as `mrtkern.group` for ids; for a state of other ids or options.
+    TypeError
+        For a shuffle or drop_last that is neither True nor False.
 
     Memory
     ------

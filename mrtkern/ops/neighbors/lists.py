@@ -59,8 +59,9 @@ class Neighbors:
         is_real = ids >= 0
         ends = torch.cat([ids.new_zeros(1), is_real.sum(dim=1).cumsum(0)])
         values = scores.gather(1, order)[is_real]
-        with warnings.catch_warnings():  # torch 2.13 calls the layout a beta, once per process
-            warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state", UserWarning)
+        with warnings.catch_warnings():  # once per process torch calls the layout a beta, or invariants unchecked
+            for said in ("Sparse CSR tensor support is in beta", "Sparse invariant checks are implicitly disabled"):
+                warnings.filterwarnings("ignore", said, UserWarning)
             return torch.sparse_csr_tensor(ends, ids[is_real], values, (M, N), check_invariants=False)  # they hold
 
     @classmethod

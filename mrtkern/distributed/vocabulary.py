@@ -138,7 +138,7 @@ class _Linear(torch.autograd.Function):
         counted = shard.given.targets.shape[0]
         mine = torch.empty(shard.num_statistics, counted, dtype=torch.float64, device=hidden.device)
 
-        def step(z: Tensor, chunk: slice) -> None:
+        def step(z: Tensor, _: Tensor, chunk: slice) -> None:
             mine[:, chunk] = shard.statistics(kernels, z, chunk)
 
         passes.run(kernels, replace(problem, needs=(False,) * 3), Head(hidden, weight, bias), shard.given, step)

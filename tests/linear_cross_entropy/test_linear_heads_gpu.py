@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 import mrtkern
-from mrtkern.ops.linear_cross_entropy import chunks
+from mrtkern.ops.linear_cross_entropy import library
 from mrtkern.ops.linear_cross_entropy.problem import Case, Problem
 from tests.linear_cross_entropy import test_linear_log_prob
 from tests.tools.linear_heads import NARROW_CASES, OPTIONS, assert_all_bounded, leaves, truth, with_gradients
@@ -44,14 +44,14 @@ def test_bfloat16_is_within_the_bound_of_its_roundings(rows: int, monkeypatch: p
 
 
 @pytest.mark.hardware
-def test_a_device_that_adds_wide_does_not_round_the_products() -> None:
+def test_a_device_that_multiplies_wide_does_not_round_the_products() -> None:
     """A product of bfloat16 that bfloat16 cannot hold, added to 0 and to itself."""
-    if not chunks.adds_wide(torch.device("cuda", 0), torch.bfloat16):
-        pytest.skip("torch adds no narrow products to a float32 sum here")
+    if not library.multiplies_wide(torch.device("cuda", 0), torch.bfloat16):
+        pytest.skip("torch leaves no products of narrow factors in float32 here")
     a = torch.full((16, 16), 1 + 2.0**-7, dtype=torch.bfloat16, device="cuda")
     total = torch.full((16, 16), torch.nan, dtype=torch.float32, device="cuda")
     for is_first, count in ((True, 1), (False, 2)):
-        chunks._accumulate_on_device(total, a, a, is_first)
+        library.Products._multiply(total, a, a, is_first)
         assert torch.equal(total, count * (a.float() @ a.float()))
 
 

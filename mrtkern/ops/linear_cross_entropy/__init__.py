@@ -20,18 +20,21 @@ u = cap(z) / temperature, and takes any upstream gradients a, c of the two:
 
 They are not known in advance, so the logits of a chunk are computed again in backward: four products of 2 T V D.
 
-Chunks. C rows at a time stream W and dW once per chunk and touch C V fresh logits; `problem.chunk_rows` has the model.
+Chunks. C rows at a time stream W and dW once per chunk and touch C V fresh logits; `problem.chunk_rows` has the model,
+`traffic` that of a device.
 
 Devices. Without check=True nothing waits for a GPU, so a call can be captured in a CUDA graph. Which rows count is then
 known to the device alone: all are multiplied, the others as zeros, and the kernels skip them; a label or an offset out
-of range makes the result NaN. With check=True they are dropped before the products. A chunk has 2,048 to 4,096 rows, at
-most 1 GiB of logits beyond the former; a weight is converted as a whole.
+of range makes the result NaN. With check=True they are dropped before the products. A chunk has 2,048 to 4,096 rows:
+beyond the former, logits and dz take at most as much as the sum of dW, or 1 GiB; a weight is converted as a whole. dz
+is written in the type of the factors, and the factor of backward costs one read and one write.
 
 Sums. Logits are float32 (float64 for float64), whatever the type of the factors; losses are summed in float64, dW and
 db in float32 over all chunks. On the CPU the products are our own: a sum is cut into parts by its length alone, so a
 row has the same bits in every batch, for every number of threads and on every instruction set. The product of two
 bfloat16 is exact, and their sum is that of the instruction `vdpbf16ps`: two fused steps, the odd element first,
-subnormal numbers zero. On a device the library sums as it likes; where it cannot leave float32 results of 16-bit
-factors logits are rounded to 16 bits there. The factor of backward is applied before the one rounding to the type of
-weight and hidden, so float16 gradients survive a loss scale.
+subnormal numbers zero. On a device the library sums as it likes; it is asked whether it leaves float32 results of
+16-bit factors and adds them to a float32 sum; where it does neither, logits and parts of dW are rounded to 16 bits. The
+factor of backward is applied before the one rounding to the type of weight and hidden, so float16 gradients survive a
+loss scale.
 """

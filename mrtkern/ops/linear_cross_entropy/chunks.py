@@ -1,8 +1,11 @@
 """hidden @ weight.T, a chunk of rows at a time: the only loop in which the two are multiplied.
 
     z = hidden[rows] weight^T + bias       [C, V], in a buffer that every chunk uses again
-    step(z, chunk)                         the caller reads z, and turns it into dL/dz where gradients are wanted
-    dh[rows] = z weight,   dW += z^T hidden[rows],   db += sum of z
+    step(z, dz, chunk)                     the caller reads z, and writes dL/dz where gradients are wanted
+    dh[rows] = dz weight,   dW += dz^T hidden[rows],   db += sum of dz
+
+dz is z where products take it as it is, otherwise a second buffer in their type: rounded as it is written, it is moved
+once less.
 
 The products are those of `tiles` on the CPU and of `library` elsewhere.
 """
@@ -16,13 +19,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-Step = Callable[[Tensor, slice], None]  # (z [C, V], rows of this chunk)
+Step = Callable[[Tensor, Tensor, slice], None]  # (z [C, V], dz [C, V], which may be z, rows of this chunk)
 
 
 class Products(Protocol):
     """What multiplies: `tiles.Products` or `library.Products`."""
 
     logits_type: torch.dtype
+    gradient_type: torch.dtype  # of dz as it is multiplied
 
     def factor(self, x: Tensor) -> Tensor: ...
     def logits(self, z: Tensor, h: Tensor) -> None: ...
@@ -40,9 +44,12 @@ class Gradients:
     bias: Tensor | None
 
     @classmethod
-    def room(cls, hidden: Tensor, V: int, wide: torch.dtype, needs: tuple[bool, bool, bool]) -> Gradients:
-        """Zeros where sums begin, or where rows are left out."""
-        dh = hidden.new_zeros(hidden.shape, dtype=wide) if needs[0] else None
+    def room(
+        cls, hidden: Tensor, V: int, wide: torch.dtype, needs: tuple[bool, bool, bool], has_all: bool
+    ) -> Gradients:  # fmt: skip
+        """Zeros where sums begin, and for hidden where rows are left out."""
+        room = hidden.new_empty if has_all else hidden.new_zeros
+        dh = room(hidden.shape, dtype=wide) if needs[0] else None
         dW = hidden.new_empty((V, hidden.shape[1]), dtype=wide) if needs[1] else None
         return cls(dh, dW, hidden.new_zeros(V, dtype=wide) if needs[2] else None)
 
@@ -58,16 +65,18 @@ def run(
     """
     T = hidden.shape[0] if rows is None else rows.shape[0]
     z = hidden.new_empty((max(size, 1), V), dtype=products.logits_type)  # [C, V]
-    made = Gradients.room(hidden, V, wide, needs)
+    is_one = not any(needs) or products.gradient_type == z.dtype
+    dz = z if is_one else torch.empty_like(z, dtype=products.gradient_type)
+    made = Gradients.room(hidden, V, wide, needs, rows is None)
     for t in range(0, T, max(size, 1)):
         chunk = slice(t, min(t + size, T))
         which = chunk if rows is None else rows[chunk]
         h = products.factor(hidden[which] if keeps is None else hidden[which].masked_fill(~keeps[which, None], 0))
-        dz = z[: len(h)]
-        products.logits(dz, h)
-        step(dz, chunk)
+        count = len(h)
+        products.logits(z[:count], h)
+        step(z[:count], dz[:count], chunk)
         if any(needs):
-            _collect(products, made, products.factor(dz), h, which, t == 0)
+            _collect(products, made, dz[:count], h, which, t == 0)
     if made.weight is not None and not T:
         made.weight.zero_()
     return made

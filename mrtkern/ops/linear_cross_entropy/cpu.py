@@ -68,13 +68,14 @@ def log_probs(z: Tensor, targets: Tensor, cap: Cap, wants_below: bool = False) -
 
 
 def log_probs_backward(
-    z: Tensor, targets: Tensor, cap: Cap, w: Tensor, c: Tensor | None, *, z_loss: float = 0.0,
-    lse: Tensor | None = None, label_smoothing: float = 0.0, classes: Tensor | None = None,
+    z: Tensor, targets: Tensor, cap: Cap, w: Tensor, c: Tensor | None, *, gradient: Tensor | None = None,
+    z_loss: float = 0.0, lse: Tensor | None = None, label_smoothing: float = 0.0, classes: Tensor | None = None,
 ) -> None:  # fmt: skip
-    """z [C, V] becomes the gradient of sum_t w_t (z_loss lse_t^2 - logp_t) + c_t H_t, or of a part of the classes."""
+    """The gradient of sum_t w_t (z_loss lse_t^2 - logp_t) + c_t H_t, or of a part of the classes, goes to `gradient`,
+    or replaces z [C, V]."""
     _rows(
         z, targets, cap, w, c=c, z_loss=z_loss, lse=lse, label_smoothing=label_smoothing, classes=classes,
-        gradient=z,
+        gradient=z if gradient is None else gradient,
     )  # fmt: skip
 
 

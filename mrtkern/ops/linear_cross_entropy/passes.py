@@ -33,9 +33,9 @@ def losses(
     nll, weighted = given.weight.new_zeros(E), given.weight.new_zeros(E)
     entropy, argmax = given.weight.new_empty(T), given.targets.new_empty(T)
 
-    def step(z: Tensor, chunk: slice) -> None:
+    def step(z: Tensor, dz: Tensor, chunk: slice) -> None:
         part = given.chunk(chunk)
-        gradient = z if problem.wants_grad else None
+        gradient = dz if problem.wants_grad else None
         found = kernels.forward(z, part.targets, part.weight, part.offsets, options, gradient, wants_details)
         parts.append(found.loss)
         if wants_details:
@@ -59,7 +59,7 @@ def log_probs(kernels: ModuleType, problem: Problem, head: Head, given: Entries,
     """logp [T], entropy [T]; 0 in rows that do not count."""
     logp, entropy = torch.empty_like(given.weight), torch.empty_like(given.weight)
 
-    def step(z: Tensor, chunk: slice) -> None:
+    def step(z: Tensor, _: Tensor, chunk: slice) -> None:
         logp[chunk], entropy[chunk], *_ = kernels.log_probs(z, given.targets[chunk], cap)
 
     run(kernels, problem, head, given, step)
@@ -75,9 +75,11 @@ def log_probs_backward(
     lse and `whole` (z_loss, label_smoothing, classes) are given where weight has a part of the classes.
     """
 
-    def step(z: Tensor, chunk: slice) -> None:
+    def step(z: Tensor, dz: Tensor, chunk: slice) -> None:
         c_part, lse_part = (None if value is None else value[chunk] for value in (c, lse))
-        kernels.log_probs_backward(z, given.targets[chunk], cap, given.weight[chunk], c_part, lse=lse_part, **whole)
+        kernels.log_probs_backward(
+            z, given.targets[chunk], cap, given.weight[chunk], c_part, gradient=dz, lse=lse_part, **whole
+        )
 
     return run(kernels, problem, head, given, step)
 
@@ -94,11 +96,11 @@ def run(kernels: ModuleType, problem: Problem, head: Head, given: Entries, step:
 def scaled(gradient: Tensor, factor: Tensor | None, dtype: torch.dtype, *, in_place: bool = False) -> Tensor:
     """A gradient times the upstream gradient (None: 1), rounded once to dtype; `in_place` where it may be given away.
 
-    On the CPU by the compiled kernels, whose bits no mode of the calling thread changes.
+    On the CPU by the compiled kernels, whose bits no mode of the calling thread changes; on a device in one pass.
     """
-    tiles = _dispatch.load("linear_cross_entropy", "tiles")
-    if not isinstance(tiles, str) and gradient.device.type == "cpu" and gradient.dtype == torch.float32:
-        scaled: Tensor = tiles.scaled(gradient, factor, dtype, in_place)
+    kernels = _dispatch.load("linear_cross_entropy", "tiles" if gradient.device.type == "cpu" else "triton")
+    if not isinstance(kernels, str) and kernels.scales(gradient):
+        scaled: Tensor = kernels.scaled(gradient, factor, dtype, in_place)
         return scaled
     product = gradient if factor is None else gradient.mul_(factor) if in_place else gradient * factor
     return product.to(dtype)

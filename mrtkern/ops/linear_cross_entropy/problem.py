@@ -20,10 +20,6 @@ ABSENT = {  # backends that are not written
 LOGITS_BYTES = 192 << 20  # of one chunk at most
 LEAST_ROWS = 16  # of a chunk, however large the vocabulary: fewer leave the registers of a product idle
 FRESH = 5.0  # a byte of fresh memory, page faults included, costs as much as this many bytes streamed (Zen 4, Linux 6)
-# On a device: at D features a chunk of C rows computes 6 C V D operations and streams about 12 V D bytes of weight and
-# dW, so 4,096 rows compute at least 7 times as long as they stream at 300 operations per byte (H100).
-DEVICE_ROWS = (2048, 4096)
-DEVICE_BYTES = 1 << 30  # of logits, from 2,048 rows on
 
 
 class Cap(NamedTuple):
@@ -152,13 +148,6 @@ def chunk_rows(problem: Problem) -> int:
     most = max(LOGITS_BYTES // (problem.V * 4), 1)
     chunks = math.ceil(problem.T / max(min(best, most), LEAST_ROWS)) or 1
     return math.ceil(problem.T / chunks)
-
-
-def device_rows(problem: Problem) -> int:
-    """Rows of a chunk on a device, equally many in all."""
-    least, most = DEVICE_ROWS
-    best = min(max(DEVICE_BYTES // (problem.V * 4), least), most)
-    return math.ceil(problem.T / (math.ceil(problem.T / best) or 1))
 
 
 def memory(problem: Problem, size: int, product: torch.dtype, targets: int) -> int:

@@ -74,10 +74,10 @@ def log_probs(z: Tensor, targets: Tensor, cap: Cap, wants_below: bool = False) -
 
 
 def log_probs_backward(
-    z: Tensor, targets: Tensor, cap: Cap, w: Tensor, c: Tensor | None, *, z_loss: float = 0.0,
-    lse: Tensor | None = None, label_smoothing: float = 0.0, classes: Tensor | None = None,
+    z: Tensor, targets: Tensor, cap: Cap, w: Tensor, c: Tensor | None, *, gradient: Tensor | None = None,
+    z_loss: float = 0.0, lse: Tensor | None = None, label_smoothing: float = 0.0, classes: Tensor | None = None,
 ) -> None:  # fmt: skip
-    """z [C, V] becomes the gradient of sum_t w_t (z_loss lse_t^2 - logp_t) + c_t H_t.
+    """The gradient of sum_t w_t (z_loss lse_t^2 - logp_t) + c_t H_t goes to `gradient`, or replaces z [C, V].
 
     lse [C] is given where z has a part of the classes: targets among the others are negative then, and c is None;
     logp becomes (1 - label_smoothing) logp + label_smoothing (mean of u over all classes - lse), as many as `classes`
@@ -101,4 +101,4 @@ def log_probs_backward(
     du.scatter_add_(1, targets.clamp(0, z.shape[1] - 1)[:, None], own[:, None])
     counts = (w != 0) if c is None else (w != 0) | (c != 0)
     dz = du * (1 - tanh**2) / cap.temperature
-    z.copy_(torch.where((counts & (targets != NO_TARGET))[:, None], dz, 0))
+    (z if gradient is None else gradient).copy_(torch.where((counts & (targets != NO_TARGET))[:, None], dz, 0))

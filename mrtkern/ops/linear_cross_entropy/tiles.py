@@ -24,7 +24,7 @@ WORKSPACE = _C.MATMUL_WORKSPACE
 class Products:
     """The products of one head; `product` is bfloat16, or float32 for exact ones."""
 
-    logits_type = torch.float32
+    logits_type = gradient_type = torch.float32
 
     def __init__(self, weight: Tensor, bias: Tensor | None, product: torch.dtype) -> None:
         self.weight, self.is_half = weight, product == torch.bfloat16
@@ -32,7 +32,7 @@ class Products:
         self.workspace = torch.empty(WORKSPACE, dtype=torch.uint8, device="cpu")
 
     def factor(self, x: Tensor) -> Tensor:
-        """Hidden states or dz as they are multiplied: they are converted as they are packed."""
+        """Hidden states as they are multiplied: they are converted as they are packed."""
         return x
 
     def logits(self, z: Tensor, h: Tensor) -> None:
@@ -59,6 +59,11 @@ class Products:
             bias=address(bias), adds=adds, is_half=self.is_half,
             workspace=self.workspace.data_ptr(), threads=torch.get_num_threads(),
         )  # fmt: skip
+
+
+def scales(gradient: Tensor) -> bool:
+    """Whether `scaled` takes it."""
+    return gradient.dtype == torch.float32
 
 
 def scaled(gradient: Tensor, factor: Tensor | None, dtype: torch.dtype, in_place: bool) -> Tensor:

@@ -137,7 +137,9 @@ def similarity(
     Precision
     ---------
     Lengths are float64 (float32 in small groups whose squares fit its range), sums float32 (float64 for float64),
-    rounded once.
+    rounded once. On NVIDIA GPUs that are made for it (sm_80, sm_90, sm_100) float32 cosines of at least 128 rows on
+    either side and more than 80 features are made on matrix units from three parts of bfloat16 for each number, which
+    err by no more than float32 sums may: (77 + D / 32) 2**-24 times the sum of the products' sizes.
 
     Raises
     ------
@@ -159,8 +161,9 @@ def similarity(
         With E = D + 16 and R = 2 n + 32 for n rows of the largest group (with y 3 max(M, N) + 64), 4 E R bytes once, as
         much and 800 E + 140,000 more per thread, and with gradient a copy of it where it is not contiguous.
     triton
-        With E the next multiple of 16 from D, a copy of E features and 12 bytes per row, 64 bytes per group (with
-        gradient 4 E bytes per row more, a copy of that of the result, for clamped_cosine and rbf 4 bytes per score).
+        With E the next multiple of 16 from D, a copy of E features and 12 bytes per row, of float32 6 E bytes per row
+        more, 64 bytes per group (with gradient 4 E bytes per row more, a copy of that of the result, for clamped_cosine
+        and rbf 4 bytes per score).
 
     Devices
     -------

@@ -7,7 +7,8 @@ Writes s, dx, dy in the type of x.
 Idea   the copy is aligned, padded and near 1, so that any input meets one fast tile loop; groups of up to 32 rows skip
        it and are multiplied where they lie.
 Sums   float32 in one fixed order per number: the same bits on every run. 16-bit products on tensor cores, in gradients
-       with weights in three parts of bfloat16 or two of tf32; float32 products as float32.
+       with weights in three parts of bfloat16 or two of tf32; float32 products as float32, or of many rows and features
+       from parts of bfloat16 that err no more (split.py).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from mrtkern import _device, _triton
 from mrtkern.ops.similarity.problem import COSINES, Problem
+from mrtkern.ops.similarity.triton import split
 from mrtkern.ops.similarity.triton.kernels import project_rows, pull_rows, scale_rows, score_groups, score_tiles
 from mrtkern.ops.similarity.triton.signatures import GROUPS, ROWS, SIGNATURES, has_parts, pull_launch, row_launch
 
@@ -46,6 +48,7 @@ def memory(problem: Problem, pairs: int, largest: int) -> int:
     of the rows in float32, a copy of the scores' gradient, and that in float32 where the metric bends it."""
     E = -(-problem.D // PAD) * PAD or PAD
     rows = problem.rows * (E * problem.dtype.itemsize + 12) + 64 * (problem.B + 1)
+    rows += split.memory(problem.rows, E) if problem.dtype == torch.float32 else 0
     bent = 4 if problem.metric in ("clamped_cosine", "rbf") else 0
     return rows + (problem.rows * E * 4 + pairs * (problem.dtype.itemsize + bent) if problem.wants_grad else 0)
 
@@ -163,13 +166,18 @@ def _score_groups(x: Tensor, groups: Groups, metric: str, s: Tensor) -> None:
 
 def _score_tiles(a: Rows, b: Rows, groups: Groups, metric: str, gamma: float, s: Tensor, grad: Tensor | None) -> None:
     """Scores, or with `grad` its product with the slope of the metric."""
-    x, y = a.values, b.values
+    x, y, T_X, T_Y = a.values, b.values, len(a.values), len(b.values)
     is_rbf, arch, programs = metric == "rbf", _triton.arch(x.device), _triton.multiprocessors(x.device)
     launch = _triton.product_launch(arch, x.dtype, groups.M, groups.N, groups.B, programs, is_stored=grad is None)
+    is_split = metric in COSINES and grad is None and split.pays(arch, x.dtype, groups.M, groups.N, x.shape[1])
+    if is_split:
+        launch = split.launch(arch, groups.M, groups.N, groups.B, programs)
+        parts = split.split(x)
+        x, y = parts, parts if b is a else split.split(y)
     # Float32 tiles are summed from registers, where descriptors only add to the pressure.
     is_described = not is_rbf and x.element_size() == 2 and _triton.can_describe(x) and _triton.can_describe(y)
     if is_rbf or (x.element_size() == 2 and arch in _triton.DESCRIPTORS and not is_described):
-        launch = _triton.SMALL[4 if is_rbf else x.element_size()]
+        launch = split.SMALL if is_split else _triton.SMALL[4 if is_rbf else x.element_size()]
     given: tuple[Any, Any] = (x, y)
     if is_described:
         sizes = launch.BLOCK_M, launch.BLOCK_N
@@ -178,10 +186,9 @@ def _score_tiles(a: Rows, b: Rows, groups: Groups, metric: str, gamma: float, s:
     column = 1 if is_rbf else 0  # the stride from step to step of the sum, or from row to row
     score_tiles[(min(tiles, programs),)](
         *given, a.inverse, b.inverse, s, grad, *groups.tables(launch.BLOCK_M, launch.BLOCK_N),
-        groups.B, groups.M, groups.N, x.shape[1], x.shape[0], y.shape[0], x.stride(column), y.stride(column),
-        tiles, gamma,
-        METRIC=metric, IS_PACKED=groups.offsets is not None, IS_DESCRIBED=is_described, HAS_GRAD=grad is not None,
-        BAND=8, **launch.blocks, **launch.options,
+        groups.B, groups.M, groups.N, x.shape[1], T_X, T_Y, x.stride(column), y.stride(column), tiles, gamma,
+        METRIC=metric, IS_PACKED=groups.offsets is not None, IS_DESCRIBED=is_described, IS_SPLIT=is_split,
+        HAS_GRAD=grad is not None, BAND=8, **launch.blocks, **launch.options,
     )  # fmt: skip
 
 

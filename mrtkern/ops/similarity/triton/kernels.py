@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 
 from mrtkern._triton import banded, described_product, product
+from mrtkern.ops.similarity.triton.split import parts as products_of_parts
 
 LARGEST = tl.constexpr(3.4028234663852886e38)  # of float32: what exceeds it is infinite
 TINY, UP = tl.constexpr(2.0**-100), tl.constexpr(2.0**100)  # lift subnormals before their exponent is read
@@ -182,8 +183,8 @@ def measured(c, gamma, METRIC: tl.constexpr):
 @triton.jit
 def score_tiles(
     X, Y, INVERSE_X, INVERSE_Y, S, GRAD, OFFSETS, TILES, CELLS, B, M, N, D, T_X, T_Y, stride_x, stride_y, tiles, gamma,
-    METRIC: tl.constexpr, IS_PACKED: tl.constexpr, IS_DESCRIBED: tl.constexpr, HAS_GRAD: tl.constexpr,
-    BAND: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    METRIC: tl.constexpr, IS_PACKED: tl.constexpr, IS_DESCRIBED: tl.constexpr, IS_SPLIT: tl.constexpr,
+    HAS_GRAD: tl.constexpr, BAND: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Tiles of S: M x N scores of each of B entries, or n x n of each group; with HAS_GRAD of W instead."""
     each = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
@@ -204,6 +205,11 @@ def score_tiles(
         m, n = tile_m * BLOCK_M, tile_n * BLOCK_N
         if METRIC == "rbf":
             c = distances(X + first_x, Y + first_y, m, n, rows, columns, D, stride_x, stride_y, BLOCK_M, BLOCK_N)
+        elif IS_SPLIT:
+            c = products_of_parts(
+                X, Y, first_x, first_y, m, n, rows, columns, T_X, T_Y, D, stride_x, stride_y, IS_DESCRIBED,
+                BLOCK_M, BLOCK_N, BLOCK_D,
+            )  # fmt: skip
         elif IS_DESCRIBED:
             c = described_product(
                 X, Y, (first_x + m).to(tl.int32), (first_y + n).to(tl.int32), D, BLOCK_M, BLOCK_N, BLOCK_D

@@ -10,7 +10,7 @@ import torch
 from mrtkern import _triton
 from mrtkern._triton import Launch, Signature
 from mrtkern._triton import rows as lattice_rows
-from mrtkern.ops.similarity.triton import kernels
+from mrtkern.ops.similarity.triton import kernels, split
 
 FUSED = {"enable_fp_fusion": True}
 ROWS = {"BLOCK_T": 8, "BLOCK_D": 128}
@@ -81,28 +81,31 @@ def _rows() -> Iterator[Signature]:
 
 def _tile(
     dtype: torch.dtype, label: str, arch: str, launch: Launch, *, metric: str = "cosine", grad: str = "",
-    is_packed: bool = False, aligned: tuple[str, ...] = ("S", "N"), has_wide_loads: bool = True,
+    is_packed: bool = False, is_split: bool = False, aligned: tuple[str, ...] = ("S", "N"),
+    has_wide_loads: bool = True,
 ) -> Signature:  # fmt: skip
     """Rows were copied: they are always aligned, and described where the target has descriptors.
 
-    grad: the type of the scores' gradient, which becomes that of the products, in float32.
+    grad: the type of the scores' gradient, which becomes that of the products, in float32. is_split: from parts of
+    float32.
     """
+    title, dtype = _triton.NAMES[dtype], torch.bfloat16 if is_split else dtype
     name, is_rbf = _triton.NAMES[dtype], metric == "rbf"
     is_described = arch in _triton.DESCRIPTORS and dtype.itemsize == 2 and not is_rbf
     sizes = dict.fromkeys(("B", "M", "N", "D", "T_X", "T_Y", "stride_x", "stride_y", "tiles"), INT)
     types = {"X": f"*{name}", "Y": f"*{name}", "INVERSE_X": REAL, "INVERSE_Y": REAL, **sizes, "gamma": "fp32"}
-    types |= {"S": REAL, "GRAD": f"*{grad}"} if grad else {"S": f"*{name}"}
+    types |= {"S": REAL, "GRAD": f"*{grad}"} if grad else {"S": f"*{title}"}
     types |= TABLES if is_packed else {}
     if is_described:
         types["X"] = f"tensordesc<{name}[{launch.BLOCK_M}, {launch.BLOCK_D}]>"
         types["Y"] = f"tensordesc<{name}[{launch.BLOCK_N}, {launch.BLOCK_D}]>"
     constants = {
         **({} if is_packed else NONE), **({} if grad else {"GRAD": None}), "METRIC": metric, "HAS_GRAD": grad != "",
-        "IS_PACKED": is_packed, "IS_DESCRIBED": is_described, "BAND": 8, **launch.blocks,
+        "IS_PACKED": is_packed, "IS_DESCRIBED": is_described, "IS_SPLIT": is_split, "BAND": 8, **launch.blocks,
     }  # fmt: skip
     rows = () if is_described else ("X", "Y", "stride_x", "stride_y")
     return Signature(
-        f"score_tiles {name}{label}", kernels.score_tiles, types, constants, (*aligned, "D", *rows), launch.options,
+        f"score_tiles {title}{label}", kernels.score_tiles, types, constants, (*aligned, "D", *rows), launch.options,
         has_matrix=dtype.itemsize == 2 and not is_rbf, has_wide_loads=has_wide_loads, targets=(arch,),
     )  # fmt: skip
 
@@ -112,6 +115,9 @@ def _tiles(arch: str) -> Iterator[Signature]:
     for dtype in (float32, bfloat16):
         yield _tile(dtype, "", arch, _triton.LARGE[dtype.itemsize][arch])
         yield _tile(dtype, " packed", arch, _triton.SMALL[dtype.itemsize], is_packed=True)
+    for label, launch in (("", split.LARGE.get(arch)), (", few", split.SMALL)):
+        if launch is not None and arch in split.LARGE:
+            yield _tile(float32, f" from parts{label}", arch, launch, is_split=True)
     yield _tile(float16, ", gradient of clamped", arch, _triton.CONSUMED[arch], metric="clamped_cosine", grad="fp16")
     yield _tile(
         float32, ", gradient of clamped, unaligned", arch, _triton.SMALL[4], metric="clamped_cosine", grad="fp32",
@@ -185,6 +191,13 @@ def _pulls() -> Iterator[Signature]:
     yield _pull(float16, targets=AMD, has_wide_loads=False)
 
 
+def _parts() -> Signature:
+    return Signature(
+        "split_rows", split.split_rows, {"A": REAL, "P": "*bf16", "count": INT}, {"BLOCK": split.BLOCK},
+        ("A", "P", "count"), {"num_warps": split.WARPS, "enable_fp_fusion": False}, has_wide_loads=True,
+    )  # fmt: skip
+
+
 SIGNATURES = (
-    *_rows(), *(signature for arch in _triton.TARGETS for signature in _tiles(arch)), *_groups(), *_pulls()
+    *_rows(), _parts(), *(signature for arch in _triton.TARGETS for signature in _tiles(arch)), *_groups(), *_pulls()
 )  # fmt: skip

@@ -1,7 +1,8 @@
 """`mrtkern plan`: how many responses per prompt a budget should buy, from a table of values or gradients of responses.
 
 packing.py reads the prompts and values; the library estimates the components and the best K; prompts drawn anew, with
-replacement, say how sure that is; plan_plot.py draws the curve. Memory: 8 bytes per value, 8 per prompt and feature.
+replacement, say how sure that is; plan_plot.py draws the curve. Memory beside the values: 24 bytes per prompt and
+feature, and some hundred megabytes.
 """
 
 from __future__ import annotations
@@ -188,18 +189,29 @@ class Groups(NamedTuple):
     inside: Any  # [B] sum of squared distances from the mean
 
 
-def summed(values: Any, offsets: Any) -> Groups:
-    """Prompts with at least one response. What is subtracted first is a row, so that equal rows leave exactly 0."""
-    wide = np.asarray(values, dtype=np.float64).reshape(int(offsets[-1]), -1)
-    wide = wide - wide[0]
-    wide -= wide.mean(0)
+def summed(values: Any, offsets: Any, exponent: int = 0) -> Groups:
+    """Prompts with at least one response, of values times 2**-exponent, some columns at a time.
+
+    What is subtracted first is a row, so that equal rows leave exactly 0.
+    """
+    T = int(offsets[-1])
+    values = np.asarray(values).reshape(T, -1)
     sizes = np.diff(offsets)
     starts, sizes = offsets[:-1][sizes > 0], sizes[sizes > 0]
-    first = wide[starts]
-    wide -= np.repeat(first, sizes, axis=0)
-    shift = np.add.reduceat(wide, starts, axis=0) / sizes[:, None]
-    wide -= np.repeat(shift, sizes, axis=0)
-    return Groups(sizes.astype(np.float64), first + shift, np.add.reduceat(np.square(wide).sum(1), starts))
+    means, inside = np.empty((len(sizes), values.shape[1])), np.zeros(len(sizes))
+    step = max(1, NUMBERS_PER_CHUNK // T)
+    for column in range(0, values.shape[1], step):
+        block = slice(column, column + step)
+        wide = np.ldexp(values[:, block].astype(np.float64), -exponent)
+        wide -= wide[0].copy()
+        wide -= wide.mean(0)
+        first = wide[starts]
+        wide -= np.repeat(first, sizes, axis=0)
+        shift = np.add.reduceat(wide, starts, axis=0) / sizes[:, None]
+        wide -= np.repeat(shift, sizes, axis=0)
+        means[:, block] = first + shift
+        inside += np.add.reduceat(np.square(wide).sum(1), starts)
+    return Groups(sizes.astype(np.float64), means, inside)
 
 
 def resampled(groups: Groups, times: Any, correction: float = 1.0) -> Any:
@@ -298,8 +310,9 @@ def planned(args: argparse.Namespace, packed: Packed, values: Any) -> Plan:
         choice = costs.choice(found.between, found.within)
     except (ValueError, MemoryError) as error:
         raise InputError(f"{args.input} cannot be planned from: {reason(error)}") from error
-    exponent = math.frexp(float(np.max(np.abs(values), initial=0.0)))[1]  # squares of what is scaled do not overflow
-    groups = summed(np.ldexp(values.astype(np.float64), -exponent), packed.offsets)
+    largest = max(float(np.max(values, initial=0.0)), -float(np.min(values, initial=0.0)))
+    exponent = math.frexp(largest)[1]  # squares of what is scaled do not overflow
+    groups = summed(values, packed.offsets, exponent)
     B = len(groups.sizes)
     draws = np.concatenate([resampled(groups, times, B / (B - 1)) for times in drawn(groups, args.seed, DRAWS)])
     choices = [costs.choice(*pair) for pair in draws.tolist()]

@@ -83,7 +83,10 @@ def test_rows_of_a_prompt_may_stand_apart_and_gradients_follow_the_file(tmp_path
         oracle.assert_summed(got, want, steps, abs(v.between_raw) + v.within)
 
 
-def test_prompts_taken_once_give_the_components_themselves() -> None:
+@pytest.mark.parametrize("numbers", [1 << 23, 2 * 20])
+def test_prompts_taken_once_give_the_components_themselves(numbers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all columns at a time, and of two."""
+    monkeypatch.setattr(command, "NUMBERS_PER_CHUNK", numbers)
     rng = np.random.default_rng(2)
     values, offsets = rng.standard_normal((20, 3)), np.cumsum([0, *SIZES])
     groups = command.summed(values, offsets)

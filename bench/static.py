@@ -7,7 +7,7 @@ these.
 
 Rules: no spills; matrix instructions where products are of 16-bit numbers; at least 90 % of the bytes that hot loops
 load come 16 at a time where inputs are aligned; shared memory within the target. Registers and instructions may exceed
-what is committed by a tenth.
+what is committed by a tenth; occupancy (bench/occupancy.py) may not fall.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from bench import occupancy
 from mrtkern.ops import OPS
 
 LIMITS = Path(__file__).with_name("limits")
@@ -57,6 +58,8 @@ class Code:
     copies: int  # asynchronous copies
     wide: float  # share of the bytes loaded in hot loops that come 16 at a time
     instructions: int
+    warps: int  # of a program
+    resident: int  # programs on a multiprocessor at once
     rules: tuple[str, ...]  # of "matrix", "wide", "some wide": what must hold
     room: int  # bytes of shared memory of the target
 
@@ -65,8 +68,15 @@ class Code:
         """Where it stands in the file of limits."""
         return f"{self.kernel} | {self.arch}"
 
+    @property
+    def occupancy(self) -> float:
+        """Share of a multiprocessor's places for warps that are taken."""
+        return occupancy.occupancy(self.arch, self.resident, self.warps)
 
-COMMITTED = ("registers", "shared", "matrix", "products", "copies", "wide", "instructions")
+
+COMMITTED = (
+    "registers", "shared", "matrix", "products", "copies", "wide", "instructions", "warps", "resident", "occupancy"
+)  # fmt: skip
 
 
 def faults(code: Code, committed: dict[str, Any] | None) -> list[str]:
@@ -76,6 +86,8 @@ def faults(code: Code, committed: dict[str, Any] | None) -> list[str]:
         found.append(f"{code.spills} spills")
     if code.shared > code.room:
         found.append(f"{code.shared} bytes of shared memory where there are {code.room}")
+    if not code.resident:
+        found.append(f"a program of {code.warps} warps with {code.registers} registers fits no multiprocessor")
     if "matrix" in code.rules and not code.products:
         found.append("no matrix instruction in a 16-bit product")
     if "wide" in code.rules and code.wide < WIDE:
@@ -87,6 +99,8 @@ def faults(code: Code, committed: dict[str, Any] | None) -> list[str]:
             now, before = getattr(code, name), committed[name]
             if now > SLACK * before:
                 found.append(f"{now} {name} where {before} are committed")
+        if code.occupancy < committed["occupancy"]:
+            found.append(f"occupancy {code.occupancy:.1%} where {committed['occupancy']:.1%} is committed")
         if code.matrix != committed["matrix"]:
             found.append(
                 f"matrix instruction {code.matrix or 'none'} where {committed['matrix'] or 'none'} is committed"
@@ -228,8 +242,15 @@ def compile_signature(op: str, signature: Any, arch: str) -> Code:
     compiled = triton.compile(source, target=target, options=options)
     rules = ("matrix",) * signature.has_matrix + ("wide",) * signature.has_wide_loads
     numbers = amd(compiled) if is_amd else nvidia(compiled)
-    shared = int(compiled.metadata.shared)
-    return Code(op, signature.name, arch, shared=shared, rules=rules, room=_triton.SHARED[arch], **numbers)
+    shared, warps = int(compiled.metadata.shared), int(compiled.metadata.num_warps)
+    resident = occupancy.resident(
+        arch, registers=numbers["registers"], shared=shared, warps=warps,
+        tensor_columns=getattr(compiled.metadata, "tmem_size", 0),
+    )  # fmt: skip
+    return Code(
+        op, signature.name, arch, shared=shared, warps=warps, resident=resident, rules=rules, room=_triton.SHARED[arch],
+        **numbers,
+    )  # fmt: skip
 
 
 def work(modules: Sequence[str], archs: Sequence[str], index: int, count: int) -> None:
@@ -291,10 +312,11 @@ def write(codes: Sequence[Code]) -> None:
 
 def table(codes: Sequence[Code]) -> Iterator[str]:
     """One line per kernel and target, columns of equal width."""
-    names = [field.name for field in fields(Code) if field.name not in ("rules", "room")]
+    names = [*(field.name for field in fields(Code) if field.name not in ("rules", "room")), "occupancy"]
     rows = [names]
     for code in codes:
-        cells = {**asdict(code), "matrix": code.matrix or "-", "wide": f"{code.wide:.0%}"}
+        shares = {"wide": f"{code.wide:.0%}", "occupancy": f"{code.occupancy:.0%}"}
+        cells = {**asdict(code), "matrix": code.matrix or "-", **shares}
         rows.append([str(cells[name]) for name in names])
     widths = [max(len(row[i]) for row in rows) for i in range(len(names))]
     for row in rows:

@@ -20,9 +20,9 @@ from tests.tools.repository import ROOT
 
 GOOD = static.Code(
     op="op", kernel="kernel", arch="sm_80", registers=100, spills=0, shared=1000, matrix="HMMA", products=8, copies=4,
-    wide=1.0, instructions=500, rules=("matrix", "wide"), room=1000,
+    wide=1.0, instructions=500, warps=4, resident=4, rules=("matrix", "wide"), room=1000,
 )  # fmt: skip
-LIMITS = {"registers": 100, "instructions": 500, "matrix": "HMMA"}
+LIMITS = {"registers": 100, "instructions": 500, "matrix": "HMMA", "occupancy": 0.25}
 
 
 @pytest.mark.compile
@@ -58,12 +58,18 @@ def test_planted_faults_of_machine_code_are_found() -> None:
         ({"matrix": "", "products": 0}, "no matrix instruction in a 16-bit product"),
         ({"registers": 111}, "111 registers where 100 are committed"),
         ({"instructions": 551}, "551 instructions where 500 are committed"),
+        ({"resident": 3}, "occupancy 18.8% where 25.0% is committed"),
+        ({"resident": 0, "warps": 32}, "a program of 32 warps with 100 registers fits no multiprocessor"),
         ({"matrix": "HGMMA"}, "matrix instruction HGMMA where HMMA is committed"),
     ],
 )
 def test_a_regression_is_said_in_a_sentence(change: dict[str, object], sentence: str) -> None:
     assert static.faults(GOOD, LIMITS) == []
     assert static.faults(replace(GOOD, **change), LIMITS)[0] == f"op, kernel | sm_80: {sentence}"  # type: ignore[arg-type]
+
+
+def test_fewer_programs_of_more_warps_are_no_lower_occupancy() -> None:
+    assert static.faults(replace(GOOD, resident=2, warps=8), LIMITS) == []
 
 
 def test_the_innermost_loops_that_load_are_the_hot_ones() -> None:

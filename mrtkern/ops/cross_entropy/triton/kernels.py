@@ -339,9 +339,11 @@ def _gradient(
         if IS_ONE_TILE:
             _write(G, narrow, columns, V, m, factor, tilt, constant, cap_in, cap_out, CAP, HAS_TILT)
         else:
+            # From the end: what was read last still lies in the L2 cache, of rows that it does not hold as well.
+            last = (tl.cdiv(V, TILE) - 1) * TILE
             for v in range(0, V, TILE):
-                z = _load(Z, v + columns, V, "evict_first")
-                _write(G, z, v + columns, V, m, factor, tilt, constant, cap_in, cap_out, CAP, HAS_TILT)
+                z = _load(Z, last - v + columns, V, "evict_first")
+                _write(G, z, last - v + columns, V, m, factor, tilt, constant, cap_in, cap_out, CAP, HAS_TILT)
         tl.debug_barrier()  # before other threads correct the targets
         _write_targets(G, V, begin, end, TARGETS, SLOPE, ignore_index, HAS_PART, BLOCK_E)
 

@@ -3,6 +3,7 @@
 // Ids are int32 arrays at addresses; every call lets other Python threads run, and may be interrupted.
 #pragma once
 
+#include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
 #include <memory>
@@ -23,6 +24,52 @@ inline mrt::MatrixType matrix_type_of(const std::string& name) {
                                  {"float16", mrt::MatrixType::float16},
                                  {"uint16", mrt::MatrixType::uint16}});
 }
+
+// A ground on a device: Python computes what the loop asks, `asked` has a method of each name. Arrays are views of the
+// loop's memory, gone after the call.
+class PythonOracle : public mrt::Oracle {
+ public:
+  PythonOracle(py::object asked, int64_t candidates) : asked_(std::move(asked)), candidates_(candidates) {}
+
+  int64_t candidates() const override { return candidates_; }
+  bool bounds(int64_t* out) override {
+    const py::gil_scoped_acquire gil;
+    return asked_.attr("bounds")(view(out, candidates_)).cast<bool>();
+  }
+  void gains(const int32_t* ids, int64_t count, int64_t* out) override {
+    const py::gil_scoped_acquire gil;
+    asked_.attr("gains")(view(ids, count), view(out, count));
+  }
+  void all_gains(int64_t* out) override {
+    const py::gil_scoped_acquire gil;
+    asked_.attr("all_gains")(view(out, candidates_));
+  }
+  int64_t batch() const override { return number("batch"); }
+  int64_t least_batch() const override { return number("batch"); }  // a launch takes as long for one
+  int64_t refresh_after() const override { return number("refresh_after"); }
+  bool is_cheap() const override { return number("is_cheap") != 0; }
+  void take(const int32_t* ids, int64_t count, int64_t* gained) override {
+    const py::gil_scoped_acquire gil;
+    asked_.attr("take")(view(ids, count), gained == nullptr ? py::object(py::none()) : view(gained, count));
+  }
+  void before_pick(const uint8_t* is_open) override {
+    const py::gil_scoped_acquire gil;
+    asked_.attr("before_pick")(view(is_open, candidates_));
+  }
+
+ private:
+  template <class T>
+  static py::object view(T* values, int64_t count) {
+    return py::array_t<std::remove_const_t<T>>(count, values, py::none());
+  }
+  int64_t number(const char* name) const {
+    const py::gil_scoped_acquire gil;
+    return asked_.attr(name).cast<int64_t>();
+  }
+
+  const py::object asked_;
+  const int64_t candidates_;
+};
 
 // weight and quality: 0 where there are none. maximum: the largest weight times quality.
 struct PairWeights {
@@ -93,6 +140,11 @@ inline void copy_picks(const mrt::LazyGreedy& greedy, Address ids, Address gains
   std::copy(greedy.gains().begin(), greedy.gains().end(), at<int64_t>(gains));
 }
 
+template <class Ground>
+int64_t cover(Ground& ground, Address ids, int64_t count, Address rows, int64_t num_rows) {
+  return released([&] { return ground.cover(at<const int32_t>(ids), count, at<const int32_t>(rows), num_rows); });
+}
+
 inline void bind_oracles(py::module_& m) {
   py::class_<PairWeights>(m, "PairWeights", py::module_local())
       .def(py::init(
@@ -102,17 +154,15 @@ inline void bind_oracles(py::module_& m) {
       .def(py::init(&large_problem), py::kw_only(), py::arg("candidates"), py::arg("covered"), py::arg("N"),
            py::arg("M"), py::arg("metric"), py::arg("radius"), py::arg("weights"), py::arg("is_ordered"),
            py::arg("list_bytes"), py::arg("threads"));
-  py::class_<mrt::Oracle>(m, "Oracle", py::module_local())
-      .def(
-          "cover",
-          [](mrt::Oracle& oracle, Address ids, int64_t count, Address rows, int64_t num_rows) {
-            return released(
-                [&] { return oracle.cover(at<const int32_t>(ids), count, at<const int32_t>(rows), num_rows); });
-          },
-          py::kw_only(), py::arg("ids"), py::arg("count"), py::arg("rows"), py::arg("num_rows"));
+  py::class_<mrt::Oracle>(m, "Oracle", py::module_local());
+  m.attr("NEVER") = mrt::Oracle::NEVER;
+  py::class_<PythonOracle, mrt::Oracle>(m, "PythonOracle", py::module_local())
+      .def(py::init<py::object, int64_t>(), py::arg("asked"), py::arg("candidates"));
   py::class_<mrt::TableOracle, mrt::Oracle>(m, "TableOracle", py::module_local())
       .def(py::init(&table_of_matrix), py::kw_only(), py::arg("data"), py::arg("dtype"), py::arg("shape"),
            py::arg("strides"), py::arg("scale"), py::arg("weights"), py::arg("threads"))
+      .def("cover", &cover<mrt::TableOracle>, py::kw_only(), py::arg("ids"), py::arg("count"), py::arg("rows"),
+           py::arg("num_rows"))
       .def(
           "owners",
           [](const mrt::TableOracle& oracle, Address ids, int64_t count, int64_t covered, Address owner) {
@@ -125,7 +175,9 @@ inline void bind_oracles(py::module_& m) {
       .def_static("bytes", &mrt::TableOracle::bytes, py::arg("candidates"), py::arg("covered"));
   py::class_<mrt::GraphOracle, mrt::Oracle>(m, "GraphOracle", py::module_local())
       .def(py::init(&graph_oracle), py::kw_only(), py::arg("offsets"), py::arg("ids"), py::arg("values"),
-           py::arg("shape"), py::arg("scale"), py::arg("has_self"), py::arg("weights"), py::arg("threads"));
+           py::arg("shape"), py::arg("scale"), py::arg("has_self"), py::arg("weights"), py::arg("threads"))
+      .def("cover", &cover<mrt::GraphOracle>, py::kw_only(), py::arg("ids"), py::arg("count"), py::arg("rows"),
+           py::arg("num_rows"));
   py::class_<mrt::FeaturesOracle, mrt::Oracle>(m, "FeaturesOracle", py::module_local())
       .def(py::init([](const mrt::LargeProblem& problem) {
              return released([&] { return std::make_unique<mrt::FeaturesOracle>(problem); });
@@ -135,6 +187,8 @@ inline void bind_oracles(py::module_& m) {
                              [](const mrt::FeaturesOracle& oracle) {
                                return std::make_pair(oracle.bad_candidate(), oracle.bad_covered());
                              })
+      .def("cover", &cover<mrt::FeaturesOracle>, py::kw_only(), py::arg("ids"), py::arg("count"), py::arg("rows"),
+           py::arg("num_rows"))
       .def("table", [](mrt::FeaturesOracle& oracle) { return released([&] { return oracle.table(); }); })
       .def(
           "owners",

@@ -77,7 +77,7 @@ bool LazyGreedy::pick(int64_t until, int64_t k, int64_t least) {
   while (static_cast<int64_t>(ids_.size()) < until) {
     breathe(k);
     oracle_.before_pick(open_.data());
-    if (step_ > 0 && refreshes_ == 0 && !oracle_.is_cheap()) refresh();
+    if (step_ > 0 && refreshes_ == 0 && oracle_.refresh_after() != Oracle::NEVER) refresh();
     check_bound(k);
     const int64_t j = leader();
     if (j < 0) {
@@ -87,8 +87,7 @@ bool LazyGreedy::pick(int64_t until, int64_t k, int64_t least) {
     if (bounds_[j] < least) return false;
     const int64_t gain = bounds_[j];
     const auto id = static_cast<int32_t>(j);
-    int64_t again;
-    oracle_.take(&id, 1, &again);
+    oracle_.take(&id, 1, nullptr);
     std::pop_heap(heap_.begin(), heap_.end());
     heap_.pop_back();
     add(id, gain);
@@ -152,7 +151,7 @@ void LazyGreedy::add(int32_t id, int64_t gain) {
 int64_t LazyGreedy::leader() {
   std::vector<int32_t> batch;
   int64_t leading = 0;
-  for (int64_t most = 1;; most = std::min(2 * most, oracle_.batch())) {
+  for (int64_t most = oracle_.least_batch();; most = std::min(2 * most, oracle_.batch())) {
     batch.clear();
     while (!heap_.empty() && static_cast<int64_t>(batch.size()) < most) {
       const Entry top = heap_.front();
@@ -172,7 +171,7 @@ int64_t LazyGreedy::leader() {
       leading = std::max(leading, bounds_[id]);
       push(id);
     }
-    if (!oracle_.is_cheap() && since_refresh_ >= oracle_.refresh_after()) refresh();
+    if (since_refresh_ >= oracle_.refresh_after()) refresh();
   }
 }
 
@@ -198,7 +197,7 @@ int64_t LazyGreedy::largest_bounds(int64_t k) const {
 }
 
 // The sum of the k largest gains: in the order of their bounds, candidates become exact until k of them are not below
-// the next bound.
+// the next bound, or until all of them are.
 int64_t LazyGreedy::largest_gains(int64_t k) {
   if (k == 0) return 0;
   const int64_t many = std::max(oracle_.batch(), k / 4);  // a few of them are not needed in the end
@@ -239,6 +238,10 @@ int64_t LazyGreedy::largest_gains(int64_t k) {
       throw;
     }
     for (int32_t id : batch) consider(bounds_[id]);
+    if (since_refresh_ >= oracle_.refresh_after()) {
+      refresh();
+      return largest_bounds(k);
+    }
   }
   rebuild();
   return sum;

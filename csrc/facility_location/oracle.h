@@ -23,18 +23,18 @@ class Oracle {
     std::iota(all.begin(), all.end(), 0);
     gains(all.data(), candidates(), out);
   }
-  // How many candidates `gains` likes at a time.
+  // How many candidates `gains` likes at a time, and with how many it costs what it does with one.
   virtual int64_t batch() const { return 64; }
-  // After so many single gains it is better to ask for all of them.
-  virtual int64_t refresh_after() const { return candidates(); }
-  // Whether a gain costs little: then the loop asks for exact ones where bounds would do.
+  virtual int64_t least_batch() const { return 1; }
+  // After so many single gains it is better to ask for all of them; NEVER: gains are read, not computed.
+  static constexpr int64_t NEVER = INT64_MAX;
+  virtual int64_t refresh_after() const { return NEVER; }
+  // Whether gains of as many candidates as are kept cost little: then the bound is made of exact ones.
   virtual bool is_cheap() const { return true; }
-  // Rows are covered by these candidates, one after the other; what each of them gained.
+  // Rows are covered by these candidates, one after the other; what each of them gained (null: nobody asks).
   virtual void take(const int32_t* ids, int64_t count, int64_t* gained) = 0;
   // Before each pick: the ground may change the way it holds its pairs. is_open: who may be picked yet.
   virtual void before_pick(const uint8_t* is_open) { (void)is_open; }
-  // Sum over these rows of the largest pair that one of these candidates has with each, whatever was taken.
-  virtual int64_t cover(const int32_t* ids, int64_t count, const int32_t* rows, int64_t num_rows) = 0;
 };
 
 }  // namespace mrt

@@ -299,7 +299,7 @@ STILL = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from mrtkern.__main__ import main
-from mrtkern.ops.facility_location.cpu import large
+from mrtkern.ops.facility_location import large
 least = large.Call._least
 def still(self):
     if self.greedy.picked > 5:

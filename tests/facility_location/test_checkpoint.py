@@ -18,7 +18,7 @@ from tests.tools import process
 from tests.tools.repository import ROOT
 
 pytest.importorskip("mrtkern._C", reason="installed without compiled kernels")
-from mrtkern.ops.facility_location.cpu import large
+from mrtkern.ops.facility_location import large
 from tests.facility_location.test_large_selection_cpu import mixture, ones, room, same
 
 N, K = 1500, 50

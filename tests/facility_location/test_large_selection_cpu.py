@@ -21,7 +21,7 @@ from tests.tools import process
 
 C = pytest.importorskip("mrtkern._C", reason="installed without compiled kernels")
 from mrtkern.ops.facility_location import graphs  # noqa: E402  needs the kernels
-from mrtkern.ops.facility_location.cpu import large, oracles  # noqa: E402  needs the kernels
+from mrtkern.ops.facility_location.cpu import oracles  # noqa: E402  needs the kernels
 
 METRICS = ("shifted_cosine", "clamped_cosine")
 WAYS = ("table", "lists", "products")
@@ -31,7 +31,7 @@ LEAST = 1e-3  # of a similarity: what counts as 1 is the largest, and bonuses ar
 
 def room(way: str, N: int, M: int, D: int, is_self: bool) -> int:
     """max_memory with which features are held this way."""
-    least = oracles.packed_bytes(N, M, D, is_self) + large.LOOP_BYTES * N
+    least = oracles.packed_bytes(N, M, D, is_self) + oracles.LOOP_BYTES * N
     return least + {"table": C.TableOracle.bytes(N, M), "lists": C.TableOracle.bytes(N, M) - 1, "products": 0}[way]
 
 
@@ -307,8 +307,8 @@ def a_graph(is_csr: bool) -> Any:
 @pytest.mark.parametrize("prepare", [a_matrix, a_graph])
 def test_memory_of_matrices_and_graphs_is_what_the_docstring_says(prepare: Any, is_other: bool) -> None:
     stated = {
-        a_matrix: 64 * 4000 + 2 * 4000 * 4000 + large.MATRIX_BYTES,
-        a_graph: 64 * 40_000 + large.EDGE_BYTES * 40_000 * 32 + 48 * 80_000 + large.GRAPH_BYTES,
+        a_matrix: 64 * 4000 + 2 * 4000 * 4000 + oracles.MATRIX_BYTES,
+        a_graph: 64 * 40_000 + oracles.EDGE_BYTES * 40_000 * 32 + 48 * 80_000 + oracles.GRAPH_BYTES,
     }
     assert stated[prepare] / 3 <= process.peak(prepare, is_other) <= stated[prepare] + 2**20
 

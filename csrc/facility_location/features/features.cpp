@@ -71,6 +71,7 @@ void FeaturesOracle::put_in_order() {
 }
 
 int64_t FeaturesOracle::refresh_after() const {
+  if (lists_ != nullptr) return NEVER;
   return static_cast<int64_t>(REFRESH_SHARE * alive_share_ * static_cast<double>(problem_.N)) + 1;
 }
 
@@ -203,7 +204,7 @@ void FeaturesOracle::take(const int32_t* named, int64_t count, int64_t* gained) 
   const int32_t* const ids = positions.data();
   if (lists_ != nullptr) {
     for (int64_t i = 0; i < count; ++i) {
-      gained[i] = lists_->gain(ids[i], reached());
+      if (gained != nullptr) gained[i] = lists_->gain(ids[i], reached());
       lists_->take(ids[i], reached());
     }
     return;
@@ -224,7 +225,7 @@ void FeaturesOracle::take(const int32_t* named, int64_t count, int64_t* gained) 
       kernel.pairs_stored(block, rule, t, stride(), lanes.of(worker.index(), 0, 0));
     });
     for (int64_t i = 0; i < left.count(); ++i) {
-      gained[first + i] = kernel.excess(t + i * stride(), reached(), stride());
+      if (gained != nullptr) gained[first + i] = kernel.excess(t + i * stride(), reached(), stride());
       kernel.reach(t + i * stride(), stride(), reached());
     }
   }

@@ -54,7 +54,8 @@ class FeaturesOracle : public Oracle {
   bool is_cheap() const override { return lists_ != nullptr; }
   void take(const int32_t* ids, int64_t count, int64_t* gained) override;
   void before_pick(const uint8_t* is_open) override;
-  int64_t cover(const int32_t* ids, int64_t count, const int32_t* rows, int64_t num_rows) override;
+  // Sum over these rows of the largest pair that one of these candidates has with each, whatever was taken.
+  int64_t cover(const int32_t* ids, int64_t count, const int32_t* rows, int64_t num_rows);
 
  private:
   struct Sample;

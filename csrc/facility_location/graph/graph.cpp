@@ -43,7 +43,7 @@ void GraphOracle::gains(const int32_t* ids, int64_t count, int64_t* out) {
 
 void GraphOracle::take(const int32_t* ids, int64_t count, int64_t* gained) {
   for (int64_t i = 0; i < count; ++i) {
-    gained[i] = lists_.gain(ids[i], reached_.data());
+    if (gained != nullptr) gained[i] = lists_.gain(ids[i], reached_.data());
     lists_.take(ids[i], reached_.data());
   }
 }

@@ -66,7 +66,7 @@ void TableOracle::take(const int32_t* ids, int64_t count, int64_t* gained) {
   auto* const reached = reinterpret_cast<uint16_t*>(reached_.data());
   is_fresh_ = is_fresh_ && count == 0;
   for (int64_t i = 0; i < count; ++i) {
-    gains(ids + i, 1, gained + i);
+    if (gained != nullptr) gains(ids + i, 1, gained + i);
     facility_location_kernels().reach(row(ids[i]), stride_, reached);
   }
 }

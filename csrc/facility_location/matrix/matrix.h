@@ -32,7 +32,8 @@ class TableOracle : public Oracle {
   bool bounds(int64_t* out) override;
   void gains(const int32_t* ids, int64_t count, int64_t* out) override;
   void take(const int32_t* ids, int64_t count, int64_t* gained) override;
-  int64_t cover(const int32_t* ids, int64_t count, const int32_t* rows, int64_t num_rows) override;
+  // Sum over these rows of the largest pair that one of these candidates has with each, whatever was taken.
+  int64_t cover(const int32_t* ids, int64_t count, const int32_t* rows, int64_t num_rows);
 
  private:
   const uint16_t* row(int64_t j) const { return reinterpret_cast<const uint16_t*>(table_.data()) + j * stride_; }

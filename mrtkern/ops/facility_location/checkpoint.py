@@ -36,7 +36,7 @@ def fingerprint(tensors: Iterable[Tensor | None], words: Iterable[Any]) -> str:
             continue
         found.update(f"{value.dtype} {list(value.shape)}".encode())
         for rows in value.split(CHUNK) if value.ndim else [value]:
-            found.update(rows.contiguous().view(torch.uint8).numpy() if rows.numel() else b"")
+            found.update(rows.contiguous().view(torch.uint8).cpu().numpy() if rows.numel() else b"")
     found.update(json.dumps(list(words)).encode())
     return found.hexdigest()
 

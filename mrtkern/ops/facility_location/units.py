@@ -24,11 +24,20 @@ class Units(NamedTuple):
     slack: Tensor  # how far rounding can have moved the optimum
 
 
+def quotient(x: Tensor, divisor: float) -> Tensor:
+    """x [...] float64 over a number, rounded once: by a number alone CUDA multiplies with its reciprocal."""
+    return x / torch.full((), divisor, dtype=torch.float64, device=x.device)
+
+
 def fixed_point(s: Tensor, scale: float, weight: Tensor, quality: Tensor, maximum: float) -> Tensor:
     """t [M, N] int64 from similarities s [M, N] in units of 1 / scale; weight [M], quality [N] float32."""
-    unit = (weight.double() * lattice.STEPS / (scale * maximum)).float()
-    t = torch.round(s.clamp(min=0).float() * (unit[:, None] * quality[None, :]))
+    t = torch.round(s.clamp(min=0).float() * (units(weight, scale, maximum)[:, None] * quality[None, :]))
     return t.clamp(max=lattice.STEPS).long()
+
+
+def units(weight: Tensor, scale: float, maximum: float) -> Tensor:
+    """u [M] float32: what a similarity of 1 / scale is worth in steps, before the candidate's quality."""
+    return quotient(weight.double() * lattice.STEPS, scale * maximum).float()
 
 
 def least_steps(gain: float, step: float) -> int:
@@ -54,7 +63,7 @@ def of(ground: Ground, rule: Rule, asked: Tensor | None = None) -> Units:
     """The units of each problem. asked [B] int64: picks that were asked for, where the problem has too few."""
     maximum = _maximum(ground, rule)
     pair = maximum * ground.scale
-    step = pair / lattice.STEPS
+    step = quotient(pair, lattice.STEPS)
     half = 0.5 + 2.0**-6  # half a step, and the roundings of the float32 product before it
     error = feature_error(ground.x.shape[1], ground.metric) if isinstance(ground, (Features, Groups)) else 0.0
     slack = ground.covered.diff() * (pair * error + half * step)

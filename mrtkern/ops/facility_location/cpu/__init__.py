@@ -11,8 +11,8 @@ import torch
 
 import mrtkern._C as _C
 from mrtkern import _device
-from mrtkern.ops.facility_location import grouped
-from mrtkern.ops.facility_location.cpu import groups, large, split
+from mrtkern.ops.facility_location import grouped, large
+from mrtkern.ops.facility_location.cpu import groups, oracles, split
 from mrtkern.ops.facility_location.ground import Features, Ground, Groups
 from mrtkern.ops.facility_location.problem import Problem
 from mrtkern.ops.facility_location.rule import Rule
@@ -39,10 +39,12 @@ def is_small(problem: Problem) -> bool:
 
 def memory(problem: Problem) -> int:
     """Bytes beyond inputs and results."""
-    return groups.memory(problem, torch.get_num_threads()) if is_small(problem) else large.memory(problem)
+    return groups.memory(problem, torch.get_num_threads()) if is_small(problem) else oracles.memory(problem)
 
 
 def forward(problem: Problem, ground: Ground, rule: Rule) -> Picks:
     if is_small(problem) and isinstance(ground, (Features, Groups)):
         return groups.forward(ground, rule)
-    return split.forward(problem, ground, rule) if isinstance(ground, Groups) else large.forward(ground, rule)
+    if isinstance(ground, Groups):
+        return split.forward(problem, ground, rule)
+    return large.Call(ground, rule, oracles.ENGINE).picks()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,24 +10,29 @@ from torch import Tensor
 import mrtkern._C as _C
 from mrtkern import _check, _device, lattice
 from mrtkern._device import address
-from mrtkern.ops.facility_location import graphs
+from mrtkern.ops.facility_location import large, owners
 from mrtkern.ops.facility_location.ground import Features, Graph, Ground, Matrix
+from mrtkern.ops.facility_location.problem import Problem
 from mrtkern.ops.facility_location.rule import Rule
-from mrtkern.ops.facility_location.units import fixed_point
 
-COLUMNS_AT_ONCE = 1 << 19  # entries of a matrix whose owners are looked for at a time
-
-
-class Oracle(Protocol):
-    """A ground, ready for the greedy loop."""
-
-    handle: Any  # _C.Oracle
-
-    def owners(self, ids: Tensor) -> Tensor:
-        """Position of the most similar of `ids` (ascending) for each row, -1 where none is similar at all, [M]."""
+LOOP_BYTES = 64  # of the loop, a candidate
+EDGE_BYTES = 24  # of a graph: lists by candidate with their heads and, where some are missing, a copy without them
+GRAPH_BYTES = 32 << 20  # beside them: what checks and owners make of some edges at a time
+MATRIX_BYTES = 40 << 20  # beside the table: owners, where it is not of the similarities themselves
 
 
-def of(ground: Ground, rule: Rule, maximum: float, room: int) -> Oracle:
+def memory(problem: Problem) -> int:
+    """The least bytes beyond inputs and results with which it runs."""
+    N, M = problem.largest or 0, problem.M
+    loop = LOOP_BYTES * N
+    if problem.form is Matrix:
+        return loop + int(_C.TableOracle.bytes(N, M)) + MATRIX_BYTES
+    if problem.form is Graph:
+        return loop + EDGE_BYTES * problem.edges + 48 * (N + M) + GRAPH_BYTES
+    return loop + packed_bytes(N, M, problem.D, problem.covered is None)
+
+
+def of(ground: Ground, rule: Rule, maximum: float, room: int) -> large.Oracle:
     """The ground's; `room`: bytes it may take. Weights are contiguous and outlive it."""
     weights = _C.PairWeights(weight=address(rule.weight), quality=address(rule.quality), maximum=maximum)
     if isinstance(ground, Matrix):
@@ -35,10 +40,20 @@ def of(ground: Ground, rule: Rule, maximum: float, room: int) -> Oracle:
     if isinstance(ground, Graph):
         return _Graph(ground, weights)
     assert isinstance(ground, Features)
-    return _Features(ground, weights, room)
+    return _Features(ground, weights, room - LOOP_BYTES * ground.largest)
 
 
-class _Features:
+class _Covering:
+    """What all of them cover by the same words."""
+
+    handle: Any
+
+    def cover(self, ids: Tensor, rows: Tensor) -> int:
+        ids, rows = ids.int(), rows.int()
+        return int(self.handle.cover(ids=ids.data_ptr(), count=len(ids), rows=rows.data_ptr(), num_rows=len(rows)))
+
+
+class _Features(_Covering):
     """Rows of features: a table of all pairs where it fits, else products when they are asked for, and lists later."""
 
     def __init__(self, ground: Features, weights: Any, room: int) -> None:
@@ -73,7 +88,7 @@ class _Features:
         return owner.long()
 
 
-class _Matrix:
+class _Matrix(_Covering):
     """A table of the matrix in fixed point."""
 
     def __init__(self, ground: Matrix, rule: Rule, weights: Any) -> None:
@@ -97,16 +112,10 @@ class _Matrix:
             owner, narrow = torch.empty(len(s), dtype=torch.int32, device="cpu"), ids.int()
             self.handle.owners(ids=narrow.data_ptr(), count=len(ids), covered=len(s), owner=owner.data_ptr())
             return owner.long()
-        ones, found = torch.ones(max(len(s), len(ids)), dtype=torch.float32, device="cpu"), []
-        for rows in s.split(max(COLUMNS_AT_ONCE // len(ids), 1)):
-            chosen = rows.index_select(1, ids).double()  # rows[:, ids] of uint16 is not in torch 2.6
-            plain = fixed_point(chosen / self.ground.scale, 1.0, ones[: len(rows)], ones[: len(ids)], 1.0)
-            best, position = plain.max(dim=1)  # the first of equal similarities
-            found.append(torch.where(best > 0, position, -1))
-        return torch.cat(found)
+        return owners.of_matrix(self.ground, ids)
 
 
-class _Graph:
+class _Graph(_Covering):
     """Lists of the graph turned round."""
 
     def __init__(self, ground: Graph, weights: Any) -> None:
@@ -123,32 +132,13 @@ class _Graph:
         )
 
     def owners(self, ids: Tensor) -> Tensor:
-        position = ids.new_full((self.ground.size,), -1)
-        position[ids] = torch.arange(len(ids), dtype=torch.int64, device="cpu")
-        found = [self._owners_of(ids, position, *part) for part in graphs.parts(self.ground.ends)]
-        return torch.cat([ids.new_empty(0), *found])
-
-    def _owners_of(self, ids: Tensor, position: Tensor, first: int, behind: int, edges: slice) -> Tensor:
-        graph = self.ground
-        at = position[graph.ids[edges]]
-        sizes = graph.ends[first : behind + 1].diff()
-        row = torch.repeat_interleave(sizes, output_size=len(at))
-        is_kept = at >= 0
-        row, at, value = row[is_kept], at[is_kept], graph.values[edges][is_kept]
-        if graph.has_self:  # kept rows that do not list themselves
-            mine = ids[(ids >= first) & (ids < behind)]
-            alone = mine[~torch.isin(mine, ids[at[row + first == ids[at]]])]
-            row, at = torch.cat([row, alone - first]), torch.cat([at, position[alone]])
-            value = torch.cat([value, value.new_ones(len(alone))])
-        one = torch.ones(1, dtype=torch.float32, device="cpu")
-        steps = fixed_point((value.double() / graph.scale)[None], 1.0, one, torch.ones_like(value), 1.0)[0]
-        key = steps * (len(ids) + 1) - at  # the largest: the most similar, of equals the lowest position
-        best = ids.new_zeros(behind - first).scatter_reduce(0, row, torch.where(steps > 0, key, 0), "amax")
-        found = -best % (len(ids) + 1)
-        return torch.where(best > 0, found, -1)
+        return owners.of_graph(self.ground, ids)
 
 
 def packed_bytes(N: int, M: int, D: int, is_self: bool) -> int:
     """Bytes of rows on the lattice, of bitmaps of dead tiles and of what a batch of candidates needs."""
     rows, width = N + 16 + (0 if is_self else M + 16), 2 * (D + 2)
     return rows * width + (N + 1024) * (M + 1024) // 2048 + 160 * (M + 64) + (320 << 20)
+
+
+ENGINE = large.Engine(memory, of)

@@ -13,7 +13,8 @@ from torch import Tensor
 
 import mrtkern._C as _C
 from mrtkern import _progress
-from mrtkern.ops.facility_location.cpu import groups, large
+from mrtkern.ops.facility_location import large
+from mrtkern.ops.facility_location.cpu import groups, oracles
 from mrtkern.ops.facility_location.ground import Features, Groups
 from mrtkern.ops.facility_location.problem import Problem
 from mrtkern.ops.facility_location.rule import Rule
@@ -33,7 +34,10 @@ def forward(problem: Problem, ground: Groups, rule: Rule) -> Picks:
         part, its_rule = cut(ground, rule, first, last)
         begin, end = (int(ground.offsets[b]) / max(len(ground.x), 1) for b in (first, last))
         with _progress.part(begin, end):
-            parts.append(large.forward(one_set(part), its_rule) if is_large[first] else groups.forward(part, its_rule))
+            if is_large[first]:
+                parts.append(large.Call(one_set(part), its_rule, oracles.ENGINE).picks())
+            else:
+                parts.append(groups.forward(part, its_rule))
     return joined(parts)
 
 

@@ -1,11 +1,13 @@
-"""One large problem: lazy greedy over an oracle, with a checkpoint, what fills up, owners and the value of chance."""
+"""One large problem on any device: lazy greedy over an oracle, with a checkpoint, what fills up, owners, the value of
+chance. Backends bring the oracle; the loop and its heap are the CPU's."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -13,36 +15,37 @@ from torch import Tensor
 import mrtkern._C as _C
 from mrtkern import _check, _device, _progress, _random, lattice
 from mrtkern.ops.facility_location import chance, checkpoint, units
-from mrtkern.ops.facility_location.cpu import oracles
-from mrtkern.ops.facility_location.ground import Features, Graph, Ground, Matrix
+from mrtkern.ops.facility_location.ground import Features, Ground
 from mrtkern.ops.facility_location.problem import Problem
 from mrtkern.ops.facility_location.rule import Course, Rule
 from mrtkern.ops.facility_location.selection import Picks
 
 SAVE_EVERY = 30.0  # seconds between two checkpoints
 AT_ONCE = 256  # picks between two looks at the clock where they are quick
-LOOP_BYTES = 64  # of the loop, a candidate
-EDGE_BYTES = 24  # of a graph: lists by candidate with their heads and, where some are missing, a copy without them
-GRAPH_BYTES = 32 << 20  # beside them: what checks and owners make of some edges at a time
-MATRIX_BYTES = 40 << 20  # beside the table: owners, where it is not of the similarities themselves
 
 
-def budget(course: Course) -> int:
+class Oracle(Protocol):
+    """A ground, ready for the greedy loop."""
+
+    handle: Any  # _C.Oracle
+
+    def owners(self, ids: Tensor) -> Tensor:
+        """Position of the most similar of `ids` (ascending) for each row, -1 where none is similar at all, [M]."""
+
+    def cover(self, ids: Tensor, rows: Tensor) -> int:
+        """Sum over these rows of the largest pair that one of these candidates has with each, whatever was taken."""
+
+
+class Engine(NamedTuple):
+    """What a backend brings."""
+
+    memory: Callable[[Problem], int]  # the least bytes beyond inputs and results with which it runs
+    oracle: Callable[[Ground, Rule, float, int], Oracle]  # of a ground, with the largest pair and the bytes it may take
+
+
+def budget(course: Course, device: torch.device) -> int:
     """Bytes that the call may take beside its inputs."""
-    if course.max_memory is not None:
-        return course.max_memory
-    return _device.memory(torch.device("cpu")) // 2
-
-
-def memory(problem: Problem) -> int:
-    """The least bytes beyond inputs and results with which it runs."""
-    N, M = problem.largest or 0, problem.M
-    loop = LOOP_BYTES * N
-    if problem.form is Matrix:
-        return loop + int(_C.TableOracle.bytes(N, M)) + MATRIX_BYTES
-    if problem.form is Graph:
-        return loop + EDGE_BYTES * problem.edges + 48 * (N + M) + GRAPH_BYTES
-    return loop + oracles.packed_bytes(N, M, problem.D, problem.covered is None)
+    return _device.memory(device) // 2 if course.max_memory is None else course.max_memory
 
 
 def _largest(values: Tensor | None) -> float:
@@ -57,41 +60,47 @@ def forward(ground: Ground, rule: Rule) -> Picks:
 class Call:
     """What one call makes on its way."""
 
-    def __init__(self, ground: Ground, rule: Rule) -> None:
+    def __init__(self, ground: Ground, rule: Rule, engine: Engine) -> None:
         weight, quality = (None if v is None else v.contiguous() for v in (rule.weight, rule.quality))
         rule = dataclasses.replace(rule, weight=weight, quality=quality)  # held here: the oracle keeps addresses
-        self.ground, self.rule = ground, rule
+        self.ground, self.rule, self.engine, self.device = ground, rule, engine, rule.k.device
         self.N, self.M = ground.largest, int(ground.covered[1])
         self.k, self.op = int(rule.k[0]), ground.caller.op
-        needed, room = memory(Problem.of(ground, rule)), budget(rule.course)
+        needed, room = engine.memory(Problem.of(ground, rule)), budget(rule.course, self.device)
         if needed > room:
-            got = "max_memory" if rule.course.max_memory is not None else "half of the machine's memory"
+            half = f"half of the {'machine' if self.device.type == 'cpu' else 'device'}'s memory"
+            got = "max_memory" if rule.course.max_memory is not None else half
             raise MemoryError(f"{ground.caller.subject} must leave room for {needed} bytes, got {room} bytes, {got}")
         self.maximum = _largest(rule.weight) * _largest(rule.quality) or 1.0
-        self.bonus = torch.zeros(self.N, dtype=torch.int64, device="cpu")
+        self.bonus = torch.zeros(self.N, dtype=torch.int64, device=self.device)
         if rule.bonus is not None:
-            self.bonus = torch.round(rule.bonus.double() * lattice.STEPS / (self.maximum * ground.scale)).long()
-        self.mask = torch.ones(self.N, dtype=torch.bool, device="cpu") if rule.mask is None else rule.mask.contiguous()
-        self.start = torch.zeros(0, dtype=torch.int64, device="cpu") if rule.start is None else rule.start
-        self.oracle = oracles.of(ground, rule, self.maximum, room - LOOP_BYTES * self.N)
+            steps = rule.bonus.double() * lattice.STEPS
+            self.bonus = torch.round(units.quotient(steps, self.maximum * ground.scale)).long()
+        self.mask = (
+            torch.ones(self.N, dtype=torch.bool, device=self.device) if rule.mask is None else rule.mask.contiguous()
+        )
+        self.start = torch.zeros(0, dtype=torch.int64, device=self.device) if rule.start is None else rule.start
+        self.oracle = engine.oracle(ground, rule, self.maximum, room)
         self.greedy = self._greedy()
 
     def _greedy(self) -> Any:
-        return _C.LazyGreedy(self.oracle.handle, bonus=self.bonus.data_ptr(), is_open=self.mask.data_ptr())
+        bonus, mask = self.bonus.cpu(), self.mask.cpu()  # the loop copies them
+        return _C.LazyGreedy(self.oracle.handle, bonus=bonus.data_ptr(), is_open=mask.data_ptr())
 
     def picks(self) -> Picks:
         """Select, and say what the selection is worth."""
-        start = self.start.int()
+        start = self.start.cpu().int()
         self.greedy.start(ids=start.data_ptr(), count=len(start))
         if self.rule.picks is not None:
-            given = (self.rule.picks - self.ground.first_row).int()
+            given = (self.rule.picks - self.ground.first_row).cpu().int()
             self.greedy.follow(ids=given.data_ptr(), count=len(given), k=self.k)
             is_short = False
         else:
             is_short = self._select()
         _progress.report(1.0)
         ids, gains = self.found()
-        ids, effective = torch.cat([self.start, ids]), int((gains > 0).sum())
+        effective = int((gains > 0).sum())
+        ids, gains = torch.cat([self.start, ids.to(self.device)]), gains.to(self.device)
         if self.rule.picks is None and not is_short:
             ids = torch.cat([ids, self._filled(ids, self.k - effective)])
         gains = torch.cat([gains.new_zeros(len(start)), gains, gains.new_zeros(len(ids) - len(start) - len(gains))])
@@ -104,7 +113,7 @@ class Call:
         )  # fmt: skip
 
     def found(self) -> tuple[Tensor, Tensor]:
-        """Picks so far and their gains."""
+        """Picks so far and their gains, on the CPU."""
         ids, gains = torch.empty((2, self.greedy.picked), dtype=torch.int64, device="cpu")
         self.greedy.copy_picks(ids=ids.data_ptr(), gains=gains.data_ptr())
         return ids, gains
@@ -185,12 +194,12 @@ class Call:
                 quality=None, bonus=None, fill="none", stop_gain=None, stop_fraction=None,
                 course=dataclasses.replace(self.rule.course, checkpoint=None),
             )  # fmt: skip
-            rest = Call(self.ground, plain)
-            narrow = ids.int()
+            rest = Call(self.ground, plain, self.engine)
+            narrow = ids.cpu().int()
             rest.greedy.start(ids=narrow.data_ptr(), count=len(narrow))
             with _progress.shown(self.op, False):  # it was heard of to the end already
                 rest._select()
-            more = rest.found()[0]
+            more = rest.found()[0].to(self.device)
             is_open[more] = False
         left = is_open.nonzero()[:, 0]
         if fill != "index":
@@ -207,7 +216,7 @@ class Call:
         if covers_itself:
             owner[ids] = ids
         counts = torch.bincount(owner[owner >= 0], minlength=self.N)
-        share = (counts[ids].double() / max(self.M, 1)).float()
+        share = units.quotient(counts[ids].double(), max(self.M, 1)).float()
         return torch.where(owner >= 0, owner + self.ground.first_row, -1), share
 
     def _random(self, k: int) -> int:
@@ -215,12 +224,5 @@ class Call:
         group_key = self.rule.group_key[0]
         key = chance.keys(self.rule.seed, _random.CHANCE, group_key, self.N)
         rows, factor = chance.sampled(self.rule.weight, self.M, self.rule.seed, group_key)
-
-        def cover(ids: Tensor, among: Tensor) -> int:
-            ids, among = ids.int(), among.int()
-            return int(
-                self.oracle.handle.cover(ids=ids.data_ptr(), count=len(ids), rows=among.data_ptr(), num_rows=len(among))
-            )
-
         sets = chance.draws(key, self.mask, self.start, k)
-        return chance.value(cover, self.bonus, sets, rows, factor)
+        return chance.value(self.oracle.cover, self.bonus, sets, rows, factor)

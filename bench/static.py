@@ -287,7 +287,7 @@ def compile_modules(modules: Sequence[str], archs: Sequence[str] = ()) -> list[C
 
 def modules_of(ops: Iterable[str]) -> list[str]:
     """Where operations have kernels for Triton; a benchmark may be of a part of an operation."""
-    names = [f"mrtkern.ops.{op}.{part}" for op in ops if op in OPS for part in ("triton", "gains")]
+    names = [f"mrtkern.ops.{op}.triton" for op in ops if op in OPS]
     return [name for name in names if importlib.util.find_spec(name) is not None]
 
 

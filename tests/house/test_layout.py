@@ -38,8 +38,8 @@ REQUIRED = {"__init__", "problem", "op", "reference"}
 # of one operation or two
 PARTS = {
     "approximate", "arguments", "ground", "graphs", "rule", "units", "selection", "chance", "checkpoint", "grouped",
-    "large", "owners", "lists", "deduplicate", "chains", "chunks", "details", "gains", "library", "log_prob", "passes",
-    "rows", "tiles", "traffic",
+    "large", "owners", "lists", "deduplicate", "chains", "chunks", "details", "library", "log_prob", "passes", "rows",
+    "tiles", "traffic",
 }  # fmt: skip
 ALLOWED = REQUIRED | {*BACKENDS, *PARTS}
 # who may import whom: what stands higher may import what stands lower, and its own kind; below all, what is named _…

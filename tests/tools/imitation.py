@@ -77,6 +77,9 @@ class Imitated(Tensor):
     def untyped_storage(self) -> Any:
         return self.host.untyped_storage()
 
+    def new_tensor(self, data: Any, **kwargs: Any) -> Tensor:
+        return torch.tensor(data, **{"dtype": self.dtype, "device": THERE, **kwargs})
+
     def tolist(self) -> Any:
         return self.host.tolist()
 
@@ -248,10 +251,12 @@ def launched(launch: Callable[..., Any]) -> Callable[..., Any]:
 def with_large_blocks(patch: pytest.MonkeyPatch) -> None:
     """The blocks of the interpreter, which takes as long for a small one as for a large one."""
     from mrtkern._triton import rows as lattice_rows
+    from mrtkern.ops.facility_location.triton import launch as pairs
     from mrtkern.ops.neighbors.triton import chains, launch
 
     block = lattice_rows._block
     patch.setattr(lattice_rows, "_block", lambda device, rows: block(HERE, rows))
+    patch.setattr(pairs, "ON_DEVICE", pairs.INTERPRETED)
     for module in (launch, chains):
         patch.setattr(module, "ON_DEVICE", launch.INTERPRETED)
 

@@ -151,12 +151,13 @@ def facility_location(
         No pick gains less than this part of what the first gained.
     checkpoint : path, optional
         The picks go to this file every 30 seconds and at the end, whole or not at all; a call that finds it there goes
-        on from it, and one of other data or options refuses it.
+        on from it, on any device, and one of other data or options refuses it.
     on_interrupt : str
         What Ctrl-C does: "raise" KeyboardInterrupt, or "prefix" return what was picked so far; the
         latter not with offsets or picks.
     max_memory : int, optional
-        Bytes to take beside the inputs (None: half of the machine's memory). Changes no pick.
+        Bytes to take beside the inputs, of the device where they lie on one (None: half of its memory, or of the
+        machine's). Changes no pick.
     progress : bool or callable
         True draws a bar on a terminal; a callable is told fractions from 0 to 1.
     backend : str, optional
@@ -191,13 +192,18 @@ def facility_location(
     cuda
         16 bytes per group, and where the largest exceeds shared memory, per multiprocessor 2 N D + 2 N**2 + 47 N + 8192
         bytes, N and D rounded up by at most 16.
+    triton
+        Of the device 256 MiB, 160 (N + M) bytes, and of x 2 N D (with targets 2 M D more), D rounded up by at most 63,
+        and lists, 6 bytes a pair, as large as max_memory has room for; of a similarity 2 N M; of a graph 80 bytes an
+        edge and a row. Of the machine 64 N bytes.
     reference
         64 bytes per pair, N**2 or M N pairs of the largest group.
 
     Determinism
     -----------
-    The same bits for every backend, thread count and instruction set; but upper_bound, and with it skill, of more rows
-    than max_memory has a table for, comes from fewer exact gains: it may lie higher than elsewhere.
+    The same bits for every backend, thread count and instruction set; but upper_bound, and with it skill, comes from
+    fewer exact gains, so that it may lie higher than elsewhere, of more rows than max_memory has a table for on a CPU,
+    and of more than 2**36 pairs on a device.
 
     Example
     -------

@@ -52,11 +52,6 @@ def _largest(values: Tensor | None) -> float:
     return float(values.double().max()) if values is not None and len(values) else 1.0
 
 
-def forward(ground: Ground, rule: Rule) -> Picks:
-    """One problem."""
-    return Call(ground, rule).picks()
-
-
 class Call:
     """What one call makes on its way."""
 

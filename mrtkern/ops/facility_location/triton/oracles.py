@@ -47,9 +47,11 @@ class Held(Protocol):
     """A ground as a device holds it: row numbers and gains are int64 tensors there."""
 
     N: int
-    is_cheap: bool  # as csrc/facility_location/oracle.h has these two
-    refresh_after: int
 
+    @property
+    def is_cheap(self) -> bool: ...  # as csrc/facility_location/oracle.h has these two
+    @property
+    def refresh_after(self) -> int: ...
     def gains(self, ids: Tensor) -> Tensor: ...
     def all_gains(self) -> Tensor: ...
     def take(self, ids: Tensor, wants_gains: bool) -> Tensor: ...

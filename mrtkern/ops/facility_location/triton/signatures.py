@@ -30,7 +30,7 @@ class Tiled(NamedTuple):
     has_quality: bool = False  # the caller's, wherever it begins; what depends on it
 
     def launch(self) -> Callable[[str], Launch]:
-        return lambda arch: getattr(ON_DEVICE[arch], self.which)  # type: ignore[no-any-return]
+        return lambda arch: getattr(ON_DEVICE[arch], self.which)
 
 
 def _sums(name: str, which: str, is_mirrored: bool, is_counted: bool, has_quality: bool) -> Tiled:

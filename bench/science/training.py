@@ -57,7 +57,7 @@ class Scale:
 
     name: str
     words: int  # prompts of the benchmark that are trained on, each in all its wordings
-    tokens: int  # of a run, prompts and responses: two epochs of K = 4 and more, but 1.8 at scale small
+    tokens: int  # of a run, prompts and responses: two epochs of K = 4 and more
     vocabulary: int
     hidden: int
     layers: int
@@ -69,7 +69,7 @@ class Scale:
 
 SCALES = {
     "toy": Scale("toy", 20, 3_000, 300, 16, 1, prompts=4, evaluated=4, sampled=2),
-    "small": Scale("small", 200, 170_000, 1024, 96, 3, prompts=16, evaluated=60, sampled=20),
+    "small": Scale("small", 175, 170_000, 1024, 96, 3, prompts=16, evaluated=60, sampled=20),
     "full": Scale("full", 1200, 1_200_000, 1024, 128, 4, prompts=16, evaluated=150, sampled=40),
     "large": Scale("large", 3600, 4_000_000, 8192, 768, 12, prompts=64, evaluated=300, sampled=100, rate=3e-4),
 }

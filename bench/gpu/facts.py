@@ -12,15 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bench import machine
-from mrtkern.ops.linear_cross_entropy.library import adds_wide
+from mrtkern.ops.linear_cross_entropy.library import Products, adds_wide, multiplies_wide
 
 PACKAGES = ("torch", "triton", "numpy", "pytest", "pytest-xdist", "pybind11", "liger-kernel", "cut-cross-entropy")
 TOOLS = ("nvcc", "c++", "compute-sanitizer", "ncu")
 COPIED = 1 << 31  # bytes
 SIZES = {torch.bfloat16: 8192, torch.float32: 4096}  # of square matrices
 CALLS = 10
+HEAD = (32_000, 4096)  # classes and features of a head
+BATCHES = (1, 16, 128, 1000, 1024, 2048)  # rows; chunks of one size would give a row the same bits in every batch
 
 
 def seconds(run: Callable[[], Any]) -> float:
@@ -36,6 +39,39 @@ def seconds(run: Callable[[], Any]) -> float:
     return statistics.median(found[CALLS:])
 
 
+def _logits(weight: Tensor, h: Tensor) -> Tensor:
+    """As a linear head makes them."""
+    products = Products(weight, None, torch.bfloat16)
+    z = torch.empty((len(h), len(weight)), dtype=products.logits_type, device=h.device)
+    products.logits(z, h)
+    return z
+
+
+def _head(device: torch.device, head: tuple[int, int], rows: int) -> tuple[Tensor, Tensor]:
+    """weight and hidden, bfloat16."""
+    V, D = head
+    generator = torch.Generator(device).manual_seed(0)
+    found = (torch.randn(n, D, generator=generator, device=device, dtype=torch.float32) for n in (V, rows))
+    weight, hidden = (value.to(torch.bfloat16) for value in found)
+    return weight, hidden
+
+
+def same_bits(device: torch.device, head: tuple[int, int], batches: tuple[int, ...], rows: int) -> list[int]:
+    """The numbers of rows whose logits have the bits that they have among `rows`."""
+    weight, hidden = _head(device, head, rows)
+    expected = _logits(weight, hidden)
+    return [count for count in batches if torch.equal(_logits(weight, hidden[:count]), expected[:count])]
+
+
+def moved_bits(device: torch.device, head: tuple[int, int], rows: int) -> bool:
+    """Whether logits of a row change their bits with its place among as many rows."""
+    weight, hidden = _head(device, head, rows)
+    expected = _logits(weight, hidden)
+    return any(
+        not torch.equal(_logits(weight, hidden.roll(shift, 0)), expected.roll(shift, 0)) for shift in (1, 77, rows // 2)
+    )
+
+
 def of_device() -> dict[str, Any]:
     """Of the first GPU: its data, and what it reaches."""
     properties = torch.cuda.get_device_properties(0)
@@ -48,6 +84,9 @@ def of_device() -> dict[str, Any]:
         "memory GiB": round(properties.total_memory / 2**30, 1),
         "copy TB/s": round(2 * COPIED / seconds(lambda: target.copy_(source)) / 1e12, 3),
         "addmm adds bfloat16 products to float32": adds_wide(source.device, torch.bfloat16),
+        "mm leaves bfloat16 products in float32": multiplies_wide(source.device, torch.bfloat16),
+        "batches whose rows have the bits of 2,816": same_bits(source.device, HEAD, BATCHES, 2816),
+        "rows have the same bits at other places": not moved_bits(source.device, HEAD, 2816),
     }
     for dtype, size in SIZES.items():
         a, b = (torch.randn(size, size, device="cuda", dtype=torch.float32).to(dtype) for _ in range(2))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench.gpu import __main__ as gpu
-from bench.gpu import steps, summary
+from bench.gpu import facts, steps, summary
 from bench.gpu.steps import Done, Runner, Step
 
 REPORT = """<testsuites><testsuite>
@@ -94,3 +95,20 @@ def test_steps_of_a_run_are_bounded_by_what_is_left() -> None:
     limits = [step.limit for step in gpu.timed(Path("/tmp"), False, 100.0)]
     assert len(limits) == len(gpu.device.ops()) and sum(limits) <= 100.0
     assert all(step.limit <= gpu.BENCH for step in gpu.timed(Path("/tmp"), True, 1e9))
+
+
+def test_the_bits_of_rows_are_compared_with_those_in_a_larger_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products that add the number of rows, or a row's place, to a logit are told from those that do not."""
+    cpu, head = torch.device("cpu"), (30, 8)
+
+    def logits(extra: Callable[[int], torch.Tensor | float]) -> Callable[..., torch.Tensor]:
+        return lambda weight, h: (h.float()[:, None] * weight.float()).sum(2) + extra(len(h))
+
+    for extra, kept, is_moved in (
+        (lambda count: 0.0, [1, 7], False),
+        (lambda count: float(count >= 7), [7], False),
+        (lambda count: torch.arange(count)[:, None], [1, 7], True),
+    ):
+        monkeypatch.setattr(facts, "_logits", logits(extra))
+        assert facts.same_bits(cpu, head, (1, 7), 12) == kept
+        assert facts.moved_bits(cpu, head, 12) == is_moved

@@ -123,28 +123,39 @@ def is_made_from_parts(monkeypatch: pytest.MonkeyPatch, **inputs: Any) -> bool:
     return bool(called)
 
 
-@pytest.mark.interpret
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])  # pointers, descriptors
-@pytest.mark.parametrize("shape", [(129, None, D), (130, 140, D + 5)])  # of itself; a last step that is not full
-def test_scores_of_adversaries_are_within_the_bound(
-    shape: tuple[int, int | None, int], arch: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for module in (backend._triton, backend._triton.tiles):
-        monkeypatch.setattr(module, "arch", lambda device: arch)
-    M, N, features = shape
+def assert_adversaries_are_within_the_bound(M: int, N: int | None, features: int, device: str) -> None:
     x = many(M, features)
     worst = torch.stack([row for pair in adversaries(features).values() for row in pair])
     x[: len(worst)] = worst
     y = None if N is None else torch.cat([worst.flip(0), many(N - len(worst), features, 1)])
-    found = similarity(x, y, backend="triton").double()
+    there = [None if rows is None else rows.to(device) for rows in (x, y)]
+    found = similarity(*there, backend="triton").double().cpu()
     a, b = (row.double() for row in (x, x if y is None else y))
     lengths = a.norm(dim=1)[:, None] * b.norm(dim=1)[None]
     allowed = bound(features, a.abs() @ b.abs().T) / lengths + 3 * U  # lengths and the last roundings
     oracle.assert_within(found.float(), a @ b.T / lengths, allowed)
-    if y is None:
-        assert torch.equal(found, found.T)
-    else:
-        assert torch.equal(similarity(y, x, backend="triton").double().T, found)
+    back = found if y is None else similarity(*reversed(there), backend="triton").double().cpu()
+    assert torch.equal(back.T, found)
+
+
+SHAPES = [(129, None, D), (130, 140, D + 5)]  # of itself; a last step that is not full
+
+
+@pytest.mark.interpret
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])  # pointers, descriptors
+@pytest.mark.parametrize(("M", "N", "features"), SHAPES)
+def test_scores_of_adversaries_are_within_the_bound(
+    M: int, N: int | None, features: int, arch: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (backend._triton, backend._triton.tiles):
+        monkeypatch.setattr(module, "arch", lambda device: arch)
+    assert_adversaries_are_within_the_bound(M, N, features, "cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("M", "N", "features"), [*SHAPES, (1100, 1300, 384)])  # the last in large tiles
+def test_a_device_keeps_the_bound(M: int, N: int | None, features: int) -> None:
+    assert_adversaries_are_within_the_bound(M, N, features, "cuda")
 
 
 @pytest.mark.interpret

@@ -11,7 +11,7 @@ namespace mrt {
 enum class Place { on_chip, rows_outside, outside };  // all on the chip; all but the rows; nothing
 
 constexpr int PAIRS = 8;  // uint16 per vector of 16 bytes
-constexpr int TILE = 4;   // a thread multiplies TILE rows by TILE rows at a time
+constexpr int TILE = MatrixTile::ROWS;
 
 // Rows an odd number of vectors apart: eight threads that read the same vector of eight rows meet eight different banks.
 __host__ __device__ constexpr int64_t odd_vectors(int64_t count) {
@@ -57,16 +57,15 @@ struct Arrays {
   uint16_t* best;   // [N, in whole vectors]
   float *unit, *quality;
   int64_t *bonus, *bounds, *keys;
-  int *order, *picks, *owned, *sums;
+  int *order, *picks, *owned;
   unsigned char* is_open;
 };
 
-// Arrays of a team of `threads` for groups of up to `largest` rows of D features.
+// Arrays of a team for groups of up to `largest` rows of D features.
 template <Place PLACE>
-__host__ __device__ Arrays carve(Carver& chip, Carver& outside, int largest, int64_t D, int threads) {
+__host__ __device__ Arrays carve(Carver& chip, Carver& outside, int largest, int64_t D) {
   Carver& memory = PLACE == Place::outside ? outside : chip;
   const int N = ceil_div(largest, VECTOR_BYTES) * VECTOR_BYTES;  // so that even an array of bytes fills vectors
-  const int few = num_tiles(largest) < threads / 2 ? num_tiles(largest) : threads / 2;
   Arrays a;
   a.rows.count = ceil_div(D, COMPONENTS);
   a.rows.stride = odd_vectors(a.rows.count);
@@ -80,7 +79,6 @@ __host__ __device__ Arrays carve(Carver& chip, Carver& outside, int largest, int
   a.owned = memory.take<int>(N);
   a.best = memory.take<uint16_t>(N);
   a.is_open = memory.take<unsigned char>(N);
-  a.sums = memory.take<int>(few * TILE * TILE);
   a.pairs = memory.take<uint16_t>(largest * pair_stride(largest));
   a.rows.vectors = (PLACE == Place::on_chip ? chip : outside).take<uint4>(largest * a.rows.stride);
   return a;

@@ -5,8 +5,9 @@
 //   greedy   gain[j] = bonus[j] + sum over i of max(t[j][i] - best[i], 0), K times the first of the largest
 //
 // Reads  x [T, D] from memory once.   Writes what SelectionResult names, equal to the CPU's and the reference's.
-// Idea   one launch for all groups, and a group stays on the chip from its features to its picks. Differences of pairs are
-//        taken two at a time in one 32-bit subtraction. Outside the chip only rows whose bound can still win are counted.
+// Idea   one launch for all groups of a size class, and a group stays on the chip from its features to its picks. Integer
+//        matrix units multiply the rows. Differences of pairs are taken two at a time in one 32-bit subtraction. Outside the
+//        chip only rows whose bound can still win are counted.
 // Sums   integers: any order gives the same bits. float32 and float64 steps are rounded one by one.
 #pragma once
 
@@ -287,28 +288,32 @@ class Group {
   const Table table_;
 };
 
-// Blocks that a multiprocessor holds at least: the compiler must leave them registers, 128 a thread for two.
+// Blocks that a multiprocessor holds at least: the compiler must leave them registers, 128 a thread for two of 256 threads,
+// 168 for three of four warps, which spill at 128.
+template <class Team>
 constexpr int blocks_per_processor(Place place) {
-  return place == Place::on_chip ? 2 : 1;
+  return place != Place::on_chip ? 1 : Team::MOST_THREADS == WarpTeam::MOST_THREADS ? 3 : 2;
 }
 
 // What a team has to work in, and how many teams there are.
 struct TeamMemory {
-  int largest;            // rows of the largest group
+  int above, largest;     // rows of the groups of this launch: more than `above`, at most `largest`
   int teams;              // per block
   int64_t chip, outside;  // bytes of shared and of device memory per team
 };
 
 template <class Team, Place PLACE>
-__global__ void __launch_bounds__(Team::MOST_THREADS, blocks_per_processor(PLACE))
+__global__ void __launch_bounds__(Team::MOST_THREADS, blocks_per_processor<Team>(PLACE))
     select_groups_kernel(SelectionProblem p, SelectionResult r, DeviceScratch scratch, TeamMemory memory) {
   const Team team;
   const int index = static_cast<int>(threadIdx.x) / team.size();
   const int64_t first = static_cast<int64_t>(blockIdx.x) * memory.teams + index;
   Carver chip(dynamic_shared<unsigned char>() + index * memory.chip);
   Carver outside(scratch.workspace + first * memory.outside);
-  const Arrays arrays = carve<PLACE>(chip, outside, memory.largest, p.x.columns, team.size());
+  const Arrays arrays = carve<PLACE>(chip, outside, memory.largest, p.x.columns);
   for (int64_t b = first; b < p.num_groups; b += static_cast<int64_t>(gridDim.x) * memory.teams) {
+    const int64_t rows = p.offsets[b + 1] - p.offsets[b];
+    if (rows <= memory.above || rows > memory.largest) continue;
     Group<Team, PLACE>(team, p, r, arrays, b, scratch.slots[b]).select(scratch.bad_row);
   }
 }

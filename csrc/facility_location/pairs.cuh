@@ -51,42 +51,23 @@ class Table {
  public:
   const int N, vectors, stride;  // candidates; vectors of PAIRS rows to cover, of them and of padding
 
-  __device__ Table(int rows, const Arrays&)
-      : N(rows), vectors(ceil_div(rows, PAIRS)), stride(pair_stride(rows)), side_(ceil_div(rows, TILE)) {}
+  __device__ Table(int rows, const Arrays&) : N(rows), vectors(ceil_div(rows, PAIRS)), stride(pair_stride(rows)) {}
 
-  // All pairs. Tiles have rows `side_` apart, so that neighbouring threads read neighbouring rows; few tiles are each
-  // shared by several threads, which take every so many vectors of the features.
+  // All pairs, a tile to each warp at a time.
   template <class Team>
   __device__ void fill(const Team& team, const Arrays& a, int base) const {
-    const int tiles = num_tiles(N), threads = team.size();
-    const int slices = tiles > 0 && tiles <= threads / 2 ? threads / tiles : 1;
-    const int padding = vectors * PAIRS - N;
-    for (int item = team.rank(); item < N * padding; item += threads) {
+    const int padding = vectors * PAIRS - N, warps = team.size() / WARP_SIZE;
+    for (int item = team.rank(); item < N * padding; item += team.size()) {
       a.pairs[item / padding * stride + N + item % padding] = 0;
     }
-    if (slices > 1) {
-      for (int e = team.rank(); e < tiles * TILE * TILE; e += threads) a.sums[e] = 0;
-      team.sync();
-    }
-    for (int item = team.rank(); item < tiles * slices; item += threads) {
-      const TilePlace place(item % tiles);
-      int products[TILE][TILE] = {};
-      multiply(a.rows, place, item / tiles, slices, products);
-      for (int m = 0; m < TILE; ++m) {
-        for (int n = 0; n < TILE; ++n) {
-          if (slices > 1) {
-            atomicAdd(&a.sums[(item % tiles * TILE + m) * TILE + n], products[m][n]);
-          } else {
-            round_pair(a, base, place, m, n, products[m][n]);
-          }
-        }
+    for (int item = team.rank() / WARP_SIZE; item < num_tiles(N); item += warps) {
+      const TilePlace place(item);
+      MatrixTile tile(team.rank() % WARP_SIZE);
+      tile.add(a.rows, place.row * TILE, place.column * TILE, N - 1);
+#pragma unroll
+      for (int e = 0; e < MatrixTile::COUNT; ++e) {
+        round_pair(a, base, place.row * TILE + tile.row(e), place.column * TILE + tile.column(e), tile.product(e));
       }
-    }
-    team.sync();
-    if (slices == 1) return;
-    for (int e = team.rank(); e < tiles * TILE * TILE; e += threads) {
-      const TilePlace place(e / (TILE * TILE));
-      round_pair(a, base, place, e / TILE % TILE, e % TILE, a.sums[e]);
     }
     team.sync();
   }
@@ -127,36 +108,15 @@ class Table {
     return reinterpret_cast<const uint4*>(a.pairs + j * stride);
   }
 
-  __device__ void multiply(const LatticeRows& rows, const TilePlace& place, int slice, int slices,
-                           int (&products)[TILE][TILE]) const {
-    const uint4 *left[TILE], *right[TILE];
-    for (int m = 0; m < TILE; ++m) {  // beyond the last row it is read again, and its products are not used
-      left[m] = rows.row(min(place.row + m * side_, N - 1));
-      right[m] = rows.row(min(place.column + m * side_, N - 1));
-    }
-#pragma unroll 1  // one step has 8 loads and 128 products in flight; more would take the registers of a second block
-    for (int v = slice; v < rows.count; v += slices) {
-      uint4 b[TILE];
-      for (int n = 0; n < TILE; ++n) b[n] = right[n][v];
-      for (int m = 0; m < TILE; ++m) {
-        const uint4 a = left[m][v];
-        for (int n = 0; n < TILE; ++n) products[m][n] = multiply_add(a, b[n], products[m][n]);
-      }
-    }
-  }
-
-  // t of row m and column n of a tile, in both orders; a tile on the diagonal has each pair twice and writes it once.
-  __device__ void round_pair(const Arrays& a, int base, const TilePlace& place, int m, int n, int product) const {
-    const int i = place.row + m * side_, j = place.column + n * side_;
-    if (i >= N || j >= N || (place.row == place.column && m > n)) return;
+  // t of rows i and j in both orders; a tile on the diagonal has each pair twice and writes it once.
+  __device__ void round_pair(const Arrays& a, int base, int i, int j, int product) const {
+    if (j >= N || i > j) return;
     const float s = __int2float_rn(max(base + product, 0));
     a.pairs[i * stride + j] = steps(__fmul_rn(s, __fmul_rn(a.unit[j], a.quality[i])));
     a.pairs[j * stride + i] = steps(__fmul_rn(s, __fmul_rn(a.unit[i], a.quality[j])));
   }
 
   static __device__ uint16_t steps(float t) { return static_cast<uint16_t>(min(__float2int_rn(t), STEPS)); }
-
-  const int side_;
 };
 
 }  // namespace mrt

@@ -19,7 +19,7 @@ struct DeviceScratch {
 // Bytes of device memory for groups of up to `largest` rows.
 int64_t select_groups_workspace(int64_t num_groups, int64_t largest, int64_t D, int device);
 
-// One launch for all groups; returns before it has run.
+// One launch for groups that a warp holds and one for others, each where there are such; returns before they have run.
 void select_groups_on_device(const SelectionProblem& problem, const SelectionResult& result,
                              const DeviceScratch& scratch, int64_t largest, const CudaStream& stream);
 

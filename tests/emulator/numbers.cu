@@ -107,8 +107,9 @@ __global__ void whole_numbers(const int* words, long long* out, int size) {
                                __vsubus2(ua, ub),
                                __vsadu2(ua, ub),
                                min(a, b),
-                               max(ua, ub)};
-  for (int n = 0; n < 21; ++n) out[i * 21 + n] = results[n];
+                               max(ua, ub),
+                               __byte_perm(ua, ub, 0x7531)};
+  for (int n = 0; n < 22; ++n) out[i * 22 + n] = results[n];
 }
 
 // The same by counting and by long arithmetic.
@@ -162,7 +163,8 @@ std::vector<long long> wanted_whole(unsigned a, unsigned b, unsigned c) {
           halves(a, b, less),
           (apart >> 16) + (apart & 0xffff),
           std::min(static_cast<int>(a), static_cast<int>(b)),
-          std::max(a, b)};
+          std::max(a, b),
+          (a >> 8 & 0xff) | a >> 24 << 8 | (b >> 8 & 0xff) << 16 | b >> 24 << 24};
 }
 
 void test_whole_numbers() {
@@ -171,11 +173,11 @@ void test_whole_numbers() {
   constexpr int SIZE = sizeof words / sizeof words[0];
   Shared<int> in(SIZE);
   std::copy(words, words + SIZE, in.data());
-  Shared<long long> out(SIZE * 21);
+  Shared<long long> out(SIZE * 22);
   run(whole_numbers, {dim3(1), dim3(WARP)}, in.data(), out.data(), SIZE);
   expect_all("whole numbers", out, [&](size_t i) {
     const auto at = [&](size_t n) { return static_cast<unsigned>(words[n % SIZE]); };
-    return wanted_whole(at(i / 21), at(i / 21 + 1), at(i / 21 + 2))[i % 21];
+    return wanted_whole(at(i / 22), at(i / 22 + 1), at(i / 22 + 2))[i % 22];
   });
 }
 

@@ -157,6 +157,50 @@ void test_exits() {
   expect_all("votes after exits", out, [](size_t i) { return i % 2 == 1 ? 0U : 0x00055555U; });
 }
 
+struct Matrices {
+  int8_t a[16][32], b[8][32];
+};
+
+// Four products of the same bytes, taken as signed and as unsigned, on top of a sum that wraps around.
+__global__ void multiply(const Matrices* in, int* out) {
+  const unsigned lane = threadIdx.x, row = lane / 4, k = lane % 4 * 4;
+  const auto four = [](const int8_t* bytes) { return *reinterpret_cast<const unsigned*>(bytes); };
+  const unsigned a[4] = {four(&in->a[row][k]), four(&in->a[row + 8][k]), four(&in->a[row][k + 16]),
+                         four(&in->a[row + 8][k + 16])};
+  const unsigned b[2] = {four(&in->b[row][k]), four(&in->b[row][k + 16])};
+  int c[4][4];
+  for (auto& sums : c) {
+    for (int& sum : sums) sum = INT32_MAX;
+  }
+  mrt::multiply_bytes<int8_t, int8_t>(c[0], a, b);
+  mrt::multiply_bytes<int8_t, uint8_t>(c[1], a, b);
+  mrt::multiply_bytes<uint8_t, int8_t>(c[2], a, b);
+  mrt::multiply_bytes<uint8_t, uint8_t>(c[3], a, b);
+  for (int kind = 0; kind < 4; ++kind) {
+    for (unsigned e = 0; e < 4; ++e) out[kind * 128 + (row + e / 2 * 8) * 8 + lane % 4 * 2 + e % 2] = c[kind][e];
+  }
+}
+
+void test_matrices() {
+  Shared<Matrices> in(1);
+  for (int k = 0; k < 32; ++k) {
+    for (int row = 0; row < 16; ++row) in[0].a[row][k] = static_cast<int8_t>(row * 37 + k * 101 + 128);
+    for (int row = 0; row < 8; ++row) in[0].b[row][k] = static_cast<int8_t>(row * 59 + k * 83);
+  }
+  Shared<int> out(4 * 128);
+  run(multiply, {dim3(1), dim3(WARP)}, in.data(), out.data());
+  expect_all("products of bytes", out, [&](size_t i) {
+    const size_t kind = i / 128, row = i % 128 / 8, column = i % 8;
+    unsigned sum = INT32_MAX;
+    for (int k = 0; k < 32; ++k) {
+      const int8_t x = in[0].a[row][k], y = in[0].b[column][k];
+      const int left = kind < 2 ? x : static_cast<uint8_t>(x), right = kind % 2 == 0 ? y : static_cast<uint8_t>(y);
+      sum += static_cast<unsigned>(left * right);
+    }
+    return static_cast<int>(sum);
+  });
+}
+
 }  // namespace
 
 void test_warps() {
@@ -172,4 +216,5 @@ void test_warps() {
              [](size_t i) { return wanted_vote(static_cast<unsigned>(i / 8), static_cast<unsigned>(i % 8)); });
   test_reductions();
   test_exits();
+  test_matrices();
 }

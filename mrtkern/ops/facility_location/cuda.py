@@ -1,8 +1,9 @@
-"""facility_location on a GPU: one launch of csrc/facility_location/cuda.cuh for all groups, a warp or a block for each.
+"""facility_location on a GPU: a launch of csrc/facility_location/cuda.cuh for all groups, a warp or a block for each.
 
 Reads  x [T, D] from memory once.   Writes ids, gains, share [sum of k], owner [T] and five numbers per group.
 Idea   a group stays on the chip from its features to its picks: for 10,000 groups of 16 rows one launch instead of some
-       thirty tensor operations over [B, 16, 16], each of which would read and write what this keeps in shared memory.
+       thirty tensor operations over [B, 16, 16], each of which would read and write what this keeps in shared memory. A
+       warp takes a group of up to 32 rows; larger ones among them are a second launch, of blocks.
 Sums   integers: any order gives the same bits.
 Waits  once after the kernel, for the number of the first row that is not finite and the number of ids.
 """

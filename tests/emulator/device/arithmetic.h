@@ -52,6 +52,15 @@ T max(T a, T b) {
   return a < b ? b : a;
 }
 
+// Byte n of the result is byte (selector >> 4 n & 7) of the eight of low and high.
+inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
+  const uint64_t bytes = static_cast<uint64_t>(high) << 32 | low;
+  unsigned result = 0;
+  for (unsigned n = 0; n < 4; ++n) {
+    result |= static_cast<unsigned>(bytes >> (8 * (selector >> (4 * n) & 7)) & 0xff) << (8 * n);
+  }
+  return result;
+}
 inline unsigned __float_as_uint(float value) {
   return mrt::emulator::bits<unsigned>(value);
 }

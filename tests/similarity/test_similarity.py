@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 from mrtkern import _dispatch
 from mrtkern.ops.similarity import reference
 from mrtkern.ops.similarity.op import similarity
-from mrtkern.ops.similarity.problem import CASES, METRICS, Case, Problem
+from mrtkern.ops.similarity.problem import CASES, METRICS, Case, Packed, Problem
 from tests.tools import oracle
 
 CPU = _dispatch.load("similarity", "cpu")
@@ -408,7 +408,9 @@ def test_memory_stays_within_the_formula(
     if kind == "packed":
         problem = replace(problem, kind=kind, B=T // N, N=None, sizes=(N,) * (T // N))
     inputs = problem.make_inputs()
-    arguments = [value.detach() if isinstance(value, torch.Tensor) else value for value in operator_arguments(inputs)]
+    x, y, offsets, *options = operator_arguments(inputs)
+    y = None if y is None else y.detach()
+    arguments = (x.detach(), y, None if offsets is None else Packed(offsets), *options)
     if wants_grad:
         grad = torch.ones_like(reference.forward(*arguments))
         peak, results = oracle.peak_bytes(lambda: reference.backward(grad, *arguments, True, "y" in inputs))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mrtkern import _dispatch
 from mrtkern.ops.similarity.op import similarity
-from mrtkern.ops.similarity.problem import CASES, METRICS, Case, Problem
+from mrtkern.ops.similarity.problem import CASES, METRICS, Case, Packed, Problem
 from tests.tools import bounds, oracle, process
 
 CPU = _dispatch.load("similarity", "cpu")
@@ -286,17 +286,17 @@ def measured(problem: Problem) -> Callable[[], Any]:
     inputs = problem.make_inputs()
     x, y, offsets = inputs["x"].detach(), inputs.get("y"), inputs.get("offsets")
     y = None if y is None else y.detach()
-    cut = None if offsets is None else torch.tensor([0, 40])
+    groups, cut = (None, None) if offsets is None else (Packed(offsets), Packed(torch.tensor([0, 40])))
     small = (x[..., :40, :], None if y is None else y[..., :40, :], cut)
 
-    def call(x: Tensor, y: Tensor | None, offsets: Tensor | None, grad: Tensor) -> Any:
+    def call(x: Tensor, y: Tensor | None, groups: Packed | None, grad: Tensor) -> Any:
         if problem.wants_grad:
-            return CPU.backward(grad, x, y, offsets, problem.metric, 1.0, True, y is not None)
-        return CPU.forward(x, y, offsets, problem.metric, 1.0)
+            return CPU.backward(grad, x, y, groups, problem.metric, 1.0, True, y is not None)
+        return CPU.forward(x, y, groups, problem.metric, 1.0)
 
-    grads = [torch.zeros_like(CPU.forward(*given, problem.metric, 1.0)) for given in (small, (x, y, offsets))]
+    grads = [torch.zeros_like(CPU.forward(*given, problem.metric, 1.0)) for given in (small, (x, y, groups))]
     call(*small, grads[0])
-    return lambda: call(x, y, offsets, grads[1])
+    return lambda: call(x, y, groups, grads[1])
 
 
 @process.needs_peak

@@ -11,7 +11,7 @@ import torch
 
 from mrtkern import _dispatch
 from mrtkern.ops.similarity.op import similarity
-from mrtkern.ops.similarity.problem import CASES, METRICS, Case, Problem
+from mrtkern.ops.similarity.problem import CASES, METRICS, Case, Packed, Problem
 from tests.tools import bounds, on_device, oracle
 
 pytest.importorskip("mrtkern._triton", reason="needs Triton 3.4 or later")
@@ -84,6 +84,24 @@ def test_a_zero_row_has_cosine_zero_and_no_gradient(rows: int, metric: str, valu
     assert bool((s[2] == value).all() and (s[:, 2] == value).all())
     (gradient,) = torch.autograd.grad(s.square().sum(), x)
     assert bool(torch.isfinite(gradient).all()) and not gradient[2].any() and bool(gradient[0].any())
+
+
+@every_device
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("with_y", [False, True])
+def test_gradients_of_small_matrices_are_those_of_rows_of_other_lengths(
+    with_y: bool, dtype: torch.dtype, device: str
+) -> None:
+    """Squares of lengths about 2**-70 are lost in float32: rows are scaled by powers of two, which rounds nothing."""
+    generator, unit = torch.Generator().manual_seed(0), 2.0**70
+    x, y = on(device, *(torch.randn(2, rows, 20, generator=generator).to(dtype) for rows in (5, 7)))
+    up = torch.randn(2, 5, 7 if with_y else 5, generator=generator)
+    given = {"x": x, "y": y} if with_y else {"x": x}
+    found = run(given, "triton", [up])
+    short = run({name: (value.double() / unit).to(dtype) for name, value in given.items()}, "triton", [up])
+    assert torch.equal(found[0], short[0])
+    for gradient, other in zip(found[1:], short[1:], strict=True):
+        assert torch.equal((gradient.double() * unit).to(dtype), other)
 
 
 @every_device
@@ -229,14 +247,40 @@ def test_memory_stays_within_its_formula(problem: Problem, wants_grad: bool, met
     problem = replace(problem, metric=metric, wants_grad=wants_grad)
     inputs = problem.make_inputs()
     x, y, offsets = (inputs[name].detach() if name in inputs else None for name in ("x", "y", "offsets"))
-    s = backend.forward(x, y, offsets, metric, 1.0)
+
+    def groups() -> Packed | None:
+        return None if offsets is None else Packed(offsets)
+
+    s = backend.forward(x, y, groups(), metric, 1.0)
     if wants_grad:
         grad = torch.stack([s, s], s.ndim)[..., 0]  # every other number of memory: it will be copied
-        peak, results = oracle.peak_bytes(lambda: backend.backward(grad, x, y, offsets, metric, 1.0, True, True))
+        peak, results = oracle.peak_bytes(lambda: backend.backward(grad, x, y, groups(), metric, 1.0, True, True))
     else:
-        peak, results = oracle.peak_bytes(lambda: (backend.forward(x, y, offsets, metric, 1.0),))
+        peak, results = oracle.peak_bytes(lambda: (backend.forward(x, y, groups(), metric, 1.0),))
     beyond = peak - sum(result.nbytes for result in results if result is not None)
     assert 0 <= beyond <= backend.memory(problem, problem.pairs, max(problem.sizes or (problem.M,)))
+
+
+@pytest.mark.interpret
+@pytest.mark.parametrize("with_y", [False, True])
+def test_small_matrices_are_multiplied_where_they_lie(with_y: bool) -> None:
+    """Beyond the results nothing is allocated: no copy of the rows, no gradient of their copy."""
+    x, y = torch.ones(3, 16, 40), torch.ones(3, 9, 40) if with_y else None
+    peak, (s,) = oracle.peak_bytes(lambda: (backend.forward(x, y, None, "cosine", 1.0),))
+    assert peak == s.nbytes
+    peak, gradients = oracle.peak_bytes(lambda: backend.backward(s, x, y, None, "cosine", 1.0, True, True))
+    assert peak == sum(gradient.nbytes for gradient in gradients if gradient is not None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("arch", _triton.TARGETS)
+def test_no_tile_is_much_larger_than_its_matrix(arch: str, dtype: torch.dtype) -> None:
+    """Of many matrices of one size: of 40 rows a tile of 128 x 128 would make ten times as many scores as there are."""
+    for rows in (33, 40, 64, 65, 100, 128, 129, 200, 300):
+        launch = _triton.product_launch(arch, dtype, rows, rows, B=10_000, programs=132)
+        small = -(-rows // 64) * 64
+        assert launch.padded(rows, rows) <= 1.5 * small**2
+    assert _triton.product_launch(arch, dtype, 8192, 8192, programs=132).BLOCK_M == 128
 
 
 @pytest.mark.interpret
@@ -245,7 +289,8 @@ def test_memory_stays_within_its_formula(problem: Problem, wants_grad: bool, met
 def test_every_kind_of_target_passes(dtype: torch.dtype, arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (_triton, tiles):
         monkeypatch.setattr(module, "arch", lambda device: arch)
-    assert_bounded(Problem("dense", 1, 140, 70, 40, dtype).make_inputs(), "cpu")
+    assert_bounded(Problem("dense", 1, 250, 250, 40, dtype).make_inputs(), "cpu")
+    assert_bounded(Problem("batched", 2, 17, 9, 40, dtype).make_inputs(), "cpu")
 
 
 @pytest.mark.interpret

@@ -18,7 +18,7 @@ from torch import Tensor
 import mrtkern._C as _C
 from mrtkern import _check, _device
 from mrtkern._device import address
-from mrtkern.ops.similarity.problem import Problem
+from mrtkern.ops.similarity.problem import Packed, Problem
 
 LIMITS = f"{_device.NARROW_NAMES}, rows that begin at a multiple of the size of their type"
 
@@ -41,13 +41,13 @@ def memory(problem: Problem, pairs: int, largest: int) -> int:
     return packed + threads * per_thread + (pairs * problem.dtype.itemsize if problem.wants_grad else 0)
 
 
-def forward(x: Tensor, y: Tensor | None, offsets: Tensor | None, metric: str, gamma: float) -> Tensor:
+def forward(x: Tensor, y: Tensor | None, groups: Packed | None, metric: str, gamma: float) -> Tensor:
     """Scores in the type of x: [M, N], [B, M, N], or packed."""
-    x, y, offsets = _readable(x, y, offsets)
-    if offsets is None:
+    x, y, offsets = _readable(x, y, groups)
+    if groups is None:
         s = x.new_empty((*x.shape[:-1], (x if y is None else y).shape[-2]))
     else:
-        s = x.new_empty(int(offsets.diff().square().sum()))
+        s = x.new_empty(groups.pairs)
     bad = _C.similarity(_problem(x, y, offsets, metric, gamma), s.data_ptr(), torch.get_num_threads())
     for name, value, row in zip(("x", "y"), (x, y), bad, strict=True):
         if value is not None and row >= 0:
@@ -56,11 +56,11 @@ def forward(x: Tensor, y: Tensor | None, offsets: Tensor | None, metric: str, ga
 
 
 def backward(
-    grad: Tensor, x: Tensor, y: Tensor | None, offsets: Tensor | None, metric: str, gamma: float,
+    grad: Tensor, x: Tensor, y: Tensor | None, groups: Packed | None, metric: str, gamma: float,
     need_x: bool, need_y: bool,
 ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
     """dL/dx and dL/dy, of the shapes and types of x and y, where they are needed."""
-    x, y, offsets = _readable(x, y, offsets)
+    x, y, offsets = _readable(x, y, groups)
     grad = grad.resolve_neg().contiguous()
     dx = x.new_empty(x.shape) if need_x else None
     dy = x.new_empty(y.shape) if need_y and y is not None else None
@@ -70,9 +70,9 @@ def backward(
     return dx, dy
 
 
-def _readable(x: Tensor, y: Tensor | None, offsets: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The kernel reads memory: a lazy minus sign must be in it."""
-    return x.resolve_neg(), y if y is None else y.resolve_neg(), offsets if offsets is None else offsets.contiguous()
+def _readable(x: Tensor, y: Tensor | None, groups: Packed | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Rows and offsets as the kernel reads them: a lazy minus sign must be in memory."""
+    return x.resolve_neg(), y if y is None else y.resolve_neg(), None if groups is None else groups.offsets.contiguous()
 
 
 def _problem(x: Tensor, y: Tensor | None, offsets: Tensor | None, metric: str, gamma: float) -> _C.SimilarityProblem:

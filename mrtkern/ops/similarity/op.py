@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mrtkern import _check, _device, _dispatch, _operators
 from mrtkern._check import Array
-from mrtkern.ops.similarity.problem import METRICS, Problem
+from mrtkern.ops.similarity.problem import METRICS, Packed, Problem
 
 OP = "similarity"
 
@@ -21,17 +21,15 @@ def _run(
 ) -> Tensor:  # fmt: skip
     """Every check that reads values, the choice of the backend and the call, below torch.compile."""
     problem = Problem.of(x, y, offsets, metric, gamma, wants_grad)
-    if offsets is None:
-        pairs, largest = problem.pairs, problem.M
-    else:
-        _check.offsets_values(OP, offsets, x.shape[0])
-        sizes = offsets.diff()
-        pairs, largest = int(sizes.square().sum()), int(sizes.max()) if len(sizes) else 0
+    groups = None if offsets is None else Packed(offsets)
+    if groups is not None:
+        groups.check(x.shape[0])
+    pairs, largest = (problem.pairs, problem.M) if groups is None else (groups.pairs, groups.largest)
     kernels = _dispatch.run(OP, backend, problem)
     rows = "x" if y is None else "x and y"
     _device.fits(f"{OP}: {rows}", pairs * x.element_size() + kernels.memory(problem, pairs, largest), x.device)
     with torch.autocast(x.device.type, enabled=False):  # an operator's products would be lowered like the caller's
-        s: Tensor = kernels.forward(x, y, offsets, metric, gamma)
+        s: Tensor = kernels.forward(x, y, groups, metric, gamma)
     return s
 
 
@@ -41,8 +39,9 @@ def _run_backward(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """dL/dx and dL/dy; an empty tensor stands for the one that nobody needs."""
     kernels = _dispatch.run(OP, backend, Problem.of(x, y, offsets, metric, gamma, True))
+    groups = None if offsets is None else Packed(offsets)
     with torch.autocast(x.device.type, enabled=False):
-        dx, dy = kernels.backward(grad, x, y, offsets, metric, gamma, need_x, need_y)
+        dx, dy = kernels.backward(grad, x, y, groups, metric, gamma, need_x, need_y)
     return x.new_empty(0) if dx is None else dx, x.new_empty(0) if dy is None else dy
 
 
@@ -136,10 +135,11 @@ def similarity(
 
     Precision
     ---------
-    Lengths are float64 (float32 in small groups whose squares fit its range), sums float32 (float64 for float64),
-    rounded once. On NVIDIA GPUs that are made for it (sm_80, sm_90, sm_100) float32 cosines of at least 128 rows on
-    either side and more than 80 features are made on matrix units from three parts of bfloat16 for each number, which
-    err by no more than float32 sums may: (77 + D / 32) 2**-24 times the sum of the products' sizes.
+    Lengths are float64 (float32 in small groups, on Triton in small matrices too, whose squares fit its range), sums
+    float32 (float64 for float64), rounded once. On NVIDIA GPUs that are made for it (sm_80, sm_90, sm_100)
+    float32 cosines of at least 128 rows on either side and more than 80 features are made on matrix units from three
+    parts of bfloat16 for each number, which err by no more than float32 sums may: (77 + D / 32) 2**-24 times the sum of
+    the products' sizes.
 
     Raises
     ------

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mrtkern import _cases, _device
+from mrtkern import _cases, _check, _device
 
 COSINES = ("cosine", "shifted_cosine", "clamped_cosine")
 METRICS = ("cosine", "dot", "shifted_cosine", "clamped_cosine", "rbf")
@@ -16,6 +17,51 @@ ABSENT = {  # backends that are not written
     "cuda": "is not written in CUDA C++: Triton stores each score once, from registers, and tensor cores in CUDA C++ "
     "cannot be tested without a GPU"
 }
+
+
+class Packed:
+    """The groups of a packed call. What the host must know of them is read at once: a device is waited for once."""
+
+    def __init__(self, offsets: Tensor) -> None:
+        self.offsets = offsets  # [B + 1]
+
+    @property
+    def B(self) -> int:
+        return self.offsets.shape[0] - 1
+
+    @functools.cached_property
+    def sizes(self) -> Tensor:
+        """Rows of every group [B]."""
+        return self.offsets.diff()
+
+    @functools.cached_property
+    def cells(self) -> Tensor:
+        """Where the scores of each group begin, and all end [B + 1]."""
+        return torch.nn.functional.pad(self.sizes.square().cumsum(0), (1, 0))
+
+    @functools.cached_property
+    def _numbers(self) -> list[int]:
+        """The first and the last offset, the smallest and the largest group, scores of all."""
+        least_and_largest = self.sizes.aminmax() if self.B else self.offsets[:1].expand(2)
+        found = (self.offsets[0], self.offsets[-1], *least_and_largest, self.cells[-1])
+        numbers: list[int] = torch.stack(found).tolist()
+        return numbers
+
+    @property
+    def largest(self) -> int:
+        """Rows of the largest group."""
+        return self._numbers[3]
+
+    @property
+    def pairs(self) -> int:
+        """Scores of the result."""
+        return self._numbers[4]
+
+    def check(self, rows: int) -> None:
+        """Refuse offsets that do not run from 0 to `rows` without descending."""
+        first, last, least = self._numbers[:3]
+        if first or last != rows or least < 0:
+            _check.offsets_values("similarity", self.offsets, rows)
 
 
 @dataclass(frozen=True)
@@ -125,6 +171,7 @@ CASES = (
     _case("dense bfloat16", "test", Problem("dense", 1, 6, 4, 33, torch.bfloat16)),
     _case("one pair of one feature", "test", Problem("dense", 1, 1, 1, 1, torch.float32)),
     _case("batched", "test", Problem("batched", 3, 5, 4, 8, torch.float32)),
+    _case("batched bfloat16, more rows than 16", "test", Problem("batched", 2, 17, 30, 70, torch.bfloat16)),
     _case("batched with itself float16", "test", Problem("batched", 2, 6, None, 17, torch.float16)),
     _case("packed with an empty group", "test", _packed((3, 0, 1, 5), 4)),
     _case("packed float64", "test", _packed((2, 7, 0), 5, torch.float64)),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mrtkern import _check
-from mrtkern.ops.similarity.problem import Problem
+from mrtkern.ops.similarity.problem import Packed, Problem
 
 
 def why_not(problem: Problem) -> str | None:
@@ -74,9 +74,9 @@ def pull(w: Tensor, x: Tensor, y: Tensor, metric: str) -> Tensor:
     return ((d - a * (a * d).sum(-1, keepdim=True)) * inverse).to(x.dtype)
 
 
-def blocks(offsets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def blocks(groups: Packed) -> Iterator[tuple[Tensor, Tensor]]:
     """Groups of one size at a time: their rows [B', n] of x and their cells [B', n, n] of the packed result."""
-    sizes = offsets.diff()
+    offsets, sizes = groups.offsets, groups.sizes
     begins = sizes.square().cumsum(0) - sizes.square()
     for n in sizes.unique().tolist():
         which = sizes == n
@@ -85,28 +85,28 @@ def blocks(offsets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         yield rows, cells.unflatten(1, (n, n))
 
 
-def forward(x: Tensor, y: Tensor | None, offsets: Tensor | None, metric: str, gamma: float) -> Tensor:
+def forward(x: Tensor, y: Tensor | None, groups: Packed | None, metric: str, gamma: float) -> Tensor:
     """s in the type of x: [M, N], [B, M, N], or packed."""
     for name, value in (("x", x), ("y", y)):
         if value is not None:
             _check.finite_rows(f"similarity: {name}", value.flatten(0, -2))
-    if offsets is None:
+    if groups is None:
         return scores(x, x if y is None else y, metric, gamma).to(x.dtype)
-    s = x.new_empty(int(offsets.diff().square().sum()))
-    for rows, cells in blocks(offsets):
+    s = x.new_empty(groups.pairs)
+    for rows, cells in blocks(groups):
         group = x[rows]
         s[cells] = scores(group, group, metric, gamma).to(x.dtype)
     return s
 
 
 def backward(
-    grad: Tensor, x: Tensor, y: Tensor | None, offsets: Tensor | None, metric: str, gamma: float,
+    grad: Tensor, x: Tensor, y: Tensor | None, groups: Packed | None, metric: str, gamma: float,
     need_x: bool, need_y: bool,
 ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
     """dL/dx and dL/dy, of the shapes and types of x and y, where they are needed."""
-    if offsets is not None:
+    if groups is not None:
         dx = torch.zeros(x.shape, dtype=x.dtype, device=x.device)
-        for rows, cells in blocks(offsets):
+        for rows, cells in blocks(groups):
             group = x[rows]
             w = slopes(grad[cells], group, group, metric, gamma)
             dx[rows] = pull(w + w.mT, group, group, metric)

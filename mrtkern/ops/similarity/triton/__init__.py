@@ -4,8 +4,8 @@
 
 Reads  x and y, float32, bfloat16 or float16 with any strides; offsets [B + 1].
 Writes s, dx, dy in the type of x.
-Idea   the copy is aligned, padded and near 1, so that any input meets one fast tile loop; groups of up to 32 rows skip
-       it and are multiplied where they lie.
+Idea   the copy is aligned, padded and near 1, so that any input meets one fast tile loop; groups and matrices of up to
+       32 rows skip it and are multiplied where they lie (small.py).
 Sums   float32 in one fixed order per number: the same bits on every run. 16-bit products on tensor cores, in gradients
        with weights in three parts of bfloat16 or two of tf32; float32 products as float32, or of many rows and features
        from parts of bfloat16 that err no more (split.py).
@@ -21,16 +21,18 @@ import triton
 from torch import Tensor
 
 from mrtkern import _device, _triton
-from mrtkern.ops.similarity.problem import COSINES, Problem
+from mrtkern.ops.similarity.problem import COSINES, Packed, Problem
 from mrtkern.ops.similarity.triton import split
-from mrtkern.ops.similarity.triton.kernels import project_rows, pull_rows, scale_rows, score_groups, score_tiles
-from mrtkern.ops.similarity.triton.signatures import GROUPS, ROWS, SIGNATURES, has_parts, pull_launch, row_launch
+from mrtkern.ops.similarity.triton.kernels import project_rows, pull_rows, scale_rows, score_tiles
+from mrtkern.ops.similarity.triton.signatures import ROWS, SIGNATURES, group_launch, has_parts, pull_launch, row_launch
+from mrtkern.ops.similarity.triton.small import pull_groups, score_groups
 
 __all__ = ["SIGNATURES", "backward", "forward", "memory", "why_not"]
 
 PAD = 16  # features of a copy are a multiple of this, so that its rows begin at multiples of 16 bytes
 SMALL = 32  # rows of the largest group whose products one program keeps in registers
 IN_FLIGHT = 16  # programs of small groups per multiprocessor: their loads hide one another
+READ_TWICE = 8  # of those that read rows a second time: 132 times 8 groups of 16 x 384 float32 are half an H100's L2
 LIMITS = f"{_device.NARROW_NAMES}, rows that begin at a multiple of the size of their type"
 
 
@@ -77,49 +79,51 @@ class Rows:
 
 @dataclass(frozen=True)
 class Groups:
-    """Which rows meet which: B entries of M x N, or the groups of `offsets` each with itself."""
+    """Which rows meet which: B entries of M x N, or the groups of a packed call each with itself."""
 
     B: int
     M: int
     N: int
-    offsets: Tensor | None = None
-    sizes: Tensor | None = None
-    cells: Tensor | None = None  # [B + 1] where the scores of each group begin
-    largest: int = 0
-    pairs: int = 0
+    pairs: int
+    packed: Packed | None = None
 
     @classmethod
-    def of(cls, x: Tensor, y: Tensor | None, offsets: Tensor | None) -> Groups:
+    def of(cls, x: Tensor, y: Tensor | None, packed: Packed | None) -> Groups:
         """Of a call. Reads the sizes of packed groups back to the host: the size of the result depends on them."""
-        if offsets is None:
-            B, M, N = 1 if x.ndim == 2 else x.shape[0], x.shape[-2], (x if y is None else y).shape[-2]
-            return cls(B, M, N, largest=max(M, N), pairs=B * M * N)
-        sizes = offsets.diff()
-        cells = torch.nn.functional.pad(sizes.square().cumsum(0), (1, 0))
-        if not len(sizes):
-            return cls(0, 0, 0, offsets, sizes, cells)
-        pairs, largest = torch.stack([cells[-1], sizes.max()]).tolist()
-        return cls(len(sizes), largest, largest, offsets, sizes, cells, largest, pairs)
+        if packed is not None:
+            return cls(packed.B, packed.largest, packed.largest, packed.pairs, packed)
+        B, M, N = 1 if x.ndim == 2 else x.shape[0], x.shape[-2], (x if y is None else y).shape[-2]
+        return cls(B, M, N, B * M * N)
+
+    @property
+    def largest(self) -> int:
+        """Rows of the largest matrix."""
+        return max(self.M, self.N)
+
+    def are_small(self, metric: str) -> bool:
+        """Whether one program makes all products of a group."""
+        return self.largest <= SMALL and metric != "rbf"
 
     def tables(self, block_m: int, block_n: int | None) -> tuple[Tensor | None, ...]:
         """By which a program finds the group of its tile (block_n None: of rows alone); none where all are alike."""
-        if self.offsets is None or self.sizes is None:
+        if self.packed is None:
             return None, None, None
-        count = (self.sizes + block_m - 1) // block_m
+        sizes = self.packed.sizes
+        count = (sizes + block_m - 1) // block_m
         if block_n is not None:
-            count = count * ((self.sizes + block_n - 1) // block_n)
-        return self.offsets, torch.nn.functional.pad(count.cumsum(0), (1, 0)), self.cells
+            count = count * ((sizes + block_n - 1) // block_n)
+        return self.packed.offsets, torch.nn.functional.pad(count.cumsum(0), (1, 0)), self.packed.cells
 
 
-def forward(x: Tensor, y: Tensor | None, offsets: Tensor | None, metric: str, gamma: float) -> Tensor:
+def forward(x: Tensor, y: Tensor | None, packed: Packed | None, metric: str, gamma: float) -> Tensor:
     """Scores in the type of x: [M, N], [B, M, N], or packed."""
     with _triton.on(x.device):
-        groups = Groups.of(x, y, offsets)
-        s = x.new_empty(groups.pairs if offsets is not None else (*x.shape[:-1], groups.N))
+        groups = Groups.of(x, y, packed)
+        s = x.new_empty(groups.pairs if packed is not None else (*x.shape[:-1], groups.N))
         if not s.numel():
             return s
-        if groups.offsets is not None and groups.largest <= SMALL and metric != "rbf":
-            _score_groups(x.resolve_neg(), groups, metric, s)
+        if groups.are_small(metric):
+            _score_groups(x, y, groups, metric, s)
         else:
             a = Rows.of(_batched(x), metric)
             _score_tiles(a, a if y is None else Rows.of(_batched(y), metric), groups, metric, gamma, s, None)
@@ -127,14 +131,16 @@ def forward(x: Tensor, y: Tensor | None, offsets: Tensor | None, metric: str, ga
 
 
 def backward(
-    grad: Tensor, x: Tensor, y: Tensor | None, offsets: Tensor | None, metric: str, gamma: float,
+    grad: Tensor, x: Tensor, y: Tensor | None, packed: Packed | None, metric: str, gamma: float,
     need_x: bool, need_y: bool,
 ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
     """dL/dx and dL/dy, of the shapes and types of x and y, where they are needed."""
     with _triton.on(x.device):
-        groups = Groups.of(x, y, offsets)
+        groups = Groups.of(x, y, packed)
         if not groups.pairs:
             return torch.zeros_like(x), None if y is None else torch.zeros_like(y)
+        if groups.are_small(metric):
+            return _pull_groups(grad, x, y, groups, metric, need_x, need_y)
         a = Rows.of(_batched(x), metric)
         b = a if y is None else Rows.of(_batched(y), metric)
         w = grad.resolve_neg().contiguous()
@@ -145,7 +151,7 @@ def backward(
         dx = _pull(w, a, b, groups, metric, x, is_self=y is None) if need_x or y is None else None
         if y is None or not need_y:
             return dx, None
-        turned = Groups(groups.B, groups.N, groups.M, largest=groups.largest, pairs=groups.pairs)
+        turned = Groups(groups.B, groups.N, groups.M, groups.pairs)
         return dx, _pull(w, b, a, turned, metric, y, is_turned=True)
 
 
@@ -155,13 +161,39 @@ def _batched(x: Tensor) -> Tensor:
     return x if x.ndim == 3 else x[None]
 
 
-def _score_groups(x: Tensor, groups: Groups, metric: str, s: Tensor) -> None:
+def _by_groups(
+    x: Tensor, y: Tensor | None, groups: Groups, in_flight: int, is_pull: bool
+) -> tuple[int, list[Any], dict[str, Any]]:
+    """Programs, arguments after the matrices and options of the kernels of small groups."""
+    sides = [side if side.ndim == 3 else side[None] for side in (x, x if y is None else y)]
     block = 16 if groups.largest <= 16 else SMALL
-    programs = min(groups.B, IN_FLIGHT * _triton.multiprocessors(x.device))
-    score_groups[(programs,)](
-        x, s, groups.offsets, groups.cells, groups.B, x.shape[1], *x.stride(),
-        METRIC=metric, BLOCK=block, **GROUPS[block, x.element_size()],
+    programs = min(groups.B, in_flight * _triton.multiprocessors(x.device))
+    tables = (None, None) if groups.packed is None else (groups.packed.offsets, groups.packed.cells)
+    sizes = (*tables, groups.B, groups.M, groups.N, x.shape[-1])
+    launch = group_launch(block, x.element_size(), y is not None, is_pull)(_triton.arch(x.device))
+    options = {"HAS_Y": y is not None, "BLOCK": block, "BLOCK_D": launch.BLOCK_D, **launch.options}
+    return programs, [*sizes, *sides[0].stride(), *sides[1].stride()], options
+
+
+def _score_groups(x: Tensor, y: Tensor | None, groups: Groups, metric: str, s: Tensor) -> None:
+    x, y = x.resolve_neg(), None if y is None else y.resolve_neg()
+    programs, given, options = _by_groups(x, y, groups, IN_FLIGHT, is_pull=False)
+    score_groups[(programs,)](x, x if y is None else y, s, *given, METRIC=metric, **options)
+
+
+def _pull_groups(
+    grad: Tensor, x: Tensor, y: Tensor | None, groups: Groups, metric: str, need_x: bool, need_y: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """dL/dx and dL/dy of small groups."""
+    x, y = x.resolve_neg(), None if y is None else y.resolve_neg()
+    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device) if need_x else None
+    dy = torch.empty(y.shape, dtype=y.dtype, device=y.device) if y is not None and need_y else None
+    programs, given, options = _by_groups(x, y, groups, READ_TWICE, is_pull=True)
+    pull_groups[(programs,)](
+        grad.resolve_neg().contiguous(), x, x if y is None else y, dx, dy, *given,
+        METRIC=metric, HAS_PARTS=has_parts(x.dtype, _triton.arch(x.device)), **options,
     )  # fmt: skip
+    return dx, dy
 
 
 def _score_tiles(a: Rows, b: Rows, groups: Groups, metric: str, gamma: float, s: Tensor, grad: Tensor | None) -> None:
@@ -187,7 +219,7 @@ def _score_tiles(a: Rows, b: Rows, groups: Groups, metric: str, gamma: float, s:
     score_tiles[(min(tiles, programs),)](
         *given, a.inverse, b.inverse, s, grad, *groups.tables(launch.BLOCK_M, launch.BLOCK_N),
         groups.B, groups.M, groups.N, x.shape[1], T_X, T_Y, x.stride(column), y.stride(column), tiles, gamma,
-        METRIC=metric, IS_PACKED=groups.offsets is not None, IS_DESCRIBED=is_described, IS_SPLIT=is_split,
+        METRIC=metric, IS_PACKED=groups.packed is not None, IS_DESCRIBED=is_described, IS_SPLIT=is_split,
         HAS_GRAD=grad is not None, BAND=8, **launch.blocks, **launch.options,
     )  # fmt: skip
 
@@ -200,7 +232,7 @@ def _pull(
     D = x.shape[-1]
     arch = _triton.arch(x.device)
     launch = pull_launch(x.dtype, is_self)(arch)
-    if groups.offsets is None:
+    if groups.packed is None:
         tiles = groups.B * triton.cdiv(groups.M, launch.BLOCK_M)
     else:
         tiles = T // launch.BLOCK_M + groups.B  # at most: counting them would make the host wait
@@ -210,7 +242,7 @@ def _pull(
         w, a.values, b.values, b.inverse, g, *groups.tables(launch.BLOCK_M, None),
         groups.B, groups.M, groups.N, E, b.values.shape[0], *strides, *a.values.stride(), *b.values.stride(),
         0.5 if metric == "shifted_cosine" else 1.0,
-        IS_PACKED=groups.offsets is not None, IS_SELF=is_self, IS_RBF=metric == "rbf",
+        IS_PACKED=groups.packed is not None, IS_SELF=is_self, IS_RBF=metric == "rbf",
         HAS_PARTS=has_parts(x.dtype, arch), **launch.blocks, **launch.options,
     )  # fmt: skip
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)

@@ -2,12 +2,12 @@
 
 `scale_rows`     x -> A = x 2**-e, |A| about 1 in the largest component, features side by side and padded; 1 / |A|; e
 `score_tiles`    S = metric(A B^T), or the gradient of S carried back to the product
-`score_groups`   S of groups of at most BLOCK rows, straight from x: one read, no copy
 `pull_rows`      G = W B, the gradient of rows before it is projected
 `project_rows`   dx = (G - a <a, G>) / |x|
 
-Sums   float32; lengths float64, those of small groups from float32 products that neither overflowed nor vanished. One
-       fixed order per score and per gradient: the same bits on every run.
+Groups of few rows are in small.py.
+
+Sums   float32; lengths float64. One fixed order per score and per gradient: the same bits on every run.
 A row that is not finite has inverse length NaN, so that whatever it meets becomes NaN.
 """
 
@@ -21,7 +21,6 @@ from mrtkern.ops.similarity.triton.split import parts as products_of_parts
 
 LARGEST = tl.constexpr(3.4028234663852886e38)  # of float32: what exceeds it is infinite
 TINY, UP = tl.constexpr(2.0**-100), tl.constexpr(2.0**100)  # lift subnormals before their exponent is read
-LOW, HIGH = tl.constexpr(2.0**-60), tl.constexpr(2.0**100)  # squared lengths between which no product was lost
 
 
 @triton.jit
@@ -229,53 +228,6 @@ def score_tiles(
             grad = tl.load(GRAD + at, mask=is_inside, other=0.0).to(tl.float32)
             c = -2 * gamma * c * grad if METRIC == "rbf" else tl.where(c > 0, grad, 0.0)
         tl.store(S + at, c.to(S.dtype.element_ty), mask=is_inside)
-
-
-@triton.jit
-def score_groups(
-    X, S, OFFSETS, CELLS, B, D, stride_m, stride_d,
-    METRIC: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """S of groups program, program + programs, ...: lengths stand on the diagonal of the products."""
-    i, steps = tl.arange(0, BLOCK), tl.arange(0, BLOCK_D)
-    for b in tl.range(tl.program_id(0), B, tl.num_programs(0)):
-        first = tl.load(OFFSETS + b)
-        rows = (tl.load(OFFSETS + b + 1) - first).to(tl.int32)
-        x = X + ((first + i) * stride_m)[:, None]
-        is_row = (i < rows)[:, None]
-        c = tl.zeros((BLOCK, BLOCK), tl.float32)
-        for d in tl.range(0, D, BLOCK_D):
-            column = (d + steps)[None, :]
-            v = tl.load(x + column.to(tl.int64) * stride_d, mask=is_row & (column < D), other=0.0)
-            c = tl.dot(v, v.T, c, input_precision="ieee")
-        square = tl.sum(tl.where(i[:, None] == i[None, :], c, 0.0), 1)
-        is_safe = (square >= LOW) & (square <= HIGH)
-        bad = tl.zeros((BLOCK,), tl.int32)
-        if tl.sum(tl.where(is_safe | (i >= rows), 0, 1), 0) > 0:
-            largest = tl.zeros((BLOCK,), tl.float32)
-            for d in tl.range(0, D, BLOCK_D, num_stages=1):
-                column = (d + steps)[None, :]
-                v = tl.load(x + column.to(tl.int64) * stride_d, mask=is_row & (column < D), other=0.0)
-                size = tl.abs(v.to(tl.float32))
-                largest = tl.maximum(largest, tl.max(size, 1))
-                bad = tl.maximum(bad, tl.max(tl.where(size <= LARGEST, 0, 1), 1))
-            if METRIC != "dot":
-                e = exponent(tl.where(bad > 0, 1.0, largest))
-                c = tl.zeros((BLOCK, BLOCK), tl.float32)
-                for d in tl.range(0, D, BLOCK_D, num_stages=1):
-                    column = (d + steps)[None, :]
-                    v = tl.load(x + column.to(tl.int64) * stride_d, mask=is_row & (column < D), other=0.0)
-                    a = scaled(v.to(tl.float32), e[:, None]).to(X.dtype.element_ty)
-                    c = tl.dot(a, a.T, c, input_precision="ieee")
-                square = tl.sum(tl.where(i[:, None] == i[None, :], c, 0.0), 1)
-        if METRIC == "dot":
-            c = tl.where((bad[:, None] > 0) | (bad[None, :] > 0), float("nan"), c)
-        else:
-            inverse = inverse_length(square, bad > 0)
-            c *= inverse[:, None] * inverse[None, :]  # the same bits on both sides of the diagonal
-        c = measured(c, 1.0, METRIC)
-        at = tl.load(CELLS + b) + i[:, None] * rows + i[None, :]
-        tl.store(S + at, c.to(S.dtype.element_ty), mask=is_row & (i < rows)[None, :])
 
 
 @triton.jit

@@ -10,22 +10,38 @@ import torch
 from mrtkern import _triton
 from mrtkern._triton import Launch, Signature
 from mrtkern._triton import rows as lattice_rows
-from mrtkern.ops.similarity.triton import kernels, split
+from mrtkern.ops.similarity.triton import kernels, small, split
 
 FUSED = {"enable_fp_fusion": True}
 ROWS = {"BLOCK_T": 8, "BLOCK_D": 128}
 row_launch = lattice_rows.threads(128)  # 8 numbers of a block of rows to a thread: 16 bytes of 16-bit types
-GROUPS = {  # (rows of a group at most, bytes of a feature) -> launch of one program
-    (16, 2): {"BLOCK_D": 64, "num_warps": 1, "num_stages": 3, **FUSED},
-    (32, 2): {"BLOCK_D": 64, "num_warps": 2, "num_stages": 3, **FUSED},
-    (16, 4): {"BLOCK_D": 32, "num_warps": 1, "num_stages": 3, **FUSED},
-    (32, 4): {"BLOCK_D": 32, "num_warps": 4, "num_stages": 3, **FUSED},
+GROUPS = {  # (rows of a group at most, bytes of a feature) -> features of a step, threads, steps in flight
+    (16, 2): (64, 32, 3),
+    (32, 2): (64, 64, 3),
+    (16, 4): (16, 32, 5),
+    (32, 4): (16, 128, 5),
 }
 PULL = {2: (64, 64, 64), 4: (64, 32, 32)}  # BLOCK_M, BLOCK_N, BLOCK_D of pull_rows by bytes of a feature
 INT, REAL = "i32", "*fp32"
 TABLES = dict.fromkeys(("OFFSETS", "TILES", "CELLS"), "*i64")
 NONE: dict[str, Any] = dict.fromkeys(TABLES)  # where there are no groups
 NVIDIA, AMD = _triton.TARGETS[:-1], _triton.TARGETS[-1:]
+
+
+def group_launch(block: int, itemsize: int, has_y: bool, is_pull: bool) -> Callable[[str], Launch]:
+    """One program of small groups. Rows of two matrices, or of gradients, take the registers of more threads."""
+    step, threads, stages = GROUPS[block, itemsize]
+    threads *= 2 if (has_y or is_pull) and (block, itemsize) == (32, 2) else 1
+
+    def launch(arch: str) -> Launch:
+        warps, in_flight, most = max(block // 16, _triton.num_warps(arch, threads)), stages, None
+        if block == 32 and arch == "sm_120":
+            in_flight = 3  # with five ptxas stops at 64 registers, and spills
+        if is_pull and arch in ("sm_100", "sm_120"):
+            most = 255  # left alone it stops at 128 or 168, and spills
+        return Launch(0, 0, step, warps, in_flight, most)
+
+    return launch
 
 
 def has_parts(dtype: torch.dtype, arch: str) -> bool:
@@ -130,24 +146,41 @@ def _tiles(arch: str) -> Iterator[Signature]:
     )  # fmt: skip
 
 
-def _group(dtype: torch.dtype, block: int, label: str = "", is_aligned: bool = True) -> Signature:
-    name = _triton.NAMES[dtype]
-    types = {"X": f"*{name}", "S": f"*{name}", "OFFSETS": "*i64", "CELLS": "*i64", "B": INT, "D": INT, "stride_m": INT}
-    launch = GROUPS[block, dtype.itemsize]
-    constants = {"METRIC": "cosine", "BLOCK": block, "stride_d": 1, "BLOCK_D": launch["BLOCK_D"]}
-    options = {name: value for name, value in launch.items() if name != "BLOCK_D"}
-    aligned = ("X", "S", "D", "stride_m") if is_aligned else ("S",)
+def _group(
+    kernel: Any, dtype: torch.dtype, block: int, label: str = "", *, is_packed: bool = True, has_y: bool = False,
+    is_aligned: bool = True, targets: tuple[str, ...] = _triton.TARGETS,
+) -> Signature:  # fmt: skip
+    """Scores of small groups, or their gradient."""
+    name, is_pull = _triton.NAMES[dtype], kernel is small.pull_groups
+    written = ("DX", *(("DY",) if has_y else ())) if is_pull else ("S",)
+    pointers = ("X", "Y", *written, *(("W",) if is_pull else ()))
+    strides = [f"stride_{side}{axis}" for side in "xy" for axis in "bm"]
+    types = dict.fromkeys(pointers, f"*{name}") | dict.fromkeys(("B", "M", "N", "D", *strides), INT)
+    types |= dict.fromkeys(("OFFSETS", "CELLS"), "*i64") if is_packed else {}
+    none = ("OFFSETS", "CELLS", "DY")
+    parts = {"HAS_PARTS": has_parts(dtype, targets[0])} if is_pull else {}
+    constants = {
+        **{name: None for name in none if name not in types}, "METRIC": "cosine", "HAS_Y": has_y, **parts,
+        "BLOCK": block, "stride_xd": 1, "stride_yd": 1,
+    }  # fmt: skip
+    aligned = (*pointers, "D", *strides) if is_aligned else written
     return Signature(
-        f"score_groups {name} of {block}{label}", kernels.score_groups, types, constants, aligned, options,
-        has_matrix=dtype.itemsize == 2, has_wide_loads=is_aligned,
+        f"{kernel.fn.__name__} {name} of {block}{label}", kernel, types, constants, aligned, FUSED,
+        group_launch(block, dtype.itemsize, has_y, is_pull), has_matrix=dtype.itemsize == 2,
+        has_wide_loads=is_aligned, targets=targets,
     )  # fmt: skip
 
 
 def _groups() -> Iterator[Signature]:
-    for dtype in (torch.float32, torch.bfloat16):
-        yield from (_group(dtype, block) for block in (16, 32))
-        yield _group(dtype, 32, ", unaligned", is_aligned=False)
-    yield _group(torch.float16, 16)
+    float32, bfloat16, float16 = torch.float32, torch.bfloat16, torch.float16
+    for dtype in (float32, bfloat16):
+        for kernel in (small.score_groups, small.pull_groups):
+            yield from (_group(kernel, dtype, block) for block in (16, 32))
+            yield _group(kernel, dtype, 32, ", unaligned", is_aligned=False)
+            yield _group(kernel, dtype, 32, " with others", is_packed=False, has_y=True)
+    yield _group(small.score_groups, float16, 16)
+    for targets in (NVIDIA, AMD):
+        yield _group(small.pull_groups, float16, 16, targets=targets)
 
 
 def _pull(

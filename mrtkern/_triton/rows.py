@@ -28,6 +28,7 @@ from mrtkern._triton.targets import arch, num_warps
 LANES = tl.constexpr(lattice.LANES)
 TO_INTEGER = tl.constexpr(1.5 * 2**52)  # added and subtracted again: a float64 below 2**51 rounded half to even
 UP = 1 + 2.0**-20  # more than the roundings of the float64 sums behind an error
+REGISTERS = 65536  # of an NVIDIA multiprocessor
 STEP = 64  # features that are rounded, and at most multiplied, at once: columns are padded to a multiple of it
 
 
@@ -146,9 +147,15 @@ def _rounded(x: Tensor, factor: Tensor, dtype: torch.dtype) -> tuple[Tensor, Ten
     return q, error * UP + (UP - 1)
 
 
-def threads(number: int) -> Callable[[str], Launch]:
-    """The launch of a program of so many threads, for `Signature`; the sizes of its blocks are its own."""
-    return lambda arch: Launch(0, 0, 0, num_warps(arch, number), 3)
+def threads(number: int, programs: int | None = None) -> Callable[[str], Launch]:
+    """The launch of a program of so many threads; the sizes of its blocks are its own. programs: how many of them the
+    registers of one of NVIDIA's multiprocessors must hold."""
+
+    def launch(arch: str) -> Launch:
+        most = None if programs is None or arch.startswith("gfx") else REGISTERS // (number * programs)
+        return Launch(0, 0, 0, num_warps(arch, number), 3, most)
+
+    return launch
 
 
 def _squares(name: str, dtype: str, is_aligned: bool) -> Signature:

@@ -2,7 +2,7 @@
 
     strip_maxima  one program multiplies BLOCK_M rows with BLOCK_N columns and keeps the largest product of each strip
     survivors     one program finds what may belong to the k largest of each of its rows, and lists where it stands
-    members       one program multiplies its rows with the columns of some of their listed strips
+    members       few programs multiply a row with the columns of its listed strips
     scores        one program scores pairs in the defined order: float64, or integers, or float32
     ranks         one program counts how many pairs of a row come before each of its own, and puts it in that place
 
@@ -73,11 +73,13 @@ def num_at_least(values, threshold):
 def survivors(
     VALUES, LIMIT, MARGIN, PLACES, COUNT, first, rows, width, k, capacity,
     HAS_LIMIT: tl.constexpr, IS_HELD: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_W: tl.constexpr,
+    BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """places [rows, capacity] int32, ascending: where values [rows, width] lie at most margin below the k-th largest.
 
     count [rows] int32: how many there are, also beyond capacity. HAS_LIMIT: only the first limit [rows] values of a row
-    are real. IS_HELD: a row fits into a block, and is read once.
+    are real. IS_HELD: a row fits into a block, and is read once for its threshold. Places are listed BLOCK_P at a time,
+    from the cache again: held, the row and its places would take the registers of a second program.
     """
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     w = tl.arange(0, BLOCK_W)
@@ -100,13 +102,11 @@ def survivors(
     threshold = low - tl.load(MARGIN + first + m, mask=is_row, other=0.0)
     out = PLACES + m.to(tl.int64)[:, None] * capacity
     count = tl.zeros((BLOCK_M,), tl.int32)
-    for start in range(0, width, BLOCK_W):
-        if not IS_HELD:
-            mask = start + w[None, :] < end[:, None]
-            values = tl.load(row + start + w[None, :], mask=mask, other=NEVER)
-        is_kept = values >= threshold[:, None]
+    for start in range(0, width, BLOCK_P):
+        place = start + tl.arange(0, BLOCK_P)[None, :]
+        is_kept = tl.load(row + place, mask=place < end[:, None], other=NEVER) >= threshold[:, None]
         slot = count[:, None] + tl.cumsum(is_kept.to(tl.int32), axis=1) - 1
-        tl.store(out + slot, start + w[None, :] + tl.zeros_like(slot), mask=is_kept & (slot < capacity))
+        tl.store(out + slot, place + tl.zeros_like(slot), mask=is_kept & (slot < capacity))
         count += tl.sum(is_kept.to(tl.int32), axis=1)
     tl.store(COUNT + m, count, mask=is_row)
 
@@ -124,27 +124,26 @@ def members(
     EXCLUDE_SELF: tl.constexpr, HAS_GROUPS: tl.constexpr, STRIP: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """products [rows, capacity * STRIP] float32 of rows with the columns of their listed strips."""
+    """products [rows, capacity * STRIP] float32 of rows with the columns of the strips that they list."""
     m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
-    place = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     count = tl.minimum(tl.load(COUNT + m, mask=m < rows, other=0), capacity) * STRIP
-    if tl.program_id(0) * BLOCK_C >= tl.max(count, axis=0):
-        return
-    is_real = place[None, :] < count[:, None]
     row = (first + tl.where(m < rows, m, 0)).to(tl.int64)
-    listed = STRIPS + m.to(tl.int64)[:, None] * capacity + place[None, :] // STRIP
-    n = column_of(place[None, :], STRIP, BLOCK_N, tl.load(listed, mask=is_real, other=0))
-    is_read = (is_real & (n < N))[:, :, None]  # strips of the last tile may end beyond the columns
-    sums = tl.zeros((BLOCK_M, BLOCK_C, BLOCK_D), tl.float32)
-    x = X + row[:, None, None] * columns + tl.arange(0, BLOCK_D)[None, None, :]
-    y = Y + n.to(tl.int64)[:, :, None] * columns + tl.arange(0, BLOCK_D)[None, None, :]
-    for _ in range(0, columns, BLOCK_D):
-        sums += tl.load(x).to(tl.float32) * tl.load(y, mask=is_read, other=0.0).to(tl.float32)
-        x += BLOCK_D
-        y += BLOCK_D
-    no = excluded(row[:, None], n, N, GROUP_X, GROUP_Y, EXCLUDE_SELF, HAS_GROUPS)
-    out = PRODUCTS + m.to(tl.int64)[:, None] * (capacity * STRIP) + place[None, :]
-    tl.store(out, tl.where(no, NEVER, tl.sum(sums, axis=2)), mask=is_real)
+    for block in range(tl.program_id(0), tl.cdiv(tl.max(count, axis=0), BLOCK_C), tl.num_programs(0)):
+        place = block * BLOCK_C + tl.arange(0, BLOCK_C)
+        is_real = place[None, :] < count[:, None]
+        listed = STRIPS + m.to(tl.int64)[:, None] * capacity + place[None, :] // STRIP
+        n = column_of(place[None, :], STRIP, BLOCK_N, tl.load(listed, mask=is_real, other=0))
+        is_read = (is_real & (n < N))[:, :, None]  # strips of the last tile may end beyond the columns
+        sums = tl.zeros((BLOCK_M, BLOCK_C, BLOCK_D), tl.float32)
+        x = X + row[:, None, None] * columns + tl.arange(0, BLOCK_D)[None, None, :]
+        y = Y + n.to(tl.int64)[:, :, None] * columns + tl.arange(0, BLOCK_D)[None, None, :]
+        for _ in range(0, columns, BLOCK_D):
+            sums += tl.load(x).to(tl.float32) * tl.load(y, mask=is_read, other=0.0).to(tl.float32)
+            x += BLOCK_D
+            y += BLOCK_D
+        no = excluded(row[:, None], n, N, GROUP_X, GROUP_Y, EXCLUDE_SELF, HAS_GROUPS)
+        out = PRODUCTS + m.to(tl.int64)[:, None] * (capacity * STRIP) + place[None, :]
+        tl.store(out, tl.where(no, NEVER, tl.sum(sums, axis=2)), mask=is_real)
 
 
 @triton.jit

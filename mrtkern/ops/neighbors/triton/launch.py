@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -17,6 +18,10 @@ from mrtkern.ops.neighbors.problem import Inputs
 from mrtkern.ops.neighbors.triton import kernels
 from mrtkern.ops.neighbors.triton.search import SUMS, Side, Sizes, margins
 
+EXACT = {"enable_fp_fusion": False}
+# Programs that multiply the listed strips of a row. A list has places for 4 times as many strips as k = 64 fill: a
+# program for each block of places found nothing in two of three. Few rows get more, until a GPU is full.
+FEW_OF_A_ROW, IN_FLIGHT = 4, 8
 BAND = 8  # tiles of rows that meet the same columns while these are in the cache
 WRITING = {  # tiles whose pairs are written: half as many rows, since where pairs go takes registers of its own
     arch: replace(tile, BLOCK_M=tile.BLOCK_M // 2) for arch, tile in _triton.CONSUMED.items()
@@ -26,7 +31,7 @@ WRITING = {  # tiles whose pairs are written: half as many rows, since where pai
 class Blocks(NamedTuple):
     """Rows, and columns or places, of one program of each kernel."""
 
-    survivors: tuple[int, int]  # the places: at most
+    survivors: tuple[int, int, int]  # the places: at most, and listed at a time
     members: tuple[int, int]
     listed: tuple[int, int]
     pairs: tuple[int, int]
@@ -34,10 +39,18 @@ class Blocks(NamedTuple):
     linked: int  # pairs
 
 
-ON_DEVICE = Blocks((1, 8192), (1, 32), (1, 32), (8, 8), (1, 64, 32), 32)
+ON_DEVICE = Blocks((1, 8192, 2048), (1, 32), (1, 32), (8, 8), (1, 64, 32), 32)
 INTERPRETED = Blocks(
-    (128, 1024), (32, 512), (128, 256), (64, 256), (16, 256, 256), 8192
+    (128, 1024, 1024), (32, 512), (128, 256), (64, 256), (16, 256, 256), 8192
 )  # an operation costs a millisecond
+
+
+def survivors_launch(places: int, is_held: bool) -> Callable[[str], _triton.Launch]:
+    """By places of a block: two programs of many threads on a multiprocessor, but for rows that are not held on sm_120,
+    where 64 registers of a thread spill."""
+    if places <= ON_DEVICE.survivors[2]:
+        return lattice_rows.threads(128)
+    return lambda arch: lattice_rows.threads(512, 2 if is_held or arch != "sm_120" else None)(arch)
 
 
 def operands(x: Tensor, y: Tensor, tile: _triton.Launch) -> tuple[Any, Any, bool]:
@@ -53,8 +66,9 @@ class Launch:
     def __init__(self, inputs: Inputs, x: Side, y: Side) -> None:
         self.inputs, self.x, self.y = inputs, x, y
         self.M, self.N, self.device = len(x.length), len(y.length), x.q.device
-        self.warps = functools.partial(_triton.num_warps, _triton.arch(self.device))
-        self.tile = _triton.CONSUMED[_triton.arch(self.device)]
+        self.arch = _triton.arch(self.device)
+        self.warps = functools.partial(_triton.num_warps, self.arch)
+        self.tile = _triton.CONSUMED[self.arch]
         self.blocks = INTERPRETED if self.device.type == "cpu" else ON_DEVICE
         self.margin = margins(x, y, inputs.x.shape[1], inputs.precision)
         has_groups = inputs.group_x is not None
@@ -93,18 +107,21 @@ class Launch:
         width = values.shape[1]
         places = torch.empty((rows, capacity), dtype=torch.int32, device=self.device)
         count = torch.empty(rows, dtype=torch.int32, device=self.device)
-        block_m, block_w = self.blocks.survivors[0], min(triton.next_power_of_2(width), self.blocks.survivors[1])
+        block_m, most, listed = self.blocks.survivors
+        block_w = min(triton.next_power_of_2(width), most)
+        options = survivors_launch(block_w, width <= block_w)(self.arch).options
         kernels.survivors[(triton.cdiv(rows, block_m),)](
             values, count if limit is None else limit, self.margin, places, count, first, rows, width, self.inputs.k,
             capacity, HAS_LIMIT=limit is not None, IS_HELD=width <= block_w, BLOCK_M=block_m, BLOCK_W=block_w,
-            num_warps=self.warps(512 if block_w > 2048 else 128), enable_fp_fusion=False,
+            BLOCK_P=min(block_w, listed), **options | EXACT,
         )  # fmt: skip
         return places, count
 
     def members(self, sizes: Sizes, first: int, rows: int, strips: Tensor, num_strips: Tensor) -> Tensor:
         width, (block_m, block_c) = sizes.strips * sizes.STRIP, self.blocks.members
         products = torch.empty((rows, width), dtype=torch.float32, device=self.device)
-        kernels.members[(triton.cdiv(width, block_c), triton.cdiv(rows, block_m))](
+        each = max(FEW_OF_A_ROW, triton.cdiv(IN_FLIGHT * _triton.multiprocessors(self.device), rows))
+        kernels.members[(min(triton.cdiv(width, block_c), each), triton.cdiv(rows, block_m))](
             self.x.q, self.y.q, strips, num_strips, products, *self.labels, first, rows, self.N, self.x.q.shape[1],
             sizes.strips, **self.exclusion, STRIP=sizes.STRIP, BLOCK_N=self.tile.BLOCK_N, BLOCK_M=block_m,
             BLOCK_C=block_c, BLOCK_D=lattice_rows.STEP, num_warps=self.warps(128), enable_fp_fusion=False,

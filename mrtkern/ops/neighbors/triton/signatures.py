@@ -11,9 +11,9 @@ from mrtkern import _triton
 from mrtkern._triton import Launch, Signature
 from mrtkern._triton import rows as lattice_rows
 from mrtkern.ops.neighbors.triton import kernels, links
-from mrtkern.ops.neighbors.triton.launch import BAND, ON_DEVICE, WRITING
+from mrtkern.ops.neighbors.triton.launch import BAND, EXACT, ON_DEVICE, WRITING, survivors_launch
 
-EXACT, FUSED = {"enable_fp_fusion": False}, {"enable_fp_fusion": True}
+FUSED = {"enable_fp_fusion": True}
 NVIDIA = tuple(arch for arch in _triton.TARGETS if arch.startswith("sm_"))
 LABELS = {"GROUP_X": "*i64", "GROUP_Y": "*i64"}
 SELF = {"EXCLUDE_SELF": True, "HAS_GROUPS": False}
@@ -97,11 +97,14 @@ def _scores(
 def _survivors(name: str, width: int, is_held: bool, is_aligned: bool) -> Signature:
     pointers = {"VALUES": "*fp32", "LIMIT": "*i32", "MARGIN": "*fp32", "PLACES": "*i32", "COUNT": "*i32"}
     numbers = dict.fromkeys(("first", "rows", "width", "k", "capacity"), "i32")
-    constants = {"HAS_LIMIT": not is_aligned, "IS_HELD": is_held, "BLOCK_M": ON_DEVICE.survivors[0], "BLOCK_W": width}
+    block_m, _, listed = ON_DEVICE.survivors
+    constants = {
+        "HAS_LIMIT": not is_aligned, "IS_HELD": is_held, "BLOCK_M": block_m, "BLOCK_W": width, "BLOCK_P": listed
+    }  # fmt: skip
     aligned = (*pointers, "width", "capacity") if is_aligned else ()
     return Signature(
         f"survivors {name}", kernels.survivors, pointers | numbers, constants, aligned,
-        EXACT, lattice_rows.threads(512), has_wide_loads=is_aligned,
+        EXACT, survivors_launch(width, is_held), has_wide_loads=is_aligned,
     )  # fmt: skip
 
 

@@ -1,5 +1,5 @@
 from collections.abc import Callable
-from typing import Any
+from typing import Any, overload
 
 LARGEST_BLOCK: int
 LARGEST_GROUP: int
@@ -136,16 +136,45 @@ class FeaturesOracle(Oracle):
     def table(self) -> TableOracle: ...
     def owners(self, *, ids: int, count: int, owner: int) -> None: ...
 
+class Ended:
+    no: Ended
+    full: Ended
+    dry: Ended
+    enough: Ended
+
+class Limits:
+    @overload
+    def __init__(self) -> None: ...
+    @overload
+    def __init__(
+        self,
+        *,
+        N: int,
+        k: int,
+        cost: int,
+        budget: int,
+        is_by_ratio: bool,
+        label: int,
+        cap: int,
+        least: int,
+        classes: int,
+    ) -> None: ...
+    def admitted(self, *, ids: int, count: int, most: int) -> list[int]: ...
+
 class LazyGreedy:
-    def __init__(self, oracle: Oracle, *, bonus: int, is_open: int) -> None: ...
+    def __init__(self, oracle: Oracle, *, bonus: int, is_open: int, limits: Limits) -> None: ...
     picked: int
     value: int
+    covered: int
     bound: int
+    def sample(self, *, seed: int, group_key: int, draws: float) -> None: ...
     def start(self, *, ids: int, count: int) -> None: ...
     def resume(self, *, ids: int, gains: int, count: int, bound: int) -> int: ...
     def follow(self, *, ids: int, count: int, k: int) -> None: ...
-    def pick(self, *, until: int, k: int, least: int, progress: Callable[[float], Any] | None) -> bool: ...
-    def finish(self, *, k: int) -> None: ...
+    def pick(
+        self, *, until: int, k: int, least: int, enough: int, progress: Callable[[float], Any] | None
+    ) -> Ended: ...
+    def finish(self, *, k: int, is_quick: bool) -> None: ...
     def copy_picks(self, *, ids: int, gains: int) -> None: ...
 
 class Logits:
@@ -212,8 +241,11 @@ def neighbors_in_cells(
     threads: int,
 ) -> None: ...
 def components(
+    *,
     x: Features,
     N: int,
+    offsets: int,
+    num_groups: int,
     threshold: float,
     radius: float,
     labels: int,

@@ -38,7 +38,7 @@ from mrtkern.ops.facility_location.op import facility_location
 from mrtkern.ops.facility_location.selection import Selection
 from mrtkern.ops.linear_cross_entropy.log_prob import linear_log_prob
 from mrtkern.ops.linear_cross_entropy.op import linear_cross_entropy
-from mrtkern.ops.neighbors.deduplicate import deduplicate
+from mrtkern.ops.neighbors.deduplicate import Duplicates, deduplicate
 from mrtkern.ops.neighbors.lists import Neighbors
 from mrtkern.ops.neighbors.op import neighbors
 from mrtkern.ops.similarity.op import similarity
@@ -47,6 +47,7 @@ from mrtkern.select import select_responses
 __version__ = "0.1.0"
 
 __all__ = [
+    "Duplicates",
     "LossDetails",
     "MultiResponseCrossEntropyLoss",
     "Neighbors",

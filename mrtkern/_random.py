@@ -11,8 +11,9 @@ from torch import Tensor
 
 # Numbers of the draws. Each use has its own, or one would predict the other: a centre filled in at random would
 # always be the member drawn from its stratum.
-# Rows kept or filled in; the random draws of `skill`; a member of each stratum; the rows on which draws are measured.
-KEPT, CHANCE, STRATUM, SAMPLE = 0, 1, 2, 3
+# Rows kept or filled in; the random draws of `skill`; a member of each stratum; the rows on which draws are measured;
+# the candidates that a pick of stochastic greedy tries.
+KEPT, CHANCE, STRATUM, SAMPLE, TRIED = 0, 1, 2, 3, 4
 
 
 def _signed(value: int) -> int:
@@ -34,8 +35,16 @@ def _shifted(h: Tensor, count: int) -> Tensor:
     return (h >> count) & ((1 << (64 - count)) - 1)
 
 
+def stream(seed: int, draw: int, group_key: Tensor) -> Tensor:
+    """One per group, int64."""
+    return mix(mix(torch.full_like(group_key, _signed(seed + (draw + 1) * GOLDEN))) ^ mix(group_key))
+
+
+def at(stream: Tensor, position: Tensor) -> Tensor:
+    """The number at a position of a stream."""
+    return mix(stream + (position + 1) * GOLDEN)
+
+
 def keys(seed: int, draw: int, group_key: Tensor, position: Tensor) -> Tensor:
     """Rank keys, int64, smallest first; `group_key` and `position` (row within its group) broadcast."""
-    stream = mix(torch.full_like(group_key, _signed(seed + (draw + 1) * GOLDEN)))
-    stream = mix(stream ^ mix(group_key))
-    return mix(stream + (position + 1) * GOLDEN)
+    return at(stream(seed, draw, group_key), position)

@@ -81,11 +81,16 @@ def square_root(x: Tensor) -> Tensor:
 
 
 def squared_norms(x: Tensor) -> Tensor:
-    """|x|**2 of each row of x [T, D], float64 [T]: 16 interleaved lanes ascending, then lanes by halves."""
+    """|x|**2 of each row of x [T, D], float64 [T]."""
+    return row_dots(x, x)
+
+
+def row_dots(x: Tensor, y: Tensor) -> Tensor:
+    """<x, y> of each row of x and y [T, D], float64 [T]: 16 interleaved lanes ascending, then lanes by halves."""
     lanes = torch.zeros((x.shape[0], LANES), dtype=torch.float64, device=x.device)
     for d in range(0, x.shape[1], LANES):
         block = wide(x[:, d : d + LANES])
-        lanes[:, : block.shape[1]] += block.square()
+        lanes[:, : block.shape[1]] += block * (block if y is x else wide(y[:, d : d + LANES]))
     while lanes.shape[1] > 1:
         half = lanes.shape[1] // 2
         lanes = lanes[:, :half] + lanes[:, half:]

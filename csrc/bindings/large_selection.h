@@ -130,9 +130,37 @@ inline std::unique_ptr<mrt::GraphOracle> graph_oracle(Address offsets, Address i
   return released([&] { return std::make_unique<mrt::GraphOracle>(graph, threads); });
 }
 
-inline bool pick(mrt::LazyGreedy& greedy, int64_t until, int64_t k, int64_t least, const py::object& progress) {
+inline mrt::Ended pick(mrt::LazyGreedy& greedy, int64_t until, int64_t k, int64_t least, int64_t enough,
+                       const py::object& progress) {
   const Listening listening(progress);
-  return released([&] { return greedy.pick(until, k, least); });
+  return released([&] { return greedy.pick(until, k, {least, enough}); });
+}
+
+// cost [N] and label [N] 0: no budget, no classes; cap and least [classes], least 0: zeros.
+inline mrt::Limits limits(int64_t N, int64_t k, Address cost, int64_t budget, bool is_by_ratio, Address label,
+                          Address cap, Address least, int64_t classes) {
+  return {{at<const int64_t>(cost), budget, is_by_ratio, at<const int32_t>(label), at<const int64_t>(cap),
+           at<const int64_t>(least), classes},
+          N,
+          k};
+}
+
+inline void bind_limits(py::module_& m) {
+  py::class_<mrt::Limits>(m, "Limits", py::module_local())
+      .def(py::init<>())
+      .def(py::init(&limits), py::kw_only(), py::arg("N"), py::arg("k"), py::arg("cost"), py::arg("budget"),
+           py::arg("is_by_ratio"), py::arg("label"), py::arg("cap"), py::arg("least"), py::arg("classes"))
+      .def(
+          "admitted",
+          [](mrt::Limits limits, Address ids, int64_t count, int64_t most) {
+            return limits.admitted(at<const int32_t>(ids), count, most);
+          },
+          py::kw_only(), py::arg("ids"), py::arg("count"), py::arg("most"));
+  py::enum_<mrt::Ended>(m, "Ended", py::module_local())
+      .value("no", mrt::Ended::no)
+      .value("full", mrt::Ended::full)
+      .value("dry", mrt::Ended::dry)
+      .value("enough", mrt::Ended::enough);
 }
 
 inline void copy_picks(const mrt::LazyGreedy& greedy, Address ids, Address gains) {
@@ -203,11 +231,15 @@ inline void bind_oracles(py::module_& m) {
 
 inline void bind_large_selection(py::module_& m) {
   bind_oracles(m);
+  bind_limits(m);
   py::class_<mrt::LazyGreedy>(m, "LazyGreedy", py::module_local())
-      .def(py::init([](mrt::Oracle& oracle, Address bonus, Address is_open) {
-             return std::make_unique<mrt::LazyGreedy>(oracle, at<const int64_t>(bonus), at<const uint8_t>(is_open));
+      .def(py::init([](mrt::Oracle& oracle, Address bonus, Address is_open, const mrt::Limits& limits) {
+             return std::make_unique<mrt::LazyGreedy>(oracle, at<const int64_t>(bonus), at<const uint8_t>(is_open),
+                                                      limits);
            }),
-           py::keep_alive<1, 2>(), py::arg("oracle"), py::kw_only(), py::arg("bonus"), py::arg("is_open"))
+           py::keep_alive<1, 2>(), py::arg("oracle"), py::kw_only(), py::arg("bonus"), py::arg("is_open"),
+           py::arg("limits"))
+      .def("sample", &mrt::LazyGreedy::sample, py::kw_only(), py::arg("seed"), py::arg("group_key"), py::arg("draws"))
       .def(
           "start",
           [](mrt::LazyGreedy& greedy, Address ids, int64_t count) {
@@ -242,10 +274,12 @@ inline void bind_large_selection(py::module_& m) {
             });
           },
           py::kw_only(), py::arg("k"), py::arg("is_quick"))
-      .def("pick", &pick, py::kw_only(), py::arg("until"), py::arg("k"), py::arg("least"), py::arg("progress"))
+      .def("pick", &pick, py::kw_only(), py::arg("until"), py::arg("k"), py::arg("least"), py::arg("enough"),
+           py::arg("progress"))
       .def("copy_picks", &copy_picks, py::kw_only(), py::arg("ids"), py::arg("gains"))
       .def_property_readonly("picked", [](const mrt::LazyGreedy& greedy) { return greedy.ids().size(); })
       .def_property_readonly("value", &mrt::LazyGreedy::value)
+      .def_property_readonly("covered", &mrt::LazyGreedy::covered)
       .def_property_readonly("bound", &mrt::LazyGreedy::bound);
 }
 

@@ -77,10 +77,16 @@ inline void neighbors_in_cells(const mrt::NeighborsProblem& problem, const mrt::
   listening.finish();
 }
 
-inline int64_t components(const mrt::Features& x, int64_t N, double threshold, double radius, Address labels,
-                          const py::object& progress, int threads) {
+// num_groups groups between offsets, address of int64 [num_groups + 1]; 0: all N rows are one.
+inline int64_t components(const mrt::Features& x, int64_t N, Address offsets, int64_t num_groups, double threshold,
+                          double radius, Address labels, const py::object& progress, int threads) {
   const Listening listening(progress);
-  const int64_t bad = released([&] { return mrt::components(x, N, threshold, radius, at<int64_t>(labels), threads); });
+  auto* const out = at<int64_t>(labels);
+  const int64_t bad = released([&] {
+    return offsets == 0 ? mrt::components(x, N, threshold, radius, out, threads)
+                        : mrt::components_of_groups(x, at<const int64_t>(offsets), num_groups, threshold, radius, out,
+                                                    threads);
+  });
   listening.finish();
   return bad;
 }
@@ -99,8 +105,9 @@ inline void bind_neighbors(py::module_& m) {
            py::arg("probes"));
   m.def("neighbors_in_cells", &neighbors_in_cells, py::arg("problem"), py::arg("cells"), py::arg("ids"),
         py::arg("scores"), py::arg("progress"), py::arg("threads"));
-  m.def("components", &components, py::arg("x"), py::arg("N"), py::arg("threshold"), py::arg("radius"),
-        py::arg("labels"), py::arg("progress"), py::arg("threads"));
+  m.def("components", &components, py::kw_only(), py::arg("x"), py::arg("N"), py::arg("offsets"),
+        py::arg("num_groups"), py::arg("threshold"), py::arg("radius"), py::arg("labels"), py::arg("progress"),
+        py::arg("threads"));
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 //
 // Idea    every tile above the diagonal once; a pair whose integer product is within E of the threshold (neighbors/cpu.cpp
 //         derives E) is decided in float64, and only if its rows are not connected already.
+//         Of a small group every pair is decided in float64: packing it would take longer.
 // Sums    components are a set: any order of the pairs gives the same labels.
 #include <algorithm>
 #include <atomic>
@@ -104,6 +105,77 @@ int64_t components(const Features& x, int64_t N, double threshold, double radius
                    &judge);
   });
   for (int64_t i = 0; i < N; ++i) labels[i] = forest.root(i);
+  return -1;
+}
+
+namespace {
+
+constexpr int64_t SMALL_GROUP = 128;  // rows
+constexpr int64_t GROUPS_AT_ONCE = 16;
+
+Features rows_from(const Features& x, int64_t first) {
+  Features part = x;
+  part.data = static_cast<const char*>(x.data) + first * x.row_stride * element_size(x.dtype);
+  return part;
+}
+
+// What one thread needs for small groups.
+struct SmallGroups {
+  const Features& x;
+  const std::vector<double>& squares;
+  const TileKernels& kernel;
+  const double threshold;
+  std::vector<float> converted;
+  std::vector<double> row, wide;
+
+  // Rows first … last - 1: every row meets those behind it; whoever is linked takes the lower label of the two chains.
+  void link(int64_t first, int64_t last, int64_t* labels) {
+    int32_t ids[SMALL_GROUP];
+    double dots[SMALL_GROUP];
+    for (int64_t i = first; i < last; ++i) labels[i] = i;
+    const auto root = [&](int64_t i) {
+      while (labels[i] != i) i = labels[i];
+      return i;
+    };
+    const Features group = rows_from(x, first);
+    for (int64_t i = first; i + 1 < last; ++i) {
+      const int64_t behind = last - i - 1;
+      for (int64_t n = 0; n < behind; ++n) ids[n] = static_cast<int32_t>(i - first + 1 + n);
+      kernel.wide_row(group, i - first, converted.data(), row.data());
+      kernel.exact_dots(row.data(), group, ids, behind, converted.data(), wide.data(), dots);
+      for (int64_t n = 0; n < behind; ++n) {
+        const int64_t j = i + 1 + n;
+        if (cosine_of(dots[n], squares[i], squares[j]) < threshold) continue;
+        const int64_t a = root(i), b = root(j);
+        labels[std::max(a, b)] = std::min(a, b);
+      }
+    }
+    for (int64_t i = first; i < last; ++i) labels[i] = root(i);
+  }
+};
+
+}  // namespace
+
+int64_t components_of_groups(const Features& x, const int64_t* offsets, int64_t num_groups, double threshold,
+                             double radius, int64_t* labels, int threads) {
+  const std::vector<double> squares = row_squares(x, offsets[num_groups], threads);
+  for (int64_t i = 0; i < offsets[num_groups]; ++i)
+    if (!std::isfinite(squares[i])) return i;
+  std::vector<SmallGroups> workers(std::max(threads, 1),
+                                   SmallGroups{x, squares, tile_kernels(), threshold, {}, {}, {}});
+  parallel_for(num_groups, GROUPS_AT_ONCE, threads, [&](Worker& worker, int64_t b) {
+    if (offsets[b + 1] - offsets[b] > SMALL_GROUP) return;
+    SmallGroups& mine = workers[worker.index()];
+    for (std::vector<double>* array : {&mine.row, &mine.wide}) array->resize(x.columns);
+    mine.converted.resize(x.columns);
+    mine.link(offsets[b], offsets[b + 1], labels);
+  });
+  for (int64_t b = 0; b < num_groups; ++b) {
+    const int64_t first = offsets[b], rows = offsets[b + 1] - first;
+    if (rows <= SMALL_GROUP) continue;
+    components(rows_from(x, first), rows, threshold, radius, labels + first, threads);
+    for (int64_t i = first; i < first + rows; ++i) labels[i] += first;
+  }
   return -1;
 }
 

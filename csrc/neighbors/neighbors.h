@@ -52,6 +52,9 @@ void neighbors_in_cells(const NeighborsProblem& problem, const Cells& cells, con
 // labels[i] = the lowest row of the component of row i in the graph of pairs with cosine >= threshold (float64).
 // Returns the first bad row or -1.
 int64_t components(const Features& x, int64_t N, double threshold, double radius, int64_t* labels, int threads);
+// The same of groups, between offsets [num_groups + 1], each by itself.
+int64_t components_of_groups(const Features& x, const int64_t* offsets, int64_t num_groups, double threshold,
+                             double radius, int64_t* labels, int threads);
 
 // Candidates of some rows while tiles are scanned: list r has the slots r * capacity … of scores and ids, and belongs to
 // row first + r, or to rows[r].

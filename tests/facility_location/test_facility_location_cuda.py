@@ -213,7 +213,7 @@ def test_small_selections(sizes: list[int], D: int, order: str, emulated_cuda: C
 
 
 @pytest.mark.sanitize
-@pytest.mark.parametrize("sanitizer", ["address", "thread"])
+@pytest.mark.parametrize("sanitizer", [pytest.param("address", marks=pytest.mark.full), "thread"])
 def test_small_selections_are_clean(workshop: emulated.Workshop, sanitizer: str) -> None:
     emulated.passes(
         workshop, sanitizer, "small_selections and not clean", "tests/facility_location/test_facility_location_cuda.py"

@@ -20,6 +20,7 @@ ROWS, POSITIVE = torch.rand(6, generator=made), torch.rand(6, 6, generator=made)
 ENDS, TWO = torch.tensor([0, 4, 6]), torch.tensor([2, 1])
 TARGETS, PROMPT = torch.tensor([0, 1, 2, -100, 0, 3]), torch.tensor([7, 9])
 ENTRIES, ENTRY_ENDS = torch.tensor([0, 1, 2, 3, 0, 1, 2]), torch.tensor([0, 2, 3, 4, 5, 6, 7])
+CLASSES = torch.tensor([0, 1, 0, 1, 1, 0])
 MASK = torch.tensor([True, False, True, True, True, True])
 MATRIX = torch.tensor([[0, 1, 2], [3, 0, -100]])
 DETAILS = {"return_details": True, "offsets": ENDS, "prompt": PROMPT}
@@ -31,11 +32,13 @@ CALLS: list[tuple[str, dict[str, Any]]] = [
     ("similarity", {"x": X.double(), "offsets": ENDS}),
     ("neighbors", {"x": X, "k": 2, "y": Y}),
     ("neighbors", {"x": X, "k": 2, "exclude_group": MATRIX.reshape(-1)}),
-    ("deduplicate", {"x": X.half(), "threshold": 0.5}),
+    ("deduplicate", {"x": X.half(), "threshold": 0.5, "offsets": ENDS}),
     ("facility_location", {"x": X, "k": TWO, "offsets": ENDS, "group_key": PROMPT, "fill": "random"}),
     ("facility_location", {"x": X, "k": 2, "targets": Y, "weight": ROWS[:3], "quality": ROWS, "bonus": ROWS}),
     ("facility_location", {"similarity": POSITIVE, "k": 2, "start": TWO[:1], "mask": MASK}),
     ("facility_location", {"x": X, "k": 2, "picks": TWO}),
+    ("facility_location", {"x": X, "cost": CLASSES + 1, "budget": TWO + 1, "offsets": ENDS}),
+    ("facility_location", {"x": X, "k": 2, "group": CLASSES, "group_cap": TWO, "group_min": TWO - 1}),
     (
         "select_responses",
         {"embeddings": X, "offsets": ENDS, "k": TWO, "method": "reward", "reward": ROWS, "group_key": PROMPT},

@@ -33,7 +33,8 @@ def three_steps(model: Any, run: Any) -> Any:
     return model
 
 
-@pytest.mark.parametrize("normalize", ["prompt", pytest.param("token", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("normalize", ["prompt", "token"])
 def test_a_compiled_model_equals_one_batch(normalize: str) -> None:
     plain = torch.compile(trainers.tiny(), backend="eager", fullgraph=True)
     try:

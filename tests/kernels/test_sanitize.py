@@ -164,8 +164,9 @@ def test_a_planted_fault_is_reported(sanitizer: str, fault: str, report: str, tm
     assert loud.returncode == FAILED and report in loud.stdout, loud.stdout
 
 
+@pytest.mark.full
 def test_concurrent_callers_are_clean(tree: Callable[[str], Path]) -> None:
-    """The short one, for every run: one file, or collecting the others would take longer than running it."""
+    """The short one: one file, or collecting the others would take longer than running it."""
     passes("address", tree("address"), "concurrent", "tests/facility_location/test_facility_location_threads.py")
 
 

@@ -102,6 +102,7 @@ def transforms(function: Callable[..., Any], x: Tensor) -> dict[str, Callable[[T
     }
 
 
+@pytest.mark.full
 @every_function
 def test_compiled_functional_gradients_are_refused_not_zero(function: Callable[..., Any]) -> None:
     for number, name in enumerate(FUNCTIONS[function]):

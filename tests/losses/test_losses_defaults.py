@@ -51,7 +51,7 @@ def inputs(dtype: torch.dtype) -> dict[str, Any]:
 
 
 @every_backend_and_triton
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.full)], ids=str)
 def test_losses_are_those_of_a_process_without_defaults(dtype: torch.dtype, backend: str) -> None:
     given = inputs(dtype)
     hidden, weight, bias, targets = (given[name] for name in ("hidden", "weight", "bias", "targets"))

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from mrtkern import _check, _dispatch, lattice
 from mrtkern._check import Array
-from mrtkern.ops.facility_location import graphs, units
+from mrtkern.ops.facility_location import graphs, limits, units
 from mrtkern.ops.facility_location.ground import METRICS, Features, Graph, Ground, Groups, Matrix
-from mrtkern.ops.facility_location.rule import FILLS, INTERRUPTS, Course, Rule
+from mrtkern.ops.facility_location.limits import Limits
+from mrtkern.ops.facility_location.rule import FILLS, INTERRUPTS, METHODS, Course, Rule
 from mrtkern.ops.facility_location.units import Units
 
 OP = "facility_location"
@@ -24,9 +25,9 @@ def named(
     x: Array | None, k: int | Array | None, *, similarity: Array | None, similarity_scale: float | None,
     graph: Any, targets: Array | None, offsets: Array | None, metric: str, weight: Array | None,
     quality: Array | None, bonus: Array | None, start: Array | None, picks: Array | None, mask: Array | None,
-    fill: str, group_key: Array | None, seed: int, backend: str | None,
+    fill: str, group_key: Array | None, seed: int, backend: str | None, **limited: Any,
 ) -> dict[str, Any]:  # fmt: skip
-    """The operator's arguments. Reads no values of x, so that torch.compile passes."""
+    """The operator's arguments; `limited`: of limits.named. Reads no values of x, so that torch.compile passes."""
     edges = graphs.edges(graph)
     rows, targets, offsets = _rows(x, similarity, edges.graph_values, targets, offsets)
     _check.one_of(OP, "metric", metric, METRICS)
@@ -50,11 +51,12 @@ def named(
     bonus = _entries("bonus", bonus, N, "candidate", torch.float32)
     mask = _entries("mask", mask, N, "candidate", torch.bool)
     group_key = _entries("group_key", group_key, B, "group", torch.int64)
-    is_limit = offsets is not None and not _check.is_array(k)
-    k = _counts(k, B, rows.device)
+    limits_of = limits.named(**limited, N=N, B=B, device=rows.device)
+    is_limit = (offsets is not None or k is None) and not _check.is_array(k)
+    k = _counts(k, B, N, rows.device)
     tensors = {
         "targets": targets, "k": k, "weight": weight, "quality": quality, "bonus": bonus, "start": start,
-        "picks": picks, "mask": mask, "group_key": group_key,
+        "picks": picks, "mask": mask, "group_key": group_key, **limits_of,
     }  # fmt: skip
     name = "graph" if graph is not None else "x" if similarity is None else "similarity"
     _check.same_device(OP, **{name: rows}, **tensors)
@@ -99,22 +101,23 @@ def _rows(
 
 
 def course(
-    *, stop_gain: float | None, stop_fraction: float | None, checkpoint: Any, on_interrupt: str,
-    max_memory: int | None, offsets: Array | None, picks: Array | None,
+    *, stop_gain: float | None, stop_fraction: float | None, stop_coverage: float | None, checkpoint: Any,
+    on_interrupt: str, max_memory: int | None, offsets: Array | None, picks: Array | None,
 ) -> dict[str, Any]:  # fmt: skip
     """The operator's arguments about when a call ends and how it runs."""
     _check.one_of(OP, "on_interrupt", on_interrupt, INTERRUPTS)
-    for name, value in (("stop_gain", stop_gain), ("stop_fraction", stop_fraction)):
+    stops = {"stop_gain": stop_gain, "stop_fraction": stop_fraction, "stop_coverage": stop_coverage}
+    for name, value in stops.items():
         if value is not None:
             _check.number(OP, name, value)
-            if not (0 <= float(value) < math.inf) or (name == "stop_fraction" and value > 1):
-                _check.fail(OP, name, "be from 0 to 1" if name == "stop_fraction" else "be 0 or more", value)
+            if not (0 <= float(value) < math.inf) or (name != "stop_gain" and value > 1):
+                _check.fail(OP, name, "be 0 or more" if name == "stop_gain" else "be from 0 to 1", value)
     if max_memory is not None and _check.integer(OP, "max_memory", max_memory) < 1:
         _check.fail(OP, "max_memory", "be at least 1 byte", max_memory)
     if checkpoint is not None and not isinstance(checkpoint, (str, os.PathLike)):
         raise TypeError(f"{OP}: checkpoint must be a path, got {type(checkpoint).__name__}")
     given = {
-        "stop_gain": stop_gain, "stop_fraction": stop_fraction, "checkpoint": checkpoint,
+        **stops, "checkpoint": checkpoint,
         "on_interrupt 'prefix'": None if on_interrupt == "raise" else on_interrupt,
     }  # fmt: skip
     for name, ending in given.items():
@@ -122,11 +125,31 @@ def course(
             other = "offsets" if offsets is not None else "picks"
             raise ValueError(f"{OP}: {name} must come without offsets and picks, got {other}")
     return {
-        "stop_gain": None if stop_gain is None else float(stop_gain),
-        "stop_fraction": None if stop_fraction is None else float(stop_fraction),
+        **{name: None if value is None else float(value) for name, value in stops.items()},
         "checkpoint": None if checkpoint is None else os.fspath(checkpoint), "on_interrupt": on_interrupt,
         "max_memory": max_memory,
     }  # fmt: skip
+
+
+def how(
+    k: Any, *, method: str, epsilon: float, picks: Array | None, is_limited: bool, stops: bool, budget: Any,
+    group_min: Any, fill: str,
+) -> dict[str, Any]:  # fmt: skip
+    """The operator's arguments about who is tried."""
+    _check.one_of(OP, "method", method, METHODS)
+    _check.number(OP, "epsilon", epsilon)
+    if not 0 < float(epsilon) < 1:
+        _check.fail(OP, "epsilon", "lie between 0 and 1", epsilon)
+    if method == "stochastic" and (picks is not None or is_limited):
+        raise ValueError(f"{OP}: method 'stochastic' must come without picks, cost and group, got both")
+    if picks is not None and is_limited:
+        raise ValueError(f"{OP}: picks must come without cost and group, got both")
+    if k is None and not stops and budget is None:
+        raise TypeError(f"{OP}: k must be an int or an int64 tensor, got NoneType")
+    if group_min is not None and (k is None or stops or fill == "none"):
+        other = "fill 'none'" if fill == "none" else "a stop" if stops else "no k"
+        raise ValueError(f"{OP}: group_min must come with k and without stops and fill 'none', got {other}")
+    return {"method": method, "epsilon": float(epsilon)}
 
 
 def _entries(name: str, value: Array | None, size: int, like: str, dtype: torch.dtype) -> Tensor | None:
@@ -141,11 +164,11 @@ def _entries(name: str, value: Array | None, size: int, like: str, dtype: torch.
     return value.detach().resolve_neg()
 
 
-def _counts(k: int | Array | None, B: int, device: torch.device) -> Tensor:
-    """k of each problem, [B]."""
+def _counts(k: int | Array | None, B: int, N: int, device: torch.device) -> Tensor:
+    """k of each problem, [B]; None: all N candidates."""
     if _check.is_array(k):
         return _check.vector(OP, "k", _check.int64(OP, "k", k), B, "group")
-    k = _check.integer(OP, "k", k, "be an int or an int64 tensor")
+    k = N if k is None else _check.integer(OP, "k", k, "be an int or an int64 tensor")
     if k < 0:
         _check.fail(OP, "k", "be at least 0", k)
     return torch.full((B,), k, dtype=torch.int64, device=device)
@@ -155,8 +178,9 @@ def read(
     x: Tensor | None, k: Tensor, *, is_limit: bool, similarity: Tensor | None, similarity_scale: float | None,
     targets: Tensor | None, offsets: Tensor | None, metric: str, weight: Tensor | None, quality: Tensor | None,
     bonus: Tensor | None, start: Tensor | None, picks: Tensor | None, mask: Tensor | None, fill: str,
-    group_key: Tensor | None, seed: int, stop_gain: float | None, stop_fraction: float | None, course: Course,
-    edges: graphs.Edges,
+    group_key: Tensor | None, seed: int, stop_gain: float | None, stop_fraction: float | None,
+    stop_coverage: float | None, method: str, epsilon: float, course: Course, edges: graphs.Edges,
+    **limited: Tensor | None,
 ) -> tuple[Ground, Rule, Units]:  # fmt: skip
     """Every check that reads values, and what the backends are given.
 
@@ -178,14 +202,18 @@ def read(
     if start is not None or mask is not None:
         facts.read()
     sizes = ends[1:] - ends[:-1]
-    room, asked = _room(ends, start, mask), torch.minimum(k, sizes)
-    k = torch.minimum(k, room) if is_limit else _fitting(k, room, offsets is not None, facts)
+    within = limits.read(**limited)
+    room, asked = _room(ends, start, mask, within), torch.minimum(k, sizes)
+    k = torch.minimum(k, room) if is_limit else _fitting(k, room, offsets is not None, facts, within)
+    if within is not None:
+        limits.refuse_few(within, k)
     largest, total = facts.read(torch.cat([k.new_zeros(1), sizes]).max(), k.sum())
     ground = _ground(x, similarity, edges, targets, offsets, metric=metric, scale=similarity_scale, largest=largest)
     group_key = torch.arange(k.shape[0], dtype=torch.int64, device=k.device) if group_key is None else group_key
     rule = Rule(
         k=k, total=total, group_key=group_key, fill=fill, seed=seed, start=start, picks=picks, mask=mask,
-        weight=weight, quality=quality, bonus=bonus, stop_gain=stop_gain, stop_fraction=stop_fraction, course=course,
+        weight=weight, quality=quality, bonus=bonus, stop_gain=stop_gain, stop_fraction=stop_fraction,
+        stop_coverage=stop_coverage, limits=within, method=method, epsilon=epsilon, course=course,
     )  # fmt: skip
     facts = _check.Facts()
     if picks is not None:
@@ -261,24 +289,28 @@ def _start_values(start: Tensor, candidates: int) -> None:
         )
 
 
-def _room(offsets: Tensor, start: Tensor | None, mask: Tensor | None) -> Tensor:
+def _room(offsets: Tensor, start: Tensor | None, mask: Tensor | None, within: Limits | None) -> Tensor:
     """How many rows each problem can still pick, [B]."""
-    if start is None and mask is None:
+    if start is None and mask is None and within is None:
         return offsets[1:] - offsets[:-1]
     is_open = offsets.new_ones(int(offsets[-1])) if mask is None else mask.long()
     if start is not None:
         is_open[start] = 0
+    if within is not None:
+        return limits.room(within, is_open > 0, offsets)
     total = torch.cat([is_open.new_zeros(1), is_open.cumsum(0)])
     return total[offsets[1:]] - total[offsets[:-1]]
 
 
-def _fitting(k: Tensor, room: Tensor, has_groups: bool, facts: _check.Facts) -> Tensor:
+def _fitting(k: Tensor, room: Tensor, has_groups: bool, facts: _check.Facts, within: Limits | None) -> Tensor:
     bad = (k < 0) | (k > room)
 
     def sentence() -> None:
         b = _check.first(bad)
         where = f" in group {b}" if has_groups else ""
-        _check.fail(OP, "k", f"be from 0 to the number of candidates {int(room[b])}{where}", int(k[b]))
+        many = "of candidates" if within is None or within.label is None else "that group_cap admits,"
+        short = "" if within is None or within.label is None else f" ({int(k[b] - room[b])} short)"
+        _check.fail(OP, "k", f"be from 0 to the number {many} {int(room[b])}{where}", f"{int(k[b])}{short}")
 
     facts.refuse(bad, sentence)
     return k

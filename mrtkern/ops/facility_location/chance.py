@@ -1,7 +1,8 @@
 """The value of random picks, the zero of `skill`: the mean of seeded uniform draws of as many rows.
 
-Each draw is a window of one random order of the candidates. Beyond 4,096 rows to cover, a seeded uniform sample of that
-many stands for all of them: sum of weights / sum of their weights times what covers it.
+Each draw is a window of one random order of the candidates, within limits what they admit of it from there on. Beyond
+4,096 rows to cover, a seeded uniform sample of that many stands for all of them: sum of weights / sum of their weights
+times what covers it.
 """
 
 from __future__ import annotations
@@ -22,13 +23,12 @@ def keys(seed: int, draw: int, group_key: Tensor, count: int) -> Tensor:
     return _random.keys(seed, draw, group_key, torch.arange(count, dtype=torch.int64, device=group_key.device))
 
 
-def draws(key: Tensor, mask: Tensor, start: Tensor, k: int) -> list[Tensor]:
-    """RANDOM_DRAWS sets of k rows beside `start`: windows of one random order (cyclic), each of them a uniform draw."""
+def draws(key: Tensor, mask: Tensor, start: Tensor, admitted: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    """RANDOM_DRAWS sets beside `start`: what is admitted of one random order from different places on (cyclic)."""
     order = key.sort(stable=True).indices
     order = order[mask[order] & ~torch.isin(order, start)]
     firsts = [r * len(order) // RANDOM_DRAWS for r in range(RANDOM_DRAWS)]
-    window = torch.arange(k, dtype=torch.int64, device=key.device)
-    return [torch.cat([start, order[(first + window) % max(len(order), 1)]]) for first in firsts]
+    return [torch.cat([start, admitted(order.roll(-first))]) for first in firsts]
 
 
 def sampled(weight: Tensor | None, M: int, seed: int, group_key: Tensor) -> tuple[Tensor, float]:

@@ -7,6 +7,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -52,6 +53,17 @@ def _largest(values: Tensor | None) -> float:
     return float(values.double().max()) if values is not None and len(values) else 1.0
 
 
+class Made(NamedTuple):
+    """What was picked, in order, with the gains; in steps."""
+
+    ids: Tensor
+    gains: Tensor
+    value: int
+    bound: int
+    is_short: bool  # ended by a rule that stops, or by the user: nothing fills up
+    is_interrupted: bool
+
+
 class Call:
     """What one call makes on its way."""
 
@@ -60,6 +72,7 @@ class Call:
         rule = dataclasses.replace(rule, weight=weight, quality=quality)  # held here: the oracle keeps addresses
         self.ground, self.rule, self.engine, self.device = ground, rule, engine, rule.k.device
         self.N, self.M = ground.largest, int(ground.covered[1])
+        self.enough = min(units.enough_steps(rule, self.M), 2**63 - 1)
         self.k, self.op = int(rule.k[0]), ground.caller.op
         needed, room = engine.memory(Problem.of(ground, rule)), budget(rule.course, self.device)
         if needed > room:
@@ -75,37 +88,98 @@ class Call:
             torch.ones(self.N, dtype=torch.bool, device=self.device) if rule.mask is None else rule.mask.contiguous()
         )
         self.start = torch.zeros(0, dtype=torch.int64, device=self.device) if rule.start is None else rule.start
-        self.oracle = engine.oracle(ground, rule, self.maximum, room)
-        self.greedy = self._greedy()
+        self.room, self.is_interrupted = room, False
 
-    def _greedy(self) -> Any:
-        bonus, mask = self.bonus.cpu(), self.mask.cpu()  # the loop copies them
-        return _C.LazyGreedy(self.oracle.handle, bonus=bonus.data_ptr(), is_open=mask.data_ptr())
+    @cached_property
+    def oracle(self) -> Oracle:
+        """The ground, ready for the loop."""
+        return self.engine.oracle(self.ground, self.rule, self.maximum, self.room)
+
+    @cached_property
+    def greedy(self) -> Any:
+        """The loop, with nothing but `start` taken."""
+        bonus, mask, start = self.bonus.cpu(), self.mask.cpu(), self.start.cpu().int()  # the loop copies them
+        greedy = _C.LazyGreedy(
+            self.oracle.handle, bonus=bonus.data_ptr(), is_open=mask.data_ptr(), limits=self._limits()
+        )
+        if self.rule.method == "stochastic":
+            key = int(self.rule.group_key[0]) % 2**64
+            greedy.sample(seed=self.rule.seed % 2**64, group_key=key, draws=-math.log(self.rule.epsilon))
+        greedy.start(ids=start.data_ptr(), count=len(start))
+        return greedy
+
+    def _limits(self) -> Any:
+        """Of the rule, as the loop knows them; they are copied."""
+        given = self.rule.limits
+        if given is None:
+            return _C.Limits()
+        cost, budget, label, cap, least = (
+            None if value is None else value.cpu().contiguous() for value in given.tensors()
+        )
+        label = None if label is None else label.int()
+        return _C.Limits(
+            N=self.N, k=self.k, cost=_device.address(cost), budget=0 if budget is None else int(budget[0]),
+            is_by_ratio=given.is_by_ratio, label=_device.address(label), cap=_device.address(cap),
+            least=_device.address(least), classes=0 if cap is None else len(cap),
+        )  # fmt: skip
+
+    def _admitted(self, order: Tensor, most: int) -> Tensor:
+        """Of these candidates, one after the other, those that limits admit, at most `most`."""
+        if self.rule.limits is None:
+            return order[:most]
+        narrow = order.cpu().int()
+        found = self._limits().admitted(ids=narrow.data_ptr(), count=len(narrow), most=most)
+        return torch.tensor(found, dtype=torch.int64, device=order.device)
 
     def picks(self) -> Picks:
         """Select, and say what the selection is worth."""
-        start = self.start.cpu().int()
-        self.greedy.start(ids=start.data_ptr(), count=len(start))
-        if self.rule.picks is not None:
-            given = (self.rule.picks - self.ground.first_row).cpu().int()
-            self.greedy.follow(ids=given.data_ptr(), count=len(given), k=self.k)
-            is_short = False
-        else:
-            is_short = self._select()
+        made = self._better()
         _progress.report(1.0)
-        ids, gains = self.found()
+        ids, gains, is_short, num_start = made.ids, made.gains, made.is_short, len(self.start)
         effective = int((gains > 0).sum())
         ids, gains = torch.cat([self.start, ids.to(self.device)]), gains.to(self.device)
         if self.rule.picks is None and not is_short:
             ids = torch.cat([ids, self._filled(ids, self.k - effective)])
-        gains = torch.cat([gains.new_zeros(len(start)), gains, gains.new_zeros(len(ids) - len(start) - len(gains))])
+        gains = torch.cat([gains.new_zeros(num_start), gains, gains.new_zeros(len(ids) - num_start - len(gains))])
         owner, share = self._owners(ids)
         return Picks(
             ids=ids + self.ground.first_row, gains=gains, offsets=ids.new_tensor([0, len(ids)]),
-            value=ids.new_tensor([self.greedy.value]), bound=ids.new_tensor([self.greedy.bound]),
-            random=ids.new_tensor([self._random(len(ids) - len(start) if is_short else self.k)]),
+            value=ids.new_tensor([made.value]), bound=ids.new_tensor([made.bound]),
+            random=ids.new_tensor([self._random(len(ids) - num_start if is_short else self.k)]),
             effective_k=ids.new_tensor([effective]), owner=owner, share=share,
         )  # fmt: skip
+
+    def _made(self) -> Made:
+        """What the loop picks, or what the picks that are given are worth."""
+        is_short = False
+        if self.rule.picks is not None:
+            given = (self.rule.picks - self.ground.first_row).cpu().int()
+            self.greedy.follow(ids=given.data_ptr(), count=len(given), k=self.k)
+        else:
+            is_short = self._select()
+        ids, gains = self.found()
+        return Made(ids, gains, self.greedy.value, self.greedy.bound, is_short, self.is_interrupted)
+
+    def _better(self) -> Made:
+        """What the loop picks; with a budget the better of two, what leads by its gain and what leads by its gain a
+        cost. The ground of the first is gone before the second has one."""
+        limits, course = self.rule.limits, self.rule.course
+        if limits is None or limits.cost is None:
+            return self._made()
+        if course.checkpoint is not None:
+            course = dataclasses.replace(course, checkpoint=f"{course.checkpoint}.by-gain")
+        by_gain = dataclasses.replace(self.rule, limits=dataclasses.replace(limits, is_by_ratio=False), course=course)
+        with _progress.part(0.0, 0.5):
+            first = Call(self.ground, by_gain, self.engine)._made()
+        if not first.is_interrupted:
+            with _progress.part(0.5, 1.0):
+                second = self._made()
+            bound = min(first.bound, second.bound)
+            if second.value >= first.value:
+                return second._replace(bound=bound)
+            first = first._replace(bound=bound)
+        self.rule = by_gain
+        return first
 
     def found(self) -> tuple[Tensor, Tensor]:
         """Picks so far and their gains, on the CPU."""
@@ -131,6 +205,7 @@ class Call:
             if self.rule.course.on_interrupt == "raise" or not isinstance(error, KeyboardInterrupt):
                 raise
             self.greedy.finish(k=self.greedy.picked, is_quick=True)
+            self.is_interrupted = True
             return True
         self._save(file)
         if is_short:
@@ -143,10 +218,12 @@ class Call:
         while True:
             least, began = self._least(), time.monotonic()
             until = 1 if self.greedy.picked == 0 else self.greedy.picked + many
-            if not self.greedy.pick(
-                until=min(until, self.k), k=self.k, least=max(least, 0), progress=_progress.current()
-            ):
-                return self.greedy.picked < self.k and self._least() >= 1
+            ended = self.greedy.pick(
+                until=min(until, self.k), k=self.k, least=max(least, 0), enough=self.enough,
+                progress=_progress.current(),
+            )  # fmt: skip
+            if ended != _C.Ended.no:
+                return bool(ended == _C.Ended.enough)
             now = time.monotonic()
             many = min(2 * many, AT_ONCE) if now - began < 1.0 else max(many // 2, 1)
             if now - saved_at > SAVE_EVERY:
@@ -169,6 +246,15 @@ class Call:
         weighed = [rule.weight, rule.quality, rule.bonus, rule.mask, rule.start]
         words = [type(ground).__name__, getattr(ground, "metric", ""), ground.scale, self.N]
         words += [rule.stop_gain, rule.stop_fraction]
+        more: dict[str, Any] = {}  # named: files that knew nothing of them are still taken up
+        if rule.stop_coverage is not None:
+            more["stop_coverage"] = rule.stop_coverage
+        if rule.limits is not None:
+            weighed += rule.limits.tensors()
+            more["is_by_ratio"] = rule.limits.is_by_ratio
+        if rule.method != "lazy":
+            more["method"] = [rule.method, rule.epsilon, rule.seed, int(rule.group_key[0])]
+        words += [more] if more else []
         return checkpoint.File(self.op, path, checkpoint.fingerprint([*held, *weighed], words), self.k, self.N)
 
     def _save(self, file: checkpoint.File | None) -> None:
@@ -184,14 +270,13 @@ class Call:
         is_open = self.mask.clone()
         is_open[ids] = False
         if fill == "coverage":
+            limits = None if self.rule.limits is None else self.rule.limits.after(ids[len(self.start) :])
             plain = dataclasses.replace(
                 self.rule, k=self.rule.k.new_tensor([min(missing, int(is_open.sum()))]), start=ids, weight=None,
-                quality=None, bonus=None, fill="none", stop_gain=None, stop_fraction=None,
-                course=dataclasses.replace(self.rule.course, checkpoint=None),
+                quality=None, bonus=None, fill="none", stop_gain=None, stop_fraction=None, stop_coverage=None,
+                limits=limits, method="lazy", course=dataclasses.replace(self.rule.course, checkpoint=None),
             )  # fmt: skip
             rest = Call(self.ground, plain, self.engine)
-            narrow = ids.cpu().int()
-            rest.greedy.start(ids=narrow.data_ptr(), count=len(narrow))
             with _progress.shown(self.op, False):  # it was heard of to the end already
                 rest._select()
             more = rest.found()[0].to(self.device)
@@ -200,7 +285,8 @@ class Call:
         if fill != "index":
             key = chance.keys(self.rule.seed, _random.KEPT, self.rule.group_key[0], self.N)
             left = left[key[left].sort(stable=True).indices]
-        return torch.cat([more, left[: missing - len(more)]])
+        made = torch.cat([ids[len(self.start) :], more])
+        return self._admitted(torch.cat([made, left]), len(made) + missing - len(more))[len(made) - len(more) :]
 
     def _owners(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """The kept row most similar to each row, and the share of rows that each kept row has."""
@@ -219,5 +305,5 @@ class Call:
         group_key = self.rule.group_key[0]
         key = chance.keys(self.rule.seed, _random.CHANCE, group_key, self.N)
         rows, factor = chance.sampled(self.rule.weight, self.M, self.rule.seed, group_key)
-        sets = chance.draws(key, self.mask, self.start, k)
+        sets = chance.draws(key, self.mask, self.start, lambda order: self._admitted(order, k))
         return chance.value(self.oracle.cover, self.bonus, sets, rows, factor)

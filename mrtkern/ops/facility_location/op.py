@@ -52,7 +52,8 @@ _operators.define(
     "Tensor? graph_ids, Tensor? graph_values, int graph_columns, Tensor? targets, Tensor? offsets, str metric, "
     "Tensor? weight, Tensor? quality, Tensor? bonus, Tensor? start, Tensor? picks, "
     "Tensor? mask, str fill, Tensor? group_key, int seed, float? stop_gain, float? stop_fraction, str? checkpoint, "
-    "str on_interrupt, int? max_memory, str? backend) "
+    "str on_interrupt, int? max_memory, Tensor? cost, Tensor? budget, Tensor? group, Tensor? group_cap, "
+    "Tensor? group_min, float? stop_coverage, str method, float epsilon, str? backend) "
     "-> (Tensor ids, Tensor gains, Tensor offsets, Tensor value, Tensor bound, Tensor random, Tensor effective_k, "
     "Tensor owner, Tensor share, Tensor step, Tensor slack)",
     _run,
@@ -94,6 +95,14 @@ def facility_location(
     seed: int = 0,
     stop_gain: float | None = None,
     stop_fraction: float | None = None,
+    stop_coverage: float | None = None,
+    cost: Array | None = None,
+    budget: int | Array | None = None,
+    group: Array | None = None,
+    group_cap: int | Array | None = None,
+    group_min: int | Array | None = None,
+    method: str = "lazy",
+    epsilon: float = 0.01,
     checkpoint: str | os.PathLike[str] | None = None,
     on_interrupt: str = "raise",
     max_memory: int | None = None,
@@ -111,7 +120,8 @@ def facility_location(
     x : [N, D], float32, float64, bfloat16 or float16
         Rows are covered and are the candidates; only their directions count.
     k : int, or int64 [B]
-        Rows to keep. With offsets an int (up to k per group) or int64 [B] (a k above its group is refused).
+        Rows to keep. With offsets an int (up to k per group) or int64 [B] (a k above its group is refused). May be left
+        out where a budget or one of the stops ends it; nothing fills up then.
     similarity : [M, N], not negative, optional
         Instead of x: columns are candidates.
         uint16 too, with similarity_scale.
@@ -149,6 +159,24 @@ def facility_location(
         No pick gains less, in the units of F; fewer than k rows are kept then, and nothing fills up.
     stop_fraction : float, optional
         No pick gains less than this part of what the first gained.
+    stop_coverage : float, optional
+        The first picks that cover this part of sum_i weight_i max(quality) are enough: of 1 with neither, the mean
+        similarity of a row to the nearest kept row.
+    cost : int64 [N], optional
+        What each candidate costs, 0 or more. Two selections are made, the largest gain per cost first and the largest
+        gain first, and the better one is kept: at least (1 - 1/e) / 2 of the optimum.
+    budget : int, or int64 [B]
+        The picks cost no more.
+    group : int64 [N], optional
+        A class of each candidate.
+    group_cap : int, or int64 [classes], optional
+        No more picks of a class; with a tensor classes are numbers from 0. At least 1/2 of the optimum.
+    group_min : int, or int64 [classes], optional
+        No fewer picks of a class. At least 1/2 of the optimum; not with cost. Neither limit counts `start`.
+    method : str
+        "lazy", or "stochastic": each pick is the best of N / k * ln(1 / epsilon) candidates drawn for it, which
+        reaches 1 - 1/e - epsilon of the optimum in expectation; upper_bound is looser.
+    epsilon : float
     checkpoint : path, optional
         The picks go to this file every 30 seconds and at the end, whole or not at all; a call that finds it there goes
         on from it, on any device, and one of other data or options refuses it.
@@ -220,14 +248,20 @@ def facility_location(
     """
     found = arguments.named(
         x, k, similarity=similarity, similarity_scale=similarity_scale, graph=graph, targets=targets, offsets=offsets,
-        metric=metric, weight=weight, quality=quality, bonus=bonus, start=start, picks=picks, mask=mask, fill=fill,
-        group_key=group_key, seed=seed, backend=backend,
+        metric=metric, weight=weight, quality=quality, bonus=bonus, start=start, picks=picks, mask=mask,
+        fill="none" if k is None else fill, group_key=group_key, seed=seed, backend=backend, cost=cost, budget=budget,
+        group=group, group_cap=group_cap, group_min=group_min,
+    )  # fmt: skip
+    stops = any(value is not None for value in (stop_gain, stop_fraction, stop_coverage))
+    how = arguments.how(
+        k, method=method, epsilon=epsilon, picks=picks, is_limited=cost is not None or group is not None, stops=stops,
+        budget=budget, group_min=group_min, fill=fill,
     )  # fmt: skip
     _progress.check(OP, progress)
     course = arguments.course(
-        stop_gain=stop_gain, stop_fraction=stop_fraction, checkpoint=checkpoint, on_interrupt=on_interrupt,
-        max_memory=max_memory, offsets=offsets, picks=picks,
+        stop_gain=stop_gain, stop_fraction=stop_fraction, stop_coverage=stop_coverage, checkpoint=checkpoint,
+        on_interrupt=on_interrupt, max_memory=max_memory, offsets=offsets, picks=picks,
     )  # fmt: skip
     with _progress.shown(OP, progress) if progress else contextlib.nullcontext():
-        *fields, step, slack = torch.ops.mrtkern.facility_location(**found, **course)
+        *fields, step, slack = torch.ops.mrtkern.facility_location(**found, **course, **how)
     return selection.finish(Picks(*fields), step, slack, offsets is not None)

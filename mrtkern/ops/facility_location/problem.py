@@ -45,7 +45,9 @@ class Problem:
         covers_itself = has_features and targets is None
         given = {
             "targets": targets, "start": rule.start, "mask": rule.mask, "stop_gain": rule.stop_gain,
-            "stop_fraction": rule.stop_fraction, "checkpoint": rule.course.checkpoint,
+            "stop_fraction": rule.stop_fraction, "stop_coverage": rule.stop_coverage,
+            "checkpoint": rule.course.checkpoint, "limits": rule.limits,
+            "method": None if rule.method == "lazy" else rule.method,
         }  # fmt: skip
         return cls(
             form=type(ground),

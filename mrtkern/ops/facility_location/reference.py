@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mrtkern import _check, _device, _random, lattice
 from mrtkern.ops.facility_location import chance, units
+from mrtkern.ops.facility_location.admission import Admission, Tried
 from mrtkern.ops.facility_location.ground import Features, Graph, Ground, Groups, Matrix
+from mrtkern.ops.facility_location.limits import Limits
 from mrtkern.ops.facility_location.problem import Problem
 from mrtkern.ops.facility_location.rule import Rule
 from mrtkern.ops.facility_location.selection import Picks
@@ -50,72 +53,99 @@ class Greedy:
         self.is_open[j] = False
 
 
-def select(
-    t: Tensor,
-    plain: Tensor,
-    bonus: Tensor,
-    k: int,
-    *,
-    start: list[int],
-    picks: list[int] | None,
-    mask: Tensor,
-    fill: str,
-    key: Tensor,
-    sample: tuple[Tensor, float],
-    least: int = 0,
-    fraction: float = 0.0,
-) -> dict[str, Any]:
-    """One problem: t and plain (unit weights) [M, N], rank keys [2, N]; `sample`: of chance.sampled; no pick gains
-    less than `least` steps, or than this fraction of the first. Result keyed as in Picks."""
-    greedy = Greedy(t, bonus, mask.clone(), start)
+class Case(NamedTuple):
+    """One problem: pairs [M, N], with weights and without, a bonus [N] per candidate, and the rest of its rule."""
+
+    t: Tensor
+    plain: Tensor
+    bonus: Tensor
+    k: int
+    start: list[int]
+    picks: list[int] | None
+    mask: Tensor
+    fill: str
+    key: Tensor  # [2, N] rank keys: of what fills up, of the draws of chance
+    sample: tuple[Tensor, float]  # of chance.sampled
+    least: int = 0  # steps that a pick gains at least,
+    fraction: float = 0.0  # or this part of what the first gained
+    enough: float = math.inf  # steps of covered rows that suffice
+    limits: Limits | None = None
+    tried: Tried | None = None  # of stochastic greedy
+
+    def admission(self) -> Admission:
+        """Nothing taken."""
+        return Admission(self.limits, self.k, len(self.bonus))
+
+
+def select(case: Case) -> dict[str, Any]:
+    """Greedy, or the picks that are given. Result keyed as in Picks."""
+    t, bonus, start, picks = case.t, case.bonus, case.start, case.picks
+    k, fill, greedy, admission = case.k, case.fill, Greedy(t, bonus, case.mask.clone(), start), case.admission()
     greedy.is_open[start] = False
     ids, gains = list(start), [0] * len(start)
     kept = torch.tensor(start, dtype=torch.int64, device="cpu")
     value = cover(t, bonus, kept)
+    covered = value - int(bonus[kept].sum())
     bound, effective = math.inf, 0
     for step in range(k + 1):
         gain = greedy.gains()
-        top = gain.clamp(min=0).topk(k).values if k else gain[:0]
-        if step in (0, k) or step & (step - 1) == 0 or int(top[0]) == 0:
-            bound = min(bound, value + int(top.sum()))
+        j = -1
+        if step < k:
+            j = admission.leader(gain, case.tried, step) if picks is None else picks[step]
+        if step in (0, k) or step & (step - 1) == 0 or j < 0:
+            bound = min(bound, value + admission.most(gain, k))
         if step == k:
             break
-        j = int(gain.argmax()) if picks is None else picks[step]  # the first of equal gains
-        if picks is None and int(gain[j]) < max(least, fraction * gains[len(start)] if step else 0.0):
+        found = int(gain[j]) if j >= 0 else 0
+        least = max(case.least, case.fraction * gains[len(start)] if step else 0.0)
+        if picks is None and (covered >= case.enough or found < least):
             k, fill = step, "none"
-            bound = min(bound, value + int(gain.clamp(min=0).topk(k).values.sum()))
+            bound = min(bound, value + admission.most(gain, k))
             break
-        if picks is None and int(top[0]) == 0:
+        if j < 0:
             break
         greedy.take(j)
+        admission.take(j)
         ids.append(j)
-        gains.append(int(gain[j]))
-        value += gains[-1]
-        effective += gains[-1] > 0
+        gains.append(found)
+        value, covered, effective = value + found, covered + found - int(bonus[j]), effective + (found > 0)
     if picks is None:
-        ids += filled(greedy, plain, ids, k - effective, fill, key[0])
+        ids += filled(case, greedy, admission, ids, k - effective, fill)
     gains += [0] * (len(ids) - len(gains))
     random = chance.value(
         lambda among, rows: cover(t[rows], torch.zeros_like(bonus), among), bonus,
-        chance.draws(key[1], mask, kept, k), *sample,
+        chance.draws(case.key[1], case.mask, kept, lambda order: case.admission().admitted(order, k)), *case.sample,
     )  # fmt: skip
     return {"ids": ids, "gains": gains, "value": value, "bound": bound, "random": random, "effective_k": effective}
 
 
-def filled(greedy: Greedy, plain: Tensor, ids: list[int], missing: int, fill: str, key: Tensor) -> list[int]:
+def filled(case: Case, greedy: Greedy, admission: Admission, ids: list[int], missing: int, fill: str) -> list[int]:
     """What follows the picks once no candidate gains: `missing` more ids by the rule `fill`."""
     more: list[int] = []
     if fill == "coverage":
-        rest = Greedy(plain, torch.zeros_like(greedy.bonus), greedy.is_open, ids)
-        while len(more) < missing and int((gain := rest.gains()).max()) > 0:
-            more.append(int(gain.argmax()))
-            rest.take(more[-1])
+        rest = Greedy(case.plain, torch.zeros_like(greedy.bonus), greedy.is_open, ids)
+        while len(more) < missing and (j := admission.leader(rest.gains(), None, 0)) >= 0:
+            more.append(j)
+            rest.take(j)
+            admission.take(j)
     if fill == "none" or len(more) == missing:
         return more
     open_ids = greedy.is_open.nonzero()[:, 0]
     if fill != "index":
-        open_ids = open_ids[key[open_ids].sort(stable=True).indices]
-    return more + open_ids[: missing - len(more)].tolist()
+        open_ids = open_ids[case.key[0][open_ids].sort(stable=True).indices]
+    return more + admission.admitted(open_ids, missing - len(more)).tolist()
+
+
+def best_of(case: Case) -> dict[str, Any]:
+    """With a budget the better of two: the largest gain a cost leads, and the largest gain; the first of equal ones."""
+    if case.limits is None or case.limits.cost is None:
+        return select(case)
+    first, second = (
+        select(case._replace(limits=dataclasses.replace(case.limits, is_by_ratio=by_ratio)))
+        for by_ratio in (True, False)
+    )
+    best = second if second["value"] > first["value"] else first
+    return best | {"bound": min(first["bound"], second["bound"])}
 
 
 def owners(plain: Tensor, ids: list[int], covers_itself: bool) -> Tensor:
@@ -177,11 +207,14 @@ def _one(problem: Problem, ground: Ground, rule: Rule, b: int) -> dict[str, Any]
     before, k = int(rule.k[:b].sum()), int(rule.k[b])
     first_id = first + ground.first_row
     picks = None if rule.picks is None else (rule.picks[before : before + k] - first_id).tolist()
-    answer = select(
+    limits = None if rule.limits is None else rule.limits.of(slice(first, last), slice(b, b + 1))
+    tried = None if rule.method == "lazy" else Tried(rule.seed, group_key, rule.epsilon)
+    case = Case(
         t, plain, extra, k, start=start, picks=picks, mask=mask, fill=rule.fill, key=key, sample=sample,
         least=units.least_steps(rule.stop_gain or 0.0, maximum * ground.scale / lattice.STEPS),
-        fraction=rule.stop_fraction or 0.0,
+        fraction=rule.stop_fraction or 0.0, enough=units.enough_steps(rule, M), limits=limits, tried=tried,
     )  # fmt: skip
+    answer = best_of(case)
     owner = owners(plain, answer["ids"], covers_itself=problem.covered is None)
     answer["share"] = [int((owner == j).sum()) / M if M else 0.0 for j in answer["ids"]]
     answer["owner"] = torch.where(owner >= 0, owner + first_id, -1).tolist()

@@ -6,8 +6,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from mrtkern.ops.facility_location.limits import Limits
+
 FILLS = ("index", "coverage", "random", "none")
 INTERRUPTS = ("raise", "prefix")
+METHODS = ("lazy", "stochastic")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,4 +39,8 @@ class Rule:
     bonus: Tensor | None = None  # float32, one per candidate
     stop_gain: float | None = None  # picks that gain less are not made
     stop_fraction: float | None = None  # nor those that gain less than this part of the first
+    stop_coverage: float | None = None  # nor those after this part of what any set can cover is covered
+    limits: Limits | None = None
+    method: str = "lazy"  # or "stochastic": of a sample of the candidates
+    epsilon: float = 0.01  # of stochastic: what its expected guarantee loses
     course: Course = Course()

@@ -54,6 +54,15 @@ def least_steps(gain: float, step: float) -> int:
     return least
 
 
+def enough_steps(rule: Rule, M: int) -> float:
+    """Steps that the rows of one problem cover once `stop_coverage` of the most that they can cover is covered."""
+    if rule.stop_coverage is None:
+        return math.inf
+    weight = rule.weight
+    total = float(M) if weight is None or not M else float(weight.double().sum() / (float(weight.max()) or 1.0))
+    return math.ceil(rule.stop_coverage * total * lattice.STEPS)
+
+
 def feature_error(D: int, metric: str) -> float:
     """Largest error of one pair's similarity that comes from rounding the features."""
     return lattice.cosine_error(D) / (2.0 if metric == "shifted_cosine" else 1.0)

@@ -49,7 +49,7 @@ def memory(problem: Problem) -> int:
     listed = problem.M + 16 if is_symmetric else min(problem.M + 16, _C.LARGEST_BLOCK * threads)
     packed = rows * (_row(problem) + 8)
     capacity = _capacity(problem)
-    if problem.kind == "components":
+    if problem.kind.startswith("components"):
         return packed + 8 * problem.M + threads * 160 * (problem.D + 32)
     return packed + listed * 8 * (capacity + 1) + threads * (160 * (problem.D + 32) + 32 * capacity)
 
@@ -114,13 +114,16 @@ def forward(inputs: Inputs) -> tuple[Tensor, Tensor]:
     return ids, scores
 
 
-def components(x: Tensor, threshold: float) -> Tensor:
-    """The lowest row of the component of every row, int64 [N], in the graph of pairs with cosine >= threshold."""
+def components(x: Tensor, offsets: Tensor | None, threshold: float) -> Tensor:
+    """The lowest row of the component of every row, int64 [N], in the graph of pairs with cosine >= threshold; of
+    groups between offsets each by itself."""
     N, D = x.shape
     labels = torch.empty(N, dtype=torch.int64, device="cpu")
+    offsets = None if offsets is None else offsets.contiguous()
     bad = _C.components(
-        _device.features(_C, x), N, threshold, lattice.fine_radius(D), labels=labels.data_ptr(),
-        progress=_progress.current(), threads=torch.get_num_threads(),
+        x=_device.features(_C, x), N=N, offsets=address(offsets), num_groups=0 if offsets is None else len(offsets) - 1,
+        threshold=threshold, radius=lattice.fine_radius(D), labels=labels.data_ptr(), progress=_progress.current(),
+        threads=torch.get_num_threads(),
     )  # fmt: skip
     if bad >= 0:
         _check.finite_rows("deduplicate: x", x[bad : bad + 1], bad)

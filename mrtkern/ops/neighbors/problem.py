@@ -44,7 +44,8 @@ class Inputs(NamedTuple):
 
 @dataclass(frozen=True)
 class Problem:
-    """Sizes, types and options. `kind`: "lists" (neighbors) or "components" (deduplicate; N None, K 0)."""
+    """Sizes, types and options. `kind`: "lists" (neighbors) or "components" (deduplicate; N None, K 0),
+    "components of groups"."""
 
     M: int  # rows of x
     N: int | None  # rows of y; None: x meets itself

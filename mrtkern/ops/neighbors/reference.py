@@ -6,6 +6,7 @@ the next selection like columns of lower index.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 
@@ -172,9 +173,17 @@ def exclusions(inputs: Inputs, rows: slice, columns: slice) -> Tensor:
     return excluded
 
 
-def components(x: Tensor, threshold: float) -> Tensor:
-    """The lowest row of the component of every row, int64 [N], in the graph of pairs with cosine >= threshold."""
+def components(x: Tensor, offsets: Tensor | None, threshold: float) -> Tensor:
+    """The lowest row of the component of every row, int64 [N], in the graph of pairs with cosine >= threshold; of
+    groups between offsets each by itself."""
     _check.finite_rows("deduplicate: x", x)
+    ends = [0, len(x)] if offsets is None else offsets.tolist()
+    none = torch.empty(0, dtype=torch.int64, device=x.device)
+    return torch.cat([none, *(first + _one(x[first:last], threshold) for first, last in itertools.pairwise(ends))])
+
+
+def _one(x: Tensor, threshold: float) -> Tensor:
+    """Of one set of rows."""
     N, labels = x.shape[0], torch.arange(x.shape[0], dtype=torch.int64, device=x.device)
     scorer = Scorer(Inputs(x))
     for rows in spans(0, N, BLOCK_M):

@@ -1,6 +1,7 @@
-"""Groups that the kernels for groups do not take: some are large, or candidates are closed by a mask.
+"""Groups that the kernels for groups do not take: some are large, or options are asked for that only the loop for large
+problems knows, as a mask.
 
-Small groups without a mask are taken together, every other one by itself, and the answers put in order.
+Small groups without options are taken together, every other one by itself, and the answers put in order.
 """
 
 from __future__ import annotations
@@ -23,9 +24,8 @@ from mrtkern.ops.facility_location.selection import Picks
 
 def forward(problem: Problem, ground: Groups, rule: Rule) -> Picks:
     """Runs of small groups, and large groups, in their order."""
-    del problem
     sizes, edges = ground.offsets.diff(), [0]
-    is_large = ((sizes > _C.LARGEST_GROUP) | (rule.mask is not None)).tolist()
+    is_large = ((sizes > _C.LARGEST_GROUP) | bool(problem.options)).tolist()
     for b in range(1, len(is_large) + 1):
         if b == len(is_large) or is_large[b] or is_large[b - 1]:
             edges.append(b)
@@ -58,6 +58,7 @@ def cut(ground: Groups, rule: Rule, first: int, last: int) -> tuple[Groups, Rule
         rule, k=rule.k[first:last], total=total, group_key=rule.group_key[first:last], picks=of(rule.picks, picks),
         mask=of(rule.mask, rows), weight=of(rule.weight, rows), quality=of(rule.quality, rows),
         bonus=of(rule.bonus, rows),
+        limits=None if rule.limits is None else rule.limits.of(rows, slice(first, last)),
     )  # fmt: skip
 
 

@@ -34,6 +34,8 @@ def why_not(problem: Problem) -> str | None:
     """None when the kernels can run `problem`, otherwise the reason."""
     if reason := _triton.why_not(problem.device, problem.capability):
         return reason
+    if problem.kind == "components of groups":
+        return "takes one set of rows, got groups"
     if problem.num_cells:
         return "searches among all rows: it has no cells"
     if problem.metric == "rbf":

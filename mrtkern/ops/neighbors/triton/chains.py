@@ -57,7 +57,7 @@ def memory(problem: Problem) -> int:
     return each * N * columns(problem.D) + 128 * N + CELL * most_rows(N) * tiles(N) + PAIR * pairs
 
 
-def components(x: Tensor, threshold: float) -> Tensor:
+def components(x: Tensor, offsets: Tensor | None, threshold: float) -> Tensor:
     """The lowest row of the component of every row, int64 [N], in the graph of pairs with cosine >= threshold."""
     _check.finite_rows("deduplicate: x", x)
     labels = torch.arange(len(x), dtype=torch.int64, device=x.device)

@@ -34,8 +34,10 @@ from mrtkern.ids import group
 from mrtkern.loss import MultiResponseCrossEntropyLoss, response_weights
 from mrtkern.ops.cross_entropy.details import LossDetails
 from mrtkern.ops.cross_entropy.op import cross_entropy
+from mrtkern.ops.facility_location.explain import Comparison, Explanation
 from mrtkern.ops.facility_location.op import facility_location
 from mrtkern.ops.facility_location.selection import Selection
+from mrtkern.ops.facility_location.stages import select_stages
 from mrtkern.ops.linear_cross_entropy.log_prob import linear_log_prob
 from mrtkern.ops.linear_cross_entropy.op import linear_cross_entropy
 from mrtkern.ops.neighbors.deduplicate import Duplicates, deduplicate
@@ -47,7 +49,9 @@ from mrtkern.select import select_responses
 __version__ = "0.1.0"
 
 __all__ = [
+    "Comparison",
     "Duplicates",
+    "Explanation",
     "LossDetails",
     "MultiResponseCrossEntropyLoss",
     "Neighbors",
@@ -64,6 +68,7 @@ __all__ = [
     "optimal_k",
     "response_weights",
     "select_responses",
+    "select_stages",
     "similarity",
     "variance_components",
     "vocabulary_parallel_cross_entropy",

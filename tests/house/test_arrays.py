@@ -39,6 +39,7 @@ CALLS: list[tuple[str, dict[str, Any]]] = [
     ("facility_location", {"x": X, "k": 2, "picks": TWO}),
     ("facility_location", {"x": X, "cost": CLASSES + 1, "budget": TWO + 1, "offsets": ENDS}),
     ("facility_location", {"x": X, "k": 2, "group": CLASSES, "group_cap": TWO, "group_min": TWO - 1}),
+    ("select_stages", {"x": X, "k": (1, 2), "start": TWO[:1], "mask": MASK}),
     (
         "select_responses",
         {"embeddings": X, "offsets": ENDS, "k": TWO, "method": "reward", "reward": ROWS, "group_key": PROMPT},
@@ -79,7 +80,7 @@ def flat(found: Any) -> Iterator[Tensor]:
     """The tensors of a result."""
     if isinstance(found, Tensor):
         yield found
-    elif isinstance(found, tuple):
+    elif isinstance(found, (tuple, list)):
         for part in found:
             yield from flat(part)
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 from collections.abc import Callable
 from typing import Any
@@ -264,4 +265,22 @@ def facility_location(
     )  # fmt: skip
     with _progress.shown(OP, progress) if progress else contextlib.nullcontext():
         *fields, step, slack = torch.ops.mrtkern.facility_location(**found, **course, **how)
-    return selection.finish(Picks(*fields), step, slack, offsets is not None)
+    made = selection.finish(Picks(*fields), step, slack, offsets is not None)
+    known = {
+        "x": x, "similarity": similarity, "similarity_scale": similarity_scale, "graph": graph, "targets": targets,
+        "metric": metric, "weight": weight, "quality": quality, "bonus": bonus, "max_memory": max_memory,
+        "backend": backend,
+    }  # fmt: skip
+    return made.known(functools.partial(_again, found["offsets"], known))
+
+
+def _again(offsets: Tensor | None, known: dict[str, Any], problem: int, picks: Tensor) -> Selection:
+    """The value of other picks of one problem; ids are those of the whole call."""
+    if offsets is None:
+        return facility_location(k=len(picks), picks=picks, **known)
+    first, last = offsets[problem : problem + 2].tolist()
+    of_rows = {name: known[name][first:last] for name in ("x", "weight", "quality", "bonus") if known[name] is not None}
+    found = facility_location(k=len(picks), picks=picks - first, **{**known, **of_rows})
+    owner = torch.full((int(offsets[-1]),), -1, dtype=torch.int64, device=picks.device)
+    owner[first:last] = torch.where(found.owner >= 0, found.owner + first, -1)
+    return dataclasses.replace(found, owner=owner)

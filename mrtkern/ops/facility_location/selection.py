@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
+
+from mrtkern.ops.facility_location.explain import Again, Comparison, Explanation, compared, elbow, explained
 
 RANDOM_DRAWS = 8  # uniform draws whose mean value is the zero of `skill`
 
@@ -50,6 +52,30 @@ class Selection:
     share: Tensor
     effective_k: Tensor
     reward_overlap: Tensor | None = None
+    _again: ClassVar[Any] = None  # Again, of an instance: no field, because a selection is its numbers
+
+    def explain(self, id: int) -> Explanation:
+        """What a kept row added, whom it stands for, and who would do so instead. Needs the rows, which the result of
+        facility_location knows until it is copied or pickled; evaluates the other picks once more."""
+        return explained(self, id, self._again)
+
+    def compare(self, other: Selection) -> Comparison:
+        """Which ids both have, and what F of this one is of the other's."""
+        return compared(self, other)
+
+    def elbow(self) -> int:
+        """The number of picks after which the curve of F bends most. Of one problem."""
+        if self.offsets is not None:
+            raise ValueError("Selection.elbow: selection must be of one problem, got groups")
+        return elbow(self.gains)
+
+    def known(self, again: Again) -> Selection:
+        """Itself, and it knows how other picks of the same rows are evaluated."""
+        object.__setattr__(self, "_again", again)
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_again"}
 
     def __repr__(self) -> str:
         """A line: millions of numbers help nobody."""

@@ -92,12 +92,33 @@ class LargeProblem:
         threads: int,
     ) -> None: ...
 
-class Oracle: ...
+class Oracle:
+    def reset(self) -> None: ...
+
+class PairSource: ...
+
+class Swaps:
+    def __init__(
+        self,
+        *,
+        pairs: PairSource,
+        kept: int,
+        count: int,
+        num_fixed: int,
+        N: int,
+        bonus: int,
+        is_open: int,
+        limits: Limits,
+    ) -> None: ...
+    kept: list[int]
+    made: int
+    tried: int
+    def run(self, *, most: int, progress: Callable[[float], Any] | None) -> None: ...
 
 class PythonOracle(Oracle):
     def __init__(self, asked: Any, candidates: int) -> None: ...
 
-class TableOracle(Oracle):
+class TableOracle(Oracle, PairSource):
     def __init__(
         self,
         *,
@@ -114,7 +135,7 @@ class TableOracle(Oracle):
     @staticmethod
     def bytes(candidates: int, covered: int) -> int: ...
 
-class GraphOracle(Oracle):
+class GraphOracle(Oracle, PairSource):
     def __init__(
         self,
         *,
@@ -129,7 +150,7 @@ class GraphOracle(Oracle):
     ) -> None: ...
     def cover(self, *, ids: int, count: int, rows: int, num_rows: int) -> int: ...
 
-class FeaturesOracle(Oracle):
+class FeaturesOracle(Oracle, PairSource):
     def __init__(self, problem: LargeProblem) -> None: ...
     bad_rows: tuple[int, int]
     def cover(self, *, ids: int, count: int, rows: int, num_rows: int) -> int: ...

@@ -13,6 +13,7 @@
 #include "facility_location/graph/graph.h"
 #include "facility_location/lazy.h"
 #include "facility_location/matrix/matrix.h"
+#include "facility_location/swaps.h"
 
 namespace {
 
@@ -51,6 +52,10 @@ class PythonOracle : public mrt::Oracle {
   void take(const int32_t* ids, int64_t count, int64_t* gained) override {
     const py::gil_scoped_acquire gil;
     asked_.attr("take")(view(ids, count), gained == nullptr ? py::object(py::none()) : view(gained, count));
+  }
+  void reset() override {
+    const py::gil_scoped_acquire gil;
+    asked_.attr("reset")();
   }
   void before_pick(const uint8_t* is_open) override {
     const py::gil_scoped_acquire gil;
@@ -145,6 +150,38 @@ inline mrt::Limits limits(int64_t N, int64_t k, Address cost, int64_t budget, bo
           k};
 }
 
+// Addresses of kept [count], bonus [N] and is_open [N]; all are copied.
+inline std::unique_ptr<mrt::Swaps> swaps(mrt::PairSource& pairs, Address kept, int64_t count, int64_t num_fixed,
+                                         int64_t N, Address bonus, Address is_open, const mrt::Limits& limits) {
+  const auto* const ids = at<const int32_t>(kept);
+  const auto* const extra = at<const int64_t>(bonus);
+  const auto* const open = at<const uint8_t>(is_open);
+  return released([&] {
+    return std::make_unique<mrt::Swaps>(pairs, std::vector<int32_t>(ids, ids + count), num_fixed,
+                                        std::vector<int64_t>(extra, extra + N), std::vector<uint8_t>(open, open + N),
+                                        limits);
+  });
+}
+
+inline void bind_swaps(py::module_& m) {
+  py::class_<mrt::Swaps>(m, "Swaps", py::module_local())
+      .def(py::init(&swaps), py::keep_alive<1, 2>(), py::kw_only(), py::arg("pairs"), py::arg("kept"), py::arg("count"),
+           py::arg("num_fixed"), py::arg("N"), py::arg("bonus"), py::arg("is_open"), py::arg("limits"))
+      .def(
+          "run",
+          [](mrt::Swaps& swaps, int64_t most, const py::object& progress) {
+            const Listening listening(progress);
+            released([&] {
+              swaps.run(most);
+              return 0;
+            });
+          },
+          py::kw_only(), py::arg("most"), py::arg("progress"))
+      .def_property_readonly("kept", &mrt::Swaps::kept)
+      .def_property_readonly("made", &mrt::Swaps::made)
+      .def_property_readonly("tried", &mrt::Swaps::tried);
+}
+
 inline void bind_limits(py::module_& m) {
   py::class_<mrt::Limits>(m, "Limits", py::module_local())
       .def(py::init<>())
@@ -182,11 +219,17 @@ inline void bind_oracles(py::module_& m) {
       .def(py::init(&large_problem), py::kw_only(), py::arg("candidates"), py::arg("covered"), py::arg("N"),
            py::arg("M"), py::arg("metric"), py::arg("radius"), py::arg("weights"), py::arg("is_ordered"),
            py::arg("list_bytes"), py::arg("threads"));
-  py::class_<mrt::Oracle>(m, "Oracle", py::module_local());
+  py::class_<mrt::Oracle>(m, "Oracle", py::module_local()).def("reset", [](mrt::Oracle& oracle) {
+    released([&] {
+      oracle.reset();
+      return 0;
+    });
+  });
+  py::class_<mrt::PairSource>(m, "PairSource", py::module_local());
   m.attr("NEVER") = mrt::Oracle::NEVER;
   py::class_<PythonOracle, mrt::Oracle>(m, "PythonOracle", py::module_local())
       .def(py::init<py::object, int64_t>(), py::arg("asked"), py::arg("candidates"));
-  py::class_<mrt::TableOracle, mrt::Oracle>(m, "TableOracle", py::module_local())
+  py::class_<mrt::TableOracle, mrt::Oracle, mrt::PairSource>(m, "TableOracle", py::module_local())
       .def(py::init(&table_of_matrix), py::kw_only(), py::arg("data"), py::arg("dtype"), py::arg("shape"),
            py::arg("strides"), py::arg("scale"), py::arg("weights"), py::arg("threads"))
       .def("cover", &cover<mrt::TableOracle>, py::kw_only(), py::arg("ids"), py::arg("count"), py::arg("rows"),
@@ -201,12 +244,15 @@ inline void bind_oracles(py::module_& m) {
           },
           py::kw_only(), py::arg("ids"), py::arg("count"), py::arg("covered"), py::arg("owner"))
       .def_static("bytes", &mrt::TableOracle::bytes, py::arg("candidates"), py::arg("covered"));
-  py::class_<mrt::GraphOracle, mrt::Oracle>(m, "GraphOracle", py::module_local())
+  py::class_<mrt::GraphOracle, mrt::Oracle, mrt::PairSource>(m, "GraphOracle", py::module_local())
       .def(py::init(&graph_oracle), py::kw_only(), py::arg("offsets"), py::arg("ids"), py::arg("values"),
            py::arg("shape"), py::arg("scale"), py::arg("has_self"), py::arg("weights"), py::arg("threads"))
       .def("cover", &cover<mrt::GraphOracle>, py::kw_only(), py::arg("ids"), py::arg("count"), py::arg("rows"),
            py::arg("num_rows"));
-  py::class_<mrt::FeaturesOracle, mrt::Oracle>(m, "FeaturesOracle", py::module_local())
+}
+
+inline void bind_features_oracle(py::module_& m) {
+  py::class_<mrt::FeaturesOracle, mrt::Oracle, mrt::PairSource>(m, "FeaturesOracle", py::module_local())
       .def(py::init([](const mrt::LargeProblem& problem) {
              return released([&] { return std::make_unique<mrt::FeaturesOracle>(problem); });
            }),
@@ -231,7 +277,9 @@ inline void bind_oracles(py::module_& m) {
 
 inline void bind_large_selection(py::module_& m) {
   bind_oracles(m);
+  bind_features_oracle(m);
   bind_limits(m);
+  bind_swaps(m);
   py::class_<mrt::LazyGreedy>(m, "LazyGreedy", py::module_local())
       .def(py::init([](mrt::Oracle& oracle, Address bonus, Address is_open, const mrt::Limits& limits) {
              return std::make_unique<mrt::LazyGreedy>(oracle, at<const int64_t>(bonus), at<const uint8_t>(is_open),

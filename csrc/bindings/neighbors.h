@@ -83,9 +83,9 @@ inline int64_t components(const mrt::Features& x, int64_t N, Address offsets, in
   const Listening listening(progress);
   auto* const out = at<int64_t>(labels);
   const int64_t bad = released([&] {
-    return offsets == 0 ? mrt::components(x, N, threshold, radius, out, threads)
-                        : mrt::components_of_groups(x, at<const int64_t>(offsets), num_groups, threshold, radius, out,
-                                                    threads);
+    return offsets == 0
+               ? mrt::components(x, N, threshold, radius, out, threads)
+               : mrt::components_of_groups(x, at<const int64_t>(offsets), num_groups, threshold, radius, out, threads);
   });
   listening.finish();
   return bad;
@@ -105,9 +105,8 @@ inline void bind_neighbors(py::module_& m) {
            py::arg("probes"));
   m.def("neighbors_in_cells", &neighbors_in_cells, py::arg("problem"), py::arg("cells"), py::arg("ids"),
         py::arg("scores"), py::arg("progress"), py::arg("threads"));
-  m.def("components", &components, py::kw_only(), py::arg("x"), py::arg("N"), py::arg("offsets"),
-        py::arg("num_groups"), py::arg("threshold"), py::arg("radius"), py::arg("labels"), py::arg("progress"),
-        py::arg("threads"));
+  m.def("components", &components, py::kw_only(), py::arg("x"), py::arg("N"), py::arg("offsets"), py::arg("num_groups"),
+        py::arg("threshold"), py::arg("radius"), py::arg("labels"), py::arg("progress"), py::arg("threads"));
 }
 
 }  // namespace

@@ -16,7 +16,7 @@ constexpr int64_t COUNTED_ROWS =
     64;                       // up to here the k first of a group are found by counting, beyond by partial sorting
 constexpr int STEPS = 32767;  // fixed-point value of the largest pair
 constexpr uint64_t KEPT = 0, CHANCE = 1, TRIED = 4;  // numbers of the draws, as in mrtkern/_random.py
-constexpr int RANDOM_DRAWS = 8;           // uniform draws whose mean value is the zero of `skill`
+constexpr int RANDOM_DRAWS = 8;                      // uniform draws whose mean value is the zero of `skill`
 
 struct SelectionProblem {
   Features x;

@@ -81,8 +81,8 @@ class LazyGreedy {
   std::vector<int64_t> bonus_;
   std::vector<uint8_t> open_;
   std::vector<int64_t> bounds_;
-  std::vector<int32_t> exact_;  // the step for which a bound is exact
-  std::vector<Entry> heap_;        // of those that may be picked, or of the sample
+  std::vector<int32_t> exact_;               // the step for which a bound is exact
+  std::vector<Entry> heap_;                  // of those that may be picked, or of the sample
   std::vector<int32_t> drawn_from_, drawn_;  // candidates open at the beginning; the sample each was drawn into last
   int32_t samples_ = 0;
   uint64_t stream_ = 0;

@@ -8,7 +8,9 @@ namespace mrt {
 
 namespace {
 
-bool is_larger(const Entry& a, const Entry& b) { return a.bound > b.bound; }
+bool is_larger(const Entry& a, const Entry& b) {
+  return a.bound > b.bound;
+}
 
 // The `many` largest come first, and no others are left.
 void keep_largest(std::vector<Entry>& entries, int64_t many) {
@@ -49,6 +51,20 @@ void Limits::take(int32_t id) {
   const int32_t label = label_[id];
   if (count_[label] >= least_[label]) --spare_;
   ++count_[label];
+}
+
+bool Limits::admits_instead(int32_t coming, int32_t going) const {
+  if (!cost_.empty() && cost_[coming] - cost_[going] > budget_ - spent_) return false;
+  if (label_.empty() || label_[coming] == label_[going]) return true;
+  const int32_t in = label_[coming], out = label_[going];
+  return count_[in] < cap_[in] && count_[out] > least_[out];
+}
+
+void Limits::give_back(int32_t id) {
+  if (!cost_.empty()) spent_ -= cost_[id];
+  if (label_.empty()) return;
+  const int32_t label = label_[id];
+  if (--count_[label] >= least_[label]) ++spare_;
 }
 
 std::vector<int32_t> Limits::admitted(const int32_t* ids, int64_t count, int64_t most) {

@@ -35,6 +35,9 @@ class Limits {
   bool any() const { return !cost_.empty() || !label_.empty(); }
   bool admits(int32_t id) const;
   void take(int32_t id);
+  // Whether one that is not picked may stand in for one that is.
+  bool admits_instead(int32_t coming, int32_t going) const;
+  void give_back(int32_t id);
   // Of these candidates, one after the other, those that are admitted when their turn comes, at most `most`.
   std::vector<int32_t> admitted(const int32_t* ids, int64_t count, int64_t most);
 

@@ -55,6 +55,18 @@ void PairLists::cover(int64_t j, uint16_t* reached) const {
   }
 }
 
+void PairLists::above(int64_t j, const uint16_t* floor, std::vector<RowStep>& out) const {
+  const List& list = lists_[j];
+  const uint32_t* const words = list.words.get();
+  out.clear();
+  for (int64_t at = 0; at < list.length; at += CHUNK_HEAD + words[at + 1])
+    for (int64_t i = at + CHUNK_HEAD; i < at + CHUNK_HEAD + words[at + 1]; ++i) {
+      const auto t = static_cast<uint16_t>(words[i] & ((1u << STEP_BITS) - 1));
+      const auto row = static_cast<int32_t>(words[at] + (words[i] >> STEP_BITS));
+      if (t > floor[row]) out.push_back({row, t});
+    }
+}
+
 void PairLists::take(int64_t j, uint16_t* reached) {
   cover(j, reached);
   lists_[j] = {};

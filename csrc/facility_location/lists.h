@@ -10,6 +10,8 @@
 #include <memory>
 #include <vector>
 
+#include "facility_location/swaps.h"
+
 namespace mrt {
 
 constexpr int64_t LIST_BLOCK = 65'536;  // rows of a chunk
@@ -25,6 +27,8 @@ class PairLists {
   bool is_kept(int64_t j) const { return lists_[j].words != nullptr; }
   int64_t gain(int64_t j, const uint16_t* reached);
   void gains(const int32_t* ids, int64_t count, const uint16_t* reached, int64_t* out);
+  // The pairs of candidate j above floor, and its list stays as it is.
+  void above(int64_t j, const uint16_t* floor, std::vector<RowStep>& out) const;
   // What candidate j reaches; its list goes.
   void take(int64_t j, uint16_t* reached);
   // reached[i] = max(reached[i], t of the pair), and the list stays as it is.

@@ -33,6 +33,8 @@ class Oracle {
   virtual bool is_cheap() const { return true; }
   // Rows are covered by these candidates, one after the other; what each of them gained (null: nobody asks).
   virtual void take(const int32_t* ids, int64_t count, int64_t* gained) = 0;
+  // Nothing is covered any more.
+  virtual void reset() = 0;
   // Before each pick: the ground may change the way it holds its pairs. is_open: who may be picked yet.
   virtual void before_pick(const uint8_t* is_open) { (void)is_open; }
 };

@@ -365,7 +365,7 @@ def test_opcheck(backend, has_values):
     schema = torch.ops.mrtkern.facility_location.default._schema
     options = {argument.name: None for argument in schema.arguments[2:]} | (values if has_values else {})
     options |= {"is_limit": True, "offsets": offsets, "metric": "shifted_cosine", "fill": "index", "seed": 0}
-    options |= {"graph_columns": 0, "on_interrupt": "raise"}
+    options |= {"graph_columns": 0, "on_interrupt": "raise", "method": "lazy", "epsilon": 0.01, "polish": 0}
     counts = torch.full((case.problem.B,), 3)
     operator = torch.ops.mrtkern.facility_location.default
     torch.library.opcheck(operator, (x, counts), options | {"backend": backend})

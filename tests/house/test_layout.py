@@ -37,9 +37,9 @@ BUILD: dict[str, Any] = runpy.run_path(str(ROOT / "setup.py"))
 REQUIRED = {"__init__", "problem", "op", "reference"}
 # of one operation or two
 PARTS = {
-    "approximate", "arguments", "ground", "graphs", "rule", "limits", "admission", "explain", "stages", "units",
-    "selection", "chance", "checkpoint", "grouped", "large", "owners", "lists", "deduplicate", "linkage", "chains",
-    "chunks", "details", "library", "log_prob", "passes", "rows", "tiles", "traffic",
+    "approximate", "arguments", "ground", "graphs", "rule", "limits", "admission", "explain", "stages", "polish",
+    "units", "selection", "chance", "checkpoint", "grouped", "large", "owners", "lists", "deduplicate", "linkage",
+    "chains", "chunks", "details", "library", "log_prob", "passes", "rows", "tiles", "traffic",
 }  # fmt: skip
 ALLOWED = REQUIRED | {*BACKENDS, *PARTS}
 # who may import whom: what stands higher may import what stands lower, and its own kind; below all, what is named _…

@@ -39,7 +39,8 @@ def test_operator_passes_opcheck(case: Case) -> None:
 
 
 def test_operator_of_deduplicate_passes_opcheck() -> None:
-    torch.library.opcheck(torch.ops.mrtkern.components.default, (lists.normal(20, 3), 0.9, None))
+    for offsets in (None, torch.tensor([0, 7, 20])):
+        torch.library.opcheck(torch.ops.mrtkern.components.default, (lists.normal(20, 3), offsets, 0.9, None))
 
 
 @every_case

@@ -209,26 +209,33 @@ void FeaturesOracle::take(const int32_t* named, int64_t count, int64_t* gained) 
     }
     return;
   }
-  const int64_t many = std::min(TOGETHER, count);
-  const Buffer rows(many * stride() * sizeof(uint16_t));
-  auto* const t = reinterpret_cast<uint16_t*>(rows.data());
-  std::memset(t, 0, rows.size());
-  const Grid grid(x_, problem_.N, y(), problem_.M);
-  for (int64_t first = 0; first < count; first += many) {
-    const GatheredRows left(x_, quality_, ids + first, std::min(many, count - first));
-    const PairRule rule{rule_.base, unit_.data(), left.values(), left.count()};
-    LaneSums lanes(problem_.threads);
-    parallel_for(grid.column_blocks(), 1, problem_.threads, [&](Worker& worker, int64_t slice) {
-      PairBlock block = grid.block({0, slice}, nullptr);
-      block.rows = left.panels();
-      block.is_mirrored = false;
-      kernel.pairs_stored(block, rule, t, stride(), lanes.of(worker.index(), 0, 0));
-    });
-    for (int64_t i = 0; i < left.count(); ++i) {
+  for (int64_t first = 0; first < count; first += TOGETHER) {
+    const int64_t many = std::min(TOGETHER, count - first);
+    const Buffer rows = stored(ids + first, many);
+    const auto* const t = reinterpret_cast<const uint16_t*>(rows.data());
+    for (int64_t i = 0; i < many; ++i) {
       if (gained != nullptr) gained[first + i] = kernel.excess(t + i * stride(), reached(), stride());
       kernel.reach(t + i * stride(), stride(), reached());
     }
   }
+}
+
+// The steps of some candidates with all rows, [count, stride].
+Buffer FeaturesOracle::stored(const int32_t* positions, int64_t count) {
+  Buffer rows(count * stride() * sizeof(uint16_t));
+  auto* const t = reinterpret_cast<uint16_t*>(rows.data());
+  std::memset(t, 0, rows.size());
+  const Grid grid(x_, problem_.N, y(), problem_.M);
+  const GatheredRows left(x_, quality_, positions, count);
+  const PairRule rule{rule_.base, unit_.data(), left.values(), left.count()};
+  LaneSums lanes(problem_.threads);
+  parallel_for(grid.column_blocks(), 1, problem_.threads, [&](Worker& worker, int64_t slice) {
+    PairBlock block = grid.block({0, slice}, nullptr);
+    block.rows = left.panels();
+    block.is_mirrored = false;
+    facility_location_kernels().pairs_stored(block, rule, t, stride(), lanes.of(worker.index(), 0, 0));
+  });
+  return rows;
 }
 
 void FeaturesOracle::before_pick(const uint8_t* is_open) {

@@ -32,7 +32,7 @@ struct LargeProblem {
 };
 
 // Rows on the lattice, and what turns their products into steps.
-class FeaturesOracle : public Oracle {
+class FeaturesOracle : public Oracle, public PairSource {
  public:
   explicit FeaturesOracle(const LargeProblem& problem);
   ~FeaturesOracle() override;
@@ -53,6 +53,11 @@ class FeaturesOracle : public Oracle {
   int64_t refresh_after() const override;
   bool is_cheap() const override { return lists_ != nullptr; }
   void take(const int32_t* ids, int64_t count, int64_t* gained) override;
+  void reset() override;
+  int64_t rows() const override { return stride(); }
+  void above(const int32_t* ids, int64_t count, const uint16_t* floor, std::vector<RowStep>* out) override;
+  void two_best(const int32_t* rows, int64_t count, const std::vector<int32_t>& kept, const std::vector<int32_t>& place,
+                TwoBest* out) override;
   void before_pick(const uint8_t* is_open) override;
   // Sum over these rows of the largest pair that one of these candidates has with each, whatever was taken.
   int64_t cover(const int32_t* ids, int64_t count, const int32_t* rows, int64_t num_rows);
@@ -68,6 +73,7 @@ class FeaturesOracle : public Oracle {
   uint16_t* reached() { return reinterpret_cast<uint16_t*>(reached_.data()); }
   int64_t stride() const { return round_up(problem_.M, TABLE_LANES); }
   void sum_all_gains(int64_t* sums);
+  Buffer stored(const int32_t* positions, int64_t count);
   double live_share();
   void filter(const uint8_t* is_open, double share);
   void linear_bounds(int64_t* bounds) const;

@@ -3,11 +3,14 @@
 
 #include <algorithm>
 
+#include "common/parallel.h"
 #include "facility_location/graph/edges.h"
 
 namespace mrt {
 
 namespace {
+
+constexpr int64_t ROWS_AT_ONCE = 256;
 
 // The lists of all candidates, rows ascending: counted block by block of rows, then written.
 void fill(const Edges& edges, PairLists& lists) {
@@ -28,8 +31,29 @@ void fill(const Edges& edges, PairLists& lists) {
 }  // namespace
 
 GraphOracle::GraphOracle(const GraphView& graph, int threads)
-    : N_(graph.N), M_(graph.M), lists_(graph.N, threads), graph_(graph), reached_(graph.M + 1, 0) {
+    : N_(graph.N), M_(graph.M), threads_(threads), lists_(graph.N, threads), graph_(graph), reached_(graph.M + 1, 0) {
   fill(Edges(graph), lists_);
+}
+
+void GraphOracle::reset() {
+  lists_ = PairLists(N_, threads_);
+  fill(Edges(graph_), lists_);
+  std::fill(reached_.begin(), reached_.end(), uint16_t{0});
+}
+
+void GraphOracle::above(const int32_t* ids, int64_t count, const uint16_t* floor, std::vector<RowStep>* out) {
+  for (int64_t c = 0; c < count; ++c) lists_.above(ids[c], floor, out[c]);
+}
+
+void GraphOracle::two_best(const int32_t* rows, int64_t count, const std::vector<int32_t>&,
+                           const std::vector<int32_t>& place, TwoBest* out) {
+  const Edges edges(graph_);
+  parallel_for(count, ROWS_AT_ONCE, threads_, [&](Worker&, int64_t r) {
+    out[r] = {};
+    edges.each(rows[r], rows[r] + 1, [&](int64_t, int64_t j, uint16_t t) {
+      if (place[j] >= 0) out[r].offer(place[j], t);
+    });
+  });
 }
 
 bool GraphOracle::bounds(int64_t* out) {

@@ -21,18 +21,25 @@ struct GraphView {
   double maximum;                 // the largest weight times quality
 };
 
-class GraphOracle : public Oracle {
+class GraphOracle : public Oracle, public PairSource {
  public:
   GraphOracle(const GraphView& graph, int threads);
   int64_t candidates() const override { return N_; }
   bool bounds(int64_t* out) override;
   void gains(const int32_t* ids, int64_t count, int64_t* out) override;
   void take(const int32_t* ids, int64_t count, int64_t* gained) override;
+  void reset() override;
+  int64_t rows() const override { return M_; }
+  // Of lists that no gain has shortened: after reset().
+  void above(const int32_t* ids, int64_t count, const uint16_t* floor, std::vector<RowStep>* out) override;
+  void two_best(const int32_t* rows, int64_t count, const std::vector<int32_t>& kept, const std::vector<int32_t>& place,
+                TwoBest* out) override;
   // Sum over these rows of the largest pair that one of these candidates has with each, whatever was taken.
   int64_t cover(const int32_t* ids, int64_t count, const int32_t* rows, int64_t num_rows);
 
  private:
   const int64_t N_, M_;
+  const int threads_;
   PairLists lists_;
   const GraphView graph_;
   std::vector<uint16_t> reached_;  // [M], and one more

@@ -71,6 +71,27 @@ void TableOracle::take(const int32_t* ids, int64_t count, int64_t* gained) {
   }
 }
 
+void TableOracle::reset() {
+  zeros(reached_);
+  is_fresh_ = true;
+}
+
+void TableOracle::above(const int32_t* ids, int64_t count, const uint16_t* floor, std::vector<RowStep>* out) {
+  const int threads = count * stride_ < SHARED_ROWS ? 1 : threads_;
+  parallel_for(count, 1, threads, [&](Worker&, int64_t c) { steps_above(row(ids[c]), floor, stride_, out[c]); });
+}
+
+void TableOracle::two_best(const int32_t* rows, int64_t count, const std::vector<int32_t>& kept,
+                           const std::vector<int32_t>&, TwoBest* out) {
+  constexpr int64_t PART = 1024;
+  parallel_for((count + PART - 1) / PART, 1, threads_, [&](Worker&, int64_t part) {
+    const int64_t first = part * PART, last = std::min(count, first + PART);
+    for (int64_t r = first; r < last; ++r) out[r] = {};
+    for (size_t m = 0; m < kept.size(); ++m)
+      for (int64_t r = first; r < last; ++r) out[r].offer(static_cast<int32_t>(m), row(kept[m])[rows[r]]);
+  });
+}
+
 void TableOracle::owners(const int32_t* ids, int64_t count, int64_t covered, int32_t* owner) const {
   std::vector<uint16_t> best(covered, 0);
   std::fill(owner, owner + covered, -1);

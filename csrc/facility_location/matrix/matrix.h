@@ -8,12 +8,13 @@
 #include "facility_location/facility_location.h"
 #include "facility_location/matrix/view.h"
 #include "facility_location/oracle.h"
+#include "facility_location/swaps.h"
 
 namespace mrt {
 
 constexpr int64_t TABLE_LANES = 32;  // pairs of a 512-bit register: rows of the table are a multiple of it
 
-class TableOracle : public Oracle {
+class TableOracle : public Oracle, public PairSource {
  public:
   // A table of zeros, yet to be filled.
   TableOracle(int64_t candidates, int64_t covered, int threads);
@@ -32,6 +33,11 @@ class TableOracle : public Oracle {
   bool bounds(int64_t* out) override;
   void gains(const int32_t* ids, int64_t count, int64_t* out) override;
   void take(const int32_t* ids, int64_t count, int64_t* gained) override;
+  void reset() override;
+  int64_t rows() const override { return stride_; }
+  void above(const int32_t* ids, int64_t count, const uint16_t* floor, std::vector<RowStep>* out) override;
+  void two_best(const int32_t* rows, int64_t count, const std::vector<int32_t>& kept, const std::vector<int32_t>& place,
+                TwoBest* out) override;
   // Sum over these rows of the largest pair that one of these candidates has with each, whatever was taken.
   int64_t cover(const int32_t* ids, int64_t count, const int32_t* rows, int64_t num_rows);
 

@@ -56,6 +56,29 @@ class Admission:
         if self.limits is not None and self.limits.cost is not None:
             self.spent += int(self.limits.cost[j])
 
+    def swap(self, coming: int, going: int) -> None:
+        """Pick one instead of another."""
+        self.take(coming)
+        self.picked[going] = False
+        if self.limits is not None and self.limits.cost is not None:
+            self.spent -= int(self.limits.cost[going])
+
+    def admits_instead(self, coming: int, going: int) -> bool:
+        """Whether one that is not picked may stand in for one that is."""
+        limits = self.limits
+        if limits is None:
+            return True
+        if limits.cost is not None and limits.budget is not None:
+            cost = self.spent + int(limits.cost[coming] - limits.cost[going])
+            if cost > int(limits.budget[0]):
+                return False
+        if limits.label is None or limits.cap is None:
+            return True
+        to, from_ = int(limits.label[coming]), int(limits.label[going])
+        count = torch.bincount(limits.label[self.picked], minlength=len(limits.cap))
+        least = 0 if limits.least is None else int(limits.least[from_])
+        return to == from_ or (int(count[to]) < int(limits.cap[to]) and int(count[from_]) > least)
+
     def is_admitted(self) -> Tensor:
         """Who may still be picked, bool [N]; who is picked is not asked about."""
         limits, found = self.limits, torch.ones_like(self.picked)

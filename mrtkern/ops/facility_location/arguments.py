@@ -132,8 +132,8 @@ def course(
 
 
 def how(
-    k: Any, *, method: str, epsilon: float, picks: Array | None, is_limited: bool, stops: bool, budget: Any,
-    group_min: Any, fill: str,
+    k: Any, *, method: str, epsilon: float, polish: bool | int, picks: Array | None, is_limited: bool, stops: bool,
+    budget: Any, group_min: Any, fill: str,
 ) -> dict[str, Any]:  # fmt: skip
     """The operator's arguments about who is tried."""
     _check.one_of(OP, "method", method, METHODS)
@@ -149,7 +149,9 @@ def how(
     if group_min is not None and (k is None or stops or fill == "none"):
         other = "fill 'none'" if fill == "none" else "a stop" if stops else "no k"
         raise ValueError(f"{OP}: group_min must come with k and without stops and fill 'none', got {other}")
-    return {"method": method, "epsilon": float(epsilon)}
+    if not isinstance(polish, bool) and _check.integer(OP, "polish", polish, "be a bool or an int") < 0:
+        _check.fail(OP, "polish", "be a bool or at least 0 swaps", polish)
+    return {"method": method, "epsilon": float(epsilon), "polish": -int(polish) if isinstance(polish, bool) else polish}
 
 
 def _entries(name: str, value: Array | None, size: int, like: str, dtype: torch.dtype) -> Tensor | None:
@@ -179,7 +181,7 @@ def read(
     targets: Tensor | None, offsets: Tensor | None, metric: str, weight: Tensor | None, quality: Tensor | None,
     bonus: Tensor | None, start: Tensor | None, picks: Tensor | None, mask: Tensor | None, fill: str,
     group_key: Tensor | None, seed: int, stop_gain: float | None, stop_fraction: float | None,
-    stop_coverage: float | None, method: str, epsilon: float, course: Course, edges: graphs.Edges,
+    stop_coverage: float | None, method: str, epsilon: float, polish: int, course: Course, edges: graphs.Edges,
     **limited: Tensor | None,
 ) -> tuple[Ground, Rule, Units]:  # fmt: skip
     """Every check that reads values, and what the backends are given.
@@ -213,7 +215,8 @@ def read(
     rule = Rule(
         k=k, total=total, group_key=group_key, fill=fill, seed=seed, start=start, picks=picks, mask=mask,
         weight=weight, quality=quality, bonus=bonus, stop_gain=stop_gain, stop_fraction=stop_fraction,
-        stop_coverage=stop_coverage, limits=within, method=method, epsilon=epsilon, course=course,
+        stop_coverage=stop_coverage, limits=within, method=method, epsilon=epsilon, polish=polish,
+        course=course,
     )  # fmt: skip
     facts = _check.Facts()
     if picks is not None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import mrtkern._C as _C
 from mrtkern import _check, _device, _progress, _random, lattice
-from mrtkern.ops.facility_location import chance, checkpoint, units
+from mrtkern.ops.facility_location import chance, checkpoint, polish, units
 from mrtkern.ops.facility_location.ground import Features, Ground
 from mrtkern.ops.facility_location.problem import Problem
 from mrtkern.ops.facility_location.rule import Course, Rule
@@ -140,6 +140,13 @@ class Call:
         ids, gains = torch.cat([self.start, ids.to(self.device)]), gains.to(self.device)
         if self.rule.picks is None and not is_short:
             ids = torch.cat([ids, self._filled(ids, self.k - effective)])
+        if self.rule.polish and not made.is_interrupted:
+            swapped = polish.polished(
+                self.oracle.handle, ids, num_start, bonus=self.bonus, mask=self.mask, limits=self._limits(),
+                most=self.rule.polish, ends_whole=self.rule.course.on_interrupt == "prefix",
+            )  # fmt: skip
+            ids, gains = torch.cat([self.start, swapped.ids]), swapped.gains
+            made, effective = made._replace(value=swapped.value), int((gains > 0).sum())
         gains = torch.cat([gains.new_zeros(num_start), gains, gains.new_zeros(len(ids) - num_start - len(gains))])
         owner, share = self._owners(ids)
         return Picks(
@@ -174,12 +181,16 @@ class Call:
         if not first.is_interrupted:
             with _progress.part(0.5, 1.0):
                 second = self._made()
-            bound = min(first.bound, second.bound)
             if second.value >= first.value:
-                return second._replace(bound=bound)
-            first = first._replace(bound=bound)
+                return second._replace(bound=min(second.bound, self._bound_of(first, second)))
+            first = first._replace(bound=min(first.bound, self._bound_of(second, first)))
         self.rule = by_gain
         return first
+
+    def _bound_of(self, other: Made, kept: Made) -> int:
+        """The bound of the other selection, where it is one of as many picks as the kept one could make."""
+        most, own = (len(made.ids) if made.is_short else self.k for made in (other, kept))
+        return other.bound if most >= own else kept.bound
 
     def found(self) -> tuple[Tensor, Tensor]:
         """Picks so far and their gains, on the CPU."""
@@ -274,7 +285,7 @@ class Call:
             plain = dataclasses.replace(
                 self.rule, k=self.rule.k.new_tensor([min(missing, int(is_open.sum()))]), start=ids, weight=None,
                 quality=None, bonus=None, fill="none", stop_gain=None, stop_fraction=None, stop_coverage=None,
-                limits=limits, method="lazy", course=dataclasses.replace(self.rule.course, checkpoint=None),
+                limits=limits, method="lazy", polish=0, course=dataclasses.replace(self.rule.course, checkpoint=None),
             )  # fmt: skip
             rest = Call(self.ground, plain, self.engine)
             with _progress.shown(self.op, False):  # it was heard of to the end already

@@ -54,7 +54,7 @@ _operators.define(
     "Tensor? weight, Tensor? quality, Tensor? bonus, Tensor? start, Tensor? picks, "
     "Tensor? mask, str fill, Tensor? group_key, int seed, float? stop_gain, float? stop_fraction, str? checkpoint, "
     "str on_interrupt, int? max_memory, Tensor? cost, Tensor? budget, Tensor? group, Tensor? group_cap, "
-    "Tensor? group_min, float? stop_coverage, str method, float epsilon, str? backend) "
+    "Tensor? group_min, float? stop_coverage, str method, float epsilon, int polish, str? backend) "
     "-> (Tensor ids, Tensor gains, Tensor offsets, Tensor value, Tensor bound, Tensor random, Tensor effective_k, "
     "Tensor owner, Tensor share, Tensor step, Tensor slack)",
     _run,
@@ -104,6 +104,7 @@ def facility_location(
     group_min: int | Array | None = None,
     method: str = "lazy",
     epsilon: float = 0.01,
+    polish: bool | int = False,
     checkpoint: str | os.PathLike[str] | None = None,
     on_interrupt: str = "raise",
     max_memory: int | None = None,
@@ -178,6 +179,10 @@ def facility_location(
         "lazy", or "stochastic": each pick is the best of N / k * ln(1 / epsilon) candidates drawn for it, which
         reaches 1 - 1/e - epsilon of the optimum in expectation; upper_bound is looser.
     epsilon : float
+        What the guarantee of "stochastic" loses.
+    polish : bool or int
+        Then swap kept rows for others while F rises (FasterPAM's swaps), as often as that helps or at most so many
+        times; within the limits, rows of start stay. gains are those of greedy among what is kept then.
     checkpoint : path, optional
         The picks go to this file every 30 seconds and at the end, whole or not at all; a call that finds it there goes
         on from it, on any device, and one of other data or options refuses it.
@@ -255,8 +260,8 @@ def facility_location(
     )  # fmt: skip
     stops = any(value is not None for value in (stop_gain, stop_fraction, stop_coverage))
     how = arguments.how(
-        k, method=method, epsilon=epsilon, picks=picks, is_limited=cost is not None or group is not None, stops=stops,
-        budget=budget, group_min=group_min, fill=fill,
+        k, method=method, epsilon=epsilon, polish=polish, picks=picks, stops=stops, budget=budget, group_min=group_min,
+        is_limited=cost is not None or group is not None, fill=fill,
     )  # fmt: skip
     _progress.check(OP, progress)
     course = arguments.course(

@@ -47,7 +47,7 @@ class Problem:
             "targets": targets, "start": rule.start, "mask": rule.mask, "stop_gain": rule.stop_gain,
             "stop_fraction": rule.stop_fraction, "stop_coverage": rule.stop_coverage,
             "checkpoint": rule.course.checkpoint, "limits": rule.limits,
-            "method": None if rule.method == "lazy" else rule.method,
+            "method": None if rule.method == "lazy" else rule.method, "polish": rule.polish or None,
         }  # fmt: skip
         return cls(
             form=type(ground),

@@ -37,6 +37,9 @@ def cover(t: Tensor, bonus: Tensor, ids: Tensor) -> int:
     return int(bonus[ids].sum() + t[:, ids].amax(dim=1).sum()) if len(ids) else 0
 
 
+SWAP_BATCH = 64  # candidates of which the best swap is made, as csrc/facility_location/swaps.cpp has it
+
+
 class Greedy:
     """Greedy picks on t [M, N] with a bonus [N] per candidate; `is_open` [N] marks who may still be picked."""
 
@@ -70,6 +73,7 @@ class Case(NamedTuple):
     fraction: float = 0.0  # or this part of what the first gained
     enough: float = math.inf  # steps of covered rows that suffice
     limits: Limits | None = None
+    polish: int = 0  # swaps at most, -1: until none helps
     tried: Tried | None = None  # of stochastic greedy
 
     def admission(self) -> Admission:
@@ -116,7 +120,15 @@ def select(case: Case) -> dict[str, Any]:
         lambda among, rows: cover(t[rows], torch.zeros_like(bonus), among), bonus,
         chance.draws(case.key[1], case.mask, kept, lambda order: case.admission().admitted(order, k)), *case.sample,
     )  # fmt: skip
-    return {"ids": ids, "gains": gains, "value": value, "bound": bound, "random": random, "effective_k": effective}
+    return {
+        "ids": ids,
+        "gains": gains,
+        "value": value,
+        "bound": bound,
+        "random": random,
+        "effective_k": effective,
+        "k": k,
+    }
 
 
 def filled(case: Case, greedy: Greedy, admission: Admission, ids: list[int], missing: int, fill: str) -> list[int]:
@@ -136,6 +148,44 @@ def filled(case: Case, greedy: Greedy, admission: Admission, ids: list[int], mis
     return more + admission.admitted(open_ids, missing - len(more)).tolist()
 
 
+def polished(case: Case, answer: dict[str, Any]) -> dict[str, Any]:
+    """Swaps of a kept candidate for another one, the best of SWAP_BATCH candidates at a time, round and round; then
+    greedy among what is kept, and what gains nothing."""
+    ids = answer["ids"]
+    t, bonus, num_fixed, N = case.t, case.bonus, len(case.start), len(case.bonus)
+    admission, kept, next_, idle, made = case.admission(), list(ids), 0, 0, 0
+    for j in kept[num_fixed:]:
+        admission.take(j)
+    while made != case.polish:
+        coming = [j % N for j in range(next_, next_ + N) if bool(case.mask[j % N]) and j % N not in kept]
+        batch = coming[: min(SWAP_BATCH, len(coming) - idle)]
+        if not batch or len(kept) == num_fixed:
+            break
+        next_, idle = (batch[-1] + 1) % N, idle + len(batch)
+        value = cover(t, bonus, torch.tensor(kept, dtype=torch.int64, device="cpu"))
+        best = (0, 0, 0)
+        for j in sorted(batch):
+            for place in range(num_fixed, len(kept)):
+                if admission.admits_instead(j, kept[place]):
+                    other = torch.tensor([*kept[:place], j, *kept[place + 1 :]], dtype=torch.int64, device="cpu")
+                    gain = cover(t, bonus, other) - value
+                    best = (gain, j, place) if gain > best[0] else best
+        if best[0] > 0:
+            admission.swap(best[1], kept[best[2]])
+            kept[best[2]], idle, made = best[1], 0, made + 1
+    greedy = Greedy(t, bonus, torch.zeros_like(case.mask), kept[:num_fixed])
+    greedy.is_open[kept[num_fixed:]] = True
+    ordered, gains = kept[:num_fixed], [0] * num_fixed
+    while len(ordered) < len(kept) and int((gain_of := greedy.gains()).max()) > 0:
+        ordered.append(int(gain_of.argmax()))
+        gains.append(int(gain_of.max()))
+        greedy.take(ordered[-1])
+    rest = [j for j in kept if j not in ordered]
+    final = cover(t, bonus, torch.tensor(kept, dtype=torch.int64, device="cpu"))
+    effective = sum(gain > 0 for gain in gains)
+    return answer | {"ids": ordered + rest, "gains": gains + [0] * len(rest), "value": final, "effective_k": effective}
+
+
 def best_of(case: Case) -> dict[str, Any]:
     """With a budget the better of two: the largest gain a cost leads, and the largest gain; the first of equal ones."""
     if case.limits is None or case.limits.cost is None:
@@ -145,7 +195,8 @@ def best_of(case: Case) -> dict[str, Any]:
         for by_ratio in (True, False)
     )
     best = second if second["value"] > first["value"] else first
-    return best | {"bound": min(first["bound"], second["bound"])}
+    # a bound is one of as many picks as its selection could make; of fewer it is none of the other's
+    return best | {"bound": min(each["bound"] for each in (first, second) if each["k"] >= best["k"])}
 
 
 def owners(plain: Tensor, ids: list[int], covers_itself: bool) -> Tensor:
@@ -213,8 +264,10 @@ def _one(problem: Problem, ground: Ground, rule: Rule, b: int) -> dict[str, Any]
         t, plain, extra, k, start=start, picks=picks, mask=mask, fill=rule.fill, key=key, sample=sample,
         least=units.least_steps(rule.stop_gain or 0.0, maximum * ground.scale / lattice.STEPS),
         fraction=rule.stop_fraction or 0.0, enough=units.enough_steps(rule, M), limits=limits, tried=tried,
+        polish=rule.polish,
     )  # fmt: skip
     answer = best_of(case)
+    answer = polished(case, answer) if case.polish else answer
     owner = owners(plain, answer["ids"], covers_itself=problem.covered is None)
     answer["share"] = [int((owner == j).sum()) / M if M else 0.0 for j in answer["ids"]]
     answer["owner"] = torch.where(owner >= 0, owner + first_id, -1).tolist()

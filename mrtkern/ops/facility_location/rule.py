@@ -42,5 +42,6 @@ class Rule:
     stop_coverage: float | None = None  # nor those after this part of what any set can cover is covered
     limits: Limits | None = None
     method: str = "lazy"  # or "stochastic": of a sample of the candidates
+    polish: int = 0  # swaps after greedy, at most; -1: until none helps
     epsilon: float = 0.01  # of stochastic: what its expected guarantee loses
     course: Course = Course()

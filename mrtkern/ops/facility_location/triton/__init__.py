@@ -30,6 +30,8 @@ def why_not(problem: Problem) -> str | None:
     """None when the kernels can run `problem`, otherwise the reason."""
     if reason := _triton.why_not(problem.device, problem.capability):
         return reason
+    if "polish" in problem.options:
+        return "swaps nothing: it takes no polish"
     if problem.form is Groups:
         return "takes one problem at a time, got groups"
     if problem.form is Features and (reason := _device.not_narrow(problem.dtype)):

@@ -2,7 +2,7 @@
 
 Who calls whom, top to bottom:
 
-    cli/               the `mrtkern` command: info, verify, select, plan, weights
+    cli/               the `mrtkern` command: info, verify, select, dedup, plan, weights
     integrations/      the trainers that people use: each module needs its library
     digest/            seeded problems and the hash of what is selected from them
     distributed/       vocabulary.py: losses over classes that are split among ranks

@@ -23,6 +23,7 @@ COMMANDS = {
     "info": "what this installation can run, and why not the rest",
     "verify": "whether this machine selects, bit for bit, what every other one does",
     "select": "keep K of the rows of every group, or of all rows, of a parquet, jsonl or csv file",
+    "dedup": "keep one row of every chain of near-duplicates of a parquet, jsonl or csv file",
     "weights": "write a column of loss weights for a trainer that takes one",
     "plan": "how many responses per prompt a budget should buy, from the variance between and within prompts",
 }

@@ -13,8 +13,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import torch
 
 from mrtkern.cli import InputError
+from mrtkern.cli.packing import Packed
 
 DIMENSIONS = 384  # as the small sentence encoders have; less when there are fewer words or rows
 MAX_WORDS = 1 << 18  # bounds the vocabulary, most frequent first
@@ -89,6 +91,13 @@ def tfidf_vectors(texts: Any) -> Any:
             reduced = TruncatedSVD(D, random_state=SEED).fit_transform(counts)
     reduced[np.linalg.norm(reduced, axis=1) < LOST] = 0.0
     return rounded(reduced)
+
+
+def of(packed: Packed, model: str | None) -> Any:
+    """[T, D] float32 of packed rows: their embeddings, or what their texts become, which are packed from then on."""
+    if packed.vectors is None:
+        packed.vectors = tfidf_vectors(packed.texts) if model is None else model_vectors(packed.texts, model)
+    return torch.from_numpy(packed.vectors)
 
 
 def rounded(vectors: Any) -> Any:

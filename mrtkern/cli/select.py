@@ -149,7 +149,7 @@ def run(args: argparse.Namespace) -> int:
         steps.begin("reading", source.num_rows)
         packed = read_columns(source, wanted, steps.advance)
         steps.begin("turning texts into vectors" if args.text else "checking")
-        vectors = as_vectors(args, packed)
+        vectors = features.of(packed, args.text_model)
         notes = rounded(source, args.output)
 
         def written(selection: Any) -> None:
@@ -217,14 +217,6 @@ def rounded(source: Source, output: Path) -> list[str]:
         return []
     names = ", ".join(repr(name) for name in sorted(source.rounded))
     return [f"whole numbers from 2**53 on are rounded, because numbers with fractions stand beside them: {names}"]
-
-
-def as_vectors(args: argparse.Namespace, packed: Packed) -> Any:
-    """[T, D] float32, packed."""
-    if args.embedding is None:
-        texts, model = packed.texts, args.text_model
-        packed.vectors = features.tfidf_vectors(texts) if model is None else features.model_vectors(texts, model)
-    return torch.from_numpy(packed.vectors)
 
 
 def selected(args: argparse.Namespace, packed: Packed, vectors: Any, method: str, notes: list[str]) -> Any:

@@ -8,6 +8,7 @@ Who calls whom, top to bottom:
     distributed/       vocabulary.py: losses over classes that are split among ranks
     loss.py            token weights of five normalisations, the module
     select.py          seven strategies per prompt        budget.py   variance components, the best K
+    objectives/        greedy on other objectives than facility location, in tensor operations
     ids.py             prompts by their ids, and the keys that stand for them
     ops/<op>/op.py     public function, checks that need no data (arguments.py where others share them), gradient
     _operators.py      registers what op.py runs with torch.library
@@ -32,6 +33,7 @@ from mrtkern.distributed.vocabulary import (
 )
 from mrtkern.ids import group
 from mrtkern.loss import MultiResponseCrossEntropyLoss, response_weights
+from mrtkern.objectives.op import maximize
 from mrtkern.ops.cross_entropy.details import LossDetails
 from mrtkern.ops.cross_entropy.op import cross_entropy
 from mrtkern.ops.facility_location.explain import Comparison, Explanation
@@ -64,6 +66,7 @@ __all__ = [
     "group",
     "linear_cross_entropy",
     "linear_log_prob",
+    "maximize",
     "neighbors",
     "optimal_k",
     "response_weights",

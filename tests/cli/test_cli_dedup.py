@@ -95,8 +95,8 @@ def test_exactly_so_many_rows_are_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize("options", [(), ("--group-by", "prompt")], ids=["whole", "prompts"])
 def test_the_best_of_every_chain_is_kept_the_first_of_equals(tmp_path: Path, options: tuple[str, ...]) -> None:
     source, score = table(tmp_path), data()["score"]
-    first = run(source, "--threshold", str(THRESHOLD), "--all-rows", *options)
-    found = run(source, "--threshold", str(THRESHOLD), "--keep", "best", "--reward", "score", "--all-rows", *options)
+    asked = ("--threshold", str(THRESHOLD), "--all-rows", *options)
+    first, found = run(source, *asked), run(source, *asked, "--keep", "best", "--reward", "score")
     assert sorted(map(sorted, chains(found).values())) == sorted(map(sorted, chains(first).values()))
     for owner, rows in chains(found).items():
         assert owner == min(rows, key=lambda row: (-score[row], row))

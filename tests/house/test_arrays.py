@@ -39,6 +39,14 @@ CALLS: list[tuple[str, dict[str, Any]]] = [
     ("facility_location", {"x": X, "k": 2, "picks": TWO}),
     ("facility_location", {"x": X, "cost": CLASSES + 1, "budget": TWO + 1, "offsets": ENDS}),
     ("facility_location", {"x": X, "k": 2, "group": CLASSES, "group_cap": TWO, "group_min": TWO - 1}),
+    (
+        "maximize",
+        {
+            "objective": "log_det", "x": X, "k": TWO, "offsets": ENDS, "quality": ROWS, "mask": MASK,
+            "group_key": PROMPT,
+        },
+    ),
+    ("maximize", {"objective": "graph_cut", "similarity": POSITIVE + POSITIVE.T, "k": 2}),
     ("select_stages", {"x": X, "k": (1, 2), "start": TWO[:1], "mask": MASK}),
     (
         "select_responses",

@@ -43,7 +43,12 @@ PARTS = {
 }  # fmt: skip
 ALLOWED = REQUIRED | {*BACKENDS, *PARTS}
 # who may import whom: what stands higher may import what stands lower, and its own kind; below all, what is named _…
-STOREYS = ({"ops"}, {"budget", "distributed", "ids", "loss", "select"}, {"digest", "integrations"}, {"cli"})
+STOREYS = (
+    {"ops"},
+    {"budget", "distributed", "ids", "loss", "objectives", "select"},
+    {"digest", "integrations"},
+    {"cli"},
+)
 VARIABLES = {"MRTKERN_CUDA", "MRTKERN_CUDA_ARCHS", "MRTKERN_ISA"}
 LONGEST_FILE, LONGEST_FUNCTION = 500, 60
 MOST_VALUES, MOST_PARAMETERS = 8, 10

@@ -1,0 +1,94 @@
+"""Greedy on a batch, the value of given picks, the draws of chance, and the rows that kept rows stand for."""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mrtkern import _random
+from mrtkern.objectives.batches import Batch, of_each
+from mrtkern.objectives.kinds import MaxMin, Objective, Options
+from mrtkern.ops.facility_location import chance
+from mrtkern.ops.facility_location.selection import RANDOM_DRAWS
+
+
+class Run(NamedTuple):
+    """Of b problems, K the largest k."""
+
+    places: Tensor  # [b, K] int64 within the problem, -1 after the last pick
+    gains: Tensor  # [b, K] float64
+    value: Tensor  # [b] float64
+    bound: Tensor  # [b] float64
+
+
+def largest(gains: Tensor, k: Tensor) -> Tensor:
+    """Sum of the k [b] largest positive gains of each problem."""
+    ordered = gains.clamp(min=0).sort(dim=1, descending=True).values
+    counted = torch.arange(gains.shape[1], dtype=torch.int64, device=gains.device) < k[:, None]
+    return (ordered * counted).sum(dim=1)
+
+
+def run(kind: type[Objective], batch: Batch, options: Options, k: Tensor, given: Tensor | None) -> Run:
+    """Pick k [b] rows of each problem, each time the largest gain, the first of equals; or take `given` [b, K]."""
+    objective, is_open = kind(batch, options), batch.is_open.clone()
+    b, K = len(k), int(k.max()) if len(k) else 0
+    places = torch.full((b, K), -1, dtype=torch.int64, device=batch.device)
+    gained = torch.zeros((b, K), dtype=torch.float64, device=batch.device)
+    value = torch.zeros(b, dtype=torch.float64, device=batch.device)
+    bound = torch.full_like(value, math.inf if kind.is_submodular else math.nan)
+    for step in range(K + 1):
+        if step == K and not kind.is_submodular:
+            break
+        gains = torch.where(is_open, objective.gains(), -math.inf)
+        if kind.is_submodular and (step & (step - 1) == 0 or step == K):
+            bound = bound.minimum(value + largest(gains, k))
+        if step == K:
+            break
+        j = gains.argmax(dim=1) if given is None else given[:, step].clamp(min=0)
+        goes_on = (step < k) & (given is None or given[:, step] >= 0)
+        gain = torch.where(goes_on, of_each(gains, j), 0.0)
+        if kind is MaxMin:
+            gain = gain * (step > 0)
+            value = torch.where(goes_on, gain, value)
+        else:
+            value = value + gain
+        places[:, step], gained[:, step] = torch.where(goes_on, j, -1), gain
+        objective.take(j, goes_on)
+        is_open[torch.arange(b, dtype=torch.int64, device=j.device)[goes_on], j[goes_on]] = False
+    if not kind.is_submodular:
+        bound = objective.bound_of_value(value, k)
+    return Run(places, gained, value, bound)
+
+
+def chance_value(
+    kind: type[Objective], batch: Batch, options: Options, k: Tensor, seed: int, group_key: Tensor
+) -> Tensor:
+    """[b] mean value of RANDOM_DRAWS sets of as many rows, as facility_location draws them."""
+    total = torch.zeros(len(k), dtype=torch.float64, device=batch.device)
+    sets = torch.full((RANDOM_DRAWS, *k.shape, int(k.max()) if len(k) else 0), -1, dtype=torch.int64, device=k.device)
+    nobody = k[:0]
+    for b, (count, rows, key) in enumerate(zip(k.tolist(), batch.is_row.sum(dim=1).tolist(), group_key, strict=True)):
+        order, first = chance.keys(seed, _random.CHANCE, key, rows), operator.itemgetter(slice(count))
+        for draw, ids in enumerate(chance.draws(order, batch.is_open[b, :rows], nobody, first)):
+            sets[draw, b, : len(ids)] = ids
+    for drawn in sets:
+        total += run(kind, batch, options, k, drawn).value
+    return total / RANDOM_DRAWS
+
+
+def owners(batch: Batch, places: Tensor) -> Tensor:
+    """[b, n] the place of the kept row that is most similar to each row, the lower of equals; -1 where none is."""
+    best = torch.zeros_like(batch.quality)
+    owner = torch.full_like(batch.rows, -1)
+    for j in places.sort(dim=1).values.unbind(dim=1):  # ascending: the first of equals is the lower
+        similar = batch.similar(j.clamp(min=0)) * (j >= 0)[:, None]
+        is_nearer = similar > best
+        best, owner = torch.where(is_nearer, similar, best), torch.where(is_nearer, j[:, None], owner)
+    for j in places.unbind(dim=1):
+        own = torch.arange(len(j), dtype=torch.int64, device=j.device)[j >= 0]
+        owner[own, j[j >= 0]] = j[j >= 0]
+    return torch.where(batch.is_row, owner, -1)

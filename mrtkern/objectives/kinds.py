@@ -1,0 +1,187 @@
+"""Objectives: the gain of every row, kept current while rows are taken. A class each; __init__.py has the formulas."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from mrtkern import lattice
+from mrtkern.objectives.batches import Batch, of_each
+
+
+@dataclass(frozen=True)
+class Options:
+    """Numbers of the objectives."""
+
+    lam: float = 0.5
+    theta: float = 1.0
+    saturation: float = 0.25
+
+
+class Objective:
+    """Of one batch, nothing taken yet. Gains are [b, n] float64; `take` is told which problems go on."""
+
+    is_submodular: ClassVar[bool] = True  # and monotone: value + the k largest gains is a bound
+    needs_table: ClassVar[bool] = False
+    needs_features: ClassVar[bool] = False
+
+    def __init__(self, batch: Batch, options: Options) -> None:
+        self.batch, self.options = batch, options
+
+    def gains(self) -> Tensor:
+        """What each row would add now."""
+        raise NotImplementedError
+
+    def take(self, j: Tensor, goes_on: Tensor) -> None:
+        """Row j [b] is picked, of the problems that go on [b]."""
+        raise NotImplementedError
+
+    def bound_of_value(self, value: Tensor, k: Tensor) -> Tensor:
+        """The bound [b] of an objective whose gains are none."""
+        del k
+        return torch.full_like(value, math.nan)
+
+
+class SaturatedCoverage(Objective):
+    """State: what each row can still be covered."""
+
+    needs_table = True
+
+    def __init__(self, batch: Batch, options: Options) -> None:
+        super().__init__(batch, options)
+        assert batch.table is not None
+        self.pairs = batch.table * batch.quality[:, None, :]  # [b, covered, candidates]
+        self.left = options.saturation * self.pairs.sum(dim=2)
+
+    def gains(self) -> Tensor:
+        return torch.minimum(self.pairs, self.left[:, :, None]).sum(dim=1)
+
+    def take(self, j: Tensor, goes_on: Tensor) -> None:
+        column = of_each(self.pairs.mT, j) * goes_on[:, None]
+        self.left = self.left - torch.minimum(column, self.left)
+
+
+class GraphCut(Objective):
+    """State: how similar each row is to all picks."""
+
+    def __init__(self, batch: Batch, options: Options) -> None:
+        super().__init__(batch, options)
+        self.totals, self.to_picks = batch.totals(), torch.zeros_like(batch.quality)
+        if batch.table is not None:
+            self.own = batch.table.diagonal(dim1=1, dim2=2)
+        else:
+            assert batch.points is not None
+            own = (batch.base + batch.points.square().sum(dim=2)) / batch.scale
+            self.own = torch.where(batch.is_row, own, 0.0)
+
+    def gains(self) -> Tensor:
+        return self.totals - self.options.lam * (2 * self.to_picks + self.own)
+
+    def take(self, j: Tensor, goes_on: Tensor) -> None:
+        self.to_picks = self.to_picks + self.batch.similar(j) * goes_on[:, None]
+
+
+class FeatureBased(Objective):
+    """State: the sum of the picks' features."""
+
+    needs_features = True
+
+    def __init__(self, batch: Batch, options: Options) -> None:
+        super().__init__(batch, options)
+        assert batch.features is not None
+        self.features = batch.features * batch.quality[:, :, None]
+        self.sum = torch.zeros_like(self.features[:, 0]) if batch.rows.shape[1] else self.features.sum(dim=1)
+
+    def gains(self) -> Tensor:
+        total = torch.zeros_like(self.batch.quality)
+        for d in range(self.features.shape[2]):  # one order of the sum, whatever the library does
+            before = self.sum[:, d, None]
+            total += (before + self.features[:, :, d]).sqrt() - before.sqrt()
+        return total
+
+    def take(self, j: Tensor, goes_on: Tensor) -> None:
+        self.sum = self.sum + of_each(self.features, j) * goes_on[:, None]
+
+
+class LogDet(Objective):
+    """State: the squared diagonal that the next row of the Cholesky factor would have, and the factor's rows so far."""
+
+    def __init__(self, batch: Batch, options: Options) -> None:
+        super().__init__(batch, options)
+        own = GraphCut(batch, options).own
+        self.squares = 1.0 + options.theta * own * batch.quality.square()
+        self.factors: list[Tensor] = []  # [b, n] each
+
+    def gains(self) -> Tensor:
+        return self.squares.log()
+
+    def take(self, j: Tensor, goes_on: Tensor) -> None:
+        row = self.options.theta * self.batch.similar(j) * self.batch.quality * of_each(self.batch.quality, j)[:, None]
+        for factor in self.factors:  # one order of the sum
+            row = row - factor * of_each(factor, j)[:, None]
+        factor = row / of_each(self.squares, j).sqrt()[:, None] * goes_on[:, None]
+        self.factors.append(factor)
+        self.squares = (self.squares - factor.square()).clamp(min=1.0)  # never below the identity
+
+
+class MaxMin(Objective):
+    """State: the squared distance, on the lattice, to the nearest pick. The first pick is the row farthest from the
+    mean of all; gains are distances, and the value is the last of them."""
+
+    is_submodular = False
+
+    def __init__(self, batch: Batch, options: Options) -> None:
+        super().__init__(batch, options)
+        assert batch.points is not None
+        self.points = batch.points
+        self.norms = self.points.square().sum(dim=2)
+        sizes = batch.is_row.sum(dim=1).double()
+        mean = self.points.sum(dim=1)
+        # |n p - sum|^2, in integers
+        apart = sizes[:, None].square() * self.norms - 2 * sizes[:, None] * self._with(mean)
+        self.squares, self.is_first = apart + mean.square().sum(dim=1, keepdim=True), True
+        self.unit = lattice.radius(self.points.shape[2])
+
+    def _with(self, point: Tensor) -> Tensor:
+        return torch.matmul(self.points, point[..., None])[..., 0]
+
+    def gains(self) -> Tensor:
+        return self.squares.clamp(min=0).sqrt() / self.unit
+
+    def take(self, j: Tensor, goes_on: Tensor) -> None:
+        apart = self.norms + of_each(self.norms, j)[:, None] - 2 * self._with(of_each(self.points, j))
+        nearer = apart if self.is_first else torch.minimum(self.squares, apart)
+        self.squares, self.is_first = torch.where(goes_on[:, None], nearer, self.squares), False
+
+    def bound_of_value(self, value: Tensor, k: Tensor) -> Tensor:
+        return torch.where(k >= 2, 2 * value, math.nan)
+
+
+class Mmr(Objective):
+    """State: the similarity to the most similar pick."""
+
+    is_submodular = False
+
+    def __init__(self, batch: Batch, options: Options) -> None:
+        super().__init__(batch, options)
+        self.nearest = torch.zeros_like(batch.quality)
+
+    def gains(self) -> Tensor:
+        return self.options.lam * self.batch.quality - (1 - self.options.lam) * self.nearest
+
+    def take(self, j: Tensor, goes_on: Tensor) -> None:
+        self.nearest = torch.maximum(self.nearest, self.batch.similar(j) * goes_on[:, None])
+
+
+OBJECTIVES: dict[str, type[Objective]] = {
+    "saturated_coverage": SaturatedCoverage,
+    "graph_cut": GraphCut,
+    "feature_based": FeatureBased,
+    "log_det": LogDet,
+    "max_min": MaxMin,
+    "mmr": Mmr,
+}

@@ -52,6 +52,26 @@ class Batch:
         dots = torch.matmul(self.points, of_each(self.points, j)[..., None])[..., 0]
         return torch.where(self.is_row, (self.base + dots).clamp(min=0) / self.scale, 0.0)
 
+    def own(self) -> Tensor:
+        """Similarities [b, n] of rows with themselves."""
+        if self.table is not None:
+            return self.table.diagonal(dim1=1, dim2=2)
+        assert self.points is not None
+        return torch.where(self.is_row, (self.base + self.points.square().sum(dim=2)) / self.scale, 0.0)
+
+    def among(self, places: Tensor) -> Tensor:
+        """Similarities [b, K, K] of rows at places [b, K] with each other, 0 for those at -1."""
+        is_there = places >= 0
+        at = places.clamp(min=0)
+        if self.table is not None:
+            rows = self.table.gather(1, at[:, :, None].expand(-1, -1, self.table.shape[2]))
+            found = rows.gather(2, at[:, None, :].expand(-1, at.shape[1], -1))
+        else:
+            assert self.points is not None
+            points = self.points.gather(1, at[:, :, None].expand(-1, -1, self.points.shape[2]))
+            found = (self.base + torch.matmul(points, points.mT)).clamp(min=0) / self.scale
+        return found * (is_there[:, :, None] & is_there[:, None, :])
+
     def totals(self) -> Tensor:
         """sum over all rows i of similarity (i, j), for each j [b, n]."""
         if self.table is not None:
@@ -70,6 +90,11 @@ class Batch:
 def of_each(values: Tensor, j: Tensor) -> Tensor:
     """values[b, j[b]] for each problem."""
     return values[torch.arange(len(j), dtype=torch.int64, device=j.device), j]
+
+
+def at_places(values: Tensor, places: Tensor) -> Tensor:
+    """values [b, n] at places [b, K], 0 at -1."""
+    return torch.where(places >= 0, values.gather(1, places.clamp(min=0)), 0.0)
 
 
 def batches(ground: Ground, needs_table: bool, needs_features: bool) -> Iterator[Batch]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from typing import NamedTuple
 
 import torch
@@ -12,7 +11,6 @@ from torch import Tensor
 from mrtkern import _random
 from mrtkern.objectives.batches import Batch, of_each
 from mrtkern.objectives.kinds import MaxMin, Objective, Options
-from mrtkern.ops.facility_location import chance
 from mrtkern.ops.facility_location.selection import RANDOM_DRAWS
 
 
@@ -32,8 +30,8 @@ def largest(gains: Tensor, k: Tensor) -> Tensor:
     return (ordered * counted).sum(dim=1)
 
 
-def run(kind: type[Objective], batch: Batch, options: Options, k: Tensor, given: Tensor | None) -> Run:
-    """Pick k [b] rows of each problem, each time the largest gain, the first of equals; or take `given` [b, K]."""
+def run(kind: type[Objective], batch: Batch, options: Options, k: Tensor) -> Run:
+    """Pick k [b] rows of each problem, each time the largest gain, the first of equals."""
     objective, is_open = kind(batch, options), batch.is_open.clone()
     b, K = len(k), int(k.max()) if len(k) else 0
     places = torch.full((b, K), -1, dtype=torch.int64, device=batch.device)
@@ -48,8 +46,7 @@ def run(kind: type[Objective], batch: Batch, options: Options, k: Tensor, given:
             bound = bound.minimum(value + largest(gains, k))
         if step == K:
             break
-        j = gains.argmax(dim=1) if given is None else given[:, step].clamp(min=0)
-        goes_on = (step < k) & (given is None or given[:, step] >= 0)
+        j, goes_on = gains.argmax(dim=1), step < k
         gain = torch.where(goes_on, of_each(gains, j), 0.0)
         if kind is MaxMin:
             gain = gain * (step > 0)
@@ -64,20 +61,32 @@ def run(kind: type[Objective], batch: Batch, options: Options, k: Tensor, given:
     return Run(places, gained, value, bound)
 
 
+def draws(batch: Batch, k: Tensor, seed: int, group_key: Tensor) -> Tensor:
+    """[RANDOM_DRAWS, b, K] places of sets of k [b] rows, -1 behind them: as facility_location draws them, windows of
+    one random order of the rows that may be picked."""
+    place = torch.arange(batch.rows.shape[1], dtype=torch.int64, device=batch.device)
+    key = _random.keys(seed, _random.CHANCE, group_key[:, None], place)
+    order = key.sort(dim=1, stable=True).indices
+    order = order.gather(
+        1, (~batch.is_open.gather(1, order)).long().sort(dim=1, stable=True).indices
+    )  # open ones first
+    count = batch.is_open.sum(dim=1)[:, None]
+    step = torch.arange(int(k.max()) if len(k) else 0, dtype=torch.int64, device=batch.device)
+    found = []
+    for r in range(RANDOM_DRAWS):
+        window = (r * count // RANDOM_DRAWS + step) % count.clamp(min=1)
+        found.append(torch.where(step < k[:, None], order.gather(1, window), -1))
+    return torch.stack(found)
+
+
 def chance_value(
     kind: type[Objective], batch: Batch, options: Options, k: Tensor, seed: int, group_key: Tensor
 ) -> Tensor:
-    """[b] mean value of RANDOM_DRAWS sets of as many rows, as facility_location draws them."""
-    total = torch.zeros(len(k), dtype=torch.float64, device=batch.device)
-    sets = torch.full((RANDOM_DRAWS, *k.shape, int(k.max()) if len(k) else 0), -1, dtype=torch.int64, device=k.device)
-    nobody = k[:0]
-    for b, (count, rows, key) in enumerate(zip(k.tolist(), batch.is_row.sum(dim=1).tolist(), group_key, strict=True)):
-        order, first = chance.keys(seed, _random.CHANCE, key, rows), operator.itemgetter(slice(count))
-        for draw, ids in enumerate(chance.draws(order, batch.is_open[b, :rows], nobody, first)):
-            sets[draw, b, : len(ids)] = ids
-    for drawn in sets:
-        total += run(kind, batch, options, k, drawn).value
-    return total / RANDOM_DRAWS
+    """[b] mean value of RANDOM_DRAWS sets of as many rows, NaN where no skill is told."""
+    if not kind.is_submodular or not batch.rows.shape[1]:
+        return torch.full(k.shape, math.nan if not kind.is_submodular else 0.0, dtype=torch.float64, device=k.device)
+    objective = kind(batch, options)
+    return torch.stack([objective.value(places) for places in draws(batch, k, seed, group_key)]).mean(dim=0)
 
 
 def owners(batch: Batch, places: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mrtkern import lattice
-from mrtkern.objectives.batches import Batch, of_each
+from mrtkern.objectives.batches import Batch, at_places, of_each
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,11 @@ class Options:
     lam: float = 0.5
     theta: float = 1.0
     saturation: float = 0.25
+
+
+def picked(batch: Batch, places: Tensor) -> Tensor:
+    """[b, n] 1 at these places, else 0."""
+    return torch.zeros_like(batch.quality).scatter_add_(1, places.clamp(min=0), (places >= 0).double())
 
 
 class Objective:
@@ -38,6 +43,10 @@ class Objective:
 
     def take(self, j: Tensor, goes_on: Tensor) -> None:
         """Row j [b] is picked, of the problems that go on [b]."""
+        raise NotImplementedError
+
+    def value(self, places: Tensor) -> Tensor:
+        """F [b] of the rows at places [b, K], -1 for none, whatever was taken. Of what is submodular."""
         raise NotImplementedError
 
     def bound_of_value(self, value: Tensor, k: Tensor) -> Tensor:
@@ -64,6 +73,10 @@ class SaturatedCoverage(Objective):
         column = of_each(self.pairs.mT, j) * goes_on[:, None]
         self.left = self.left - torch.minimum(column, self.left)
 
+    def value(self, places: Tensor) -> Tensor:
+        covered = torch.matmul(self.pairs, picked(self.batch, places)[..., None])[..., 0]
+        return torch.minimum(covered, self.options.saturation * self.pairs.sum(dim=2)).sum(dim=1)
+
 
 class GraphCut(Objective):
     """State: how similar each row is to all picks."""
@@ -71,18 +84,17 @@ class GraphCut(Objective):
     def __init__(self, batch: Batch, options: Options) -> None:
         super().__init__(batch, options)
         self.totals, self.to_picks = batch.totals(), torch.zeros_like(batch.quality)
-        if batch.table is not None:
-            self.own = batch.table.diagonal(dim1=1, dim2=2)
-        else:
-            assert batch.points is not None
-            own = (batch.base + batch.points.square().sum(dim=2)) / batch.scale
-            self.own = torch.where(batch.is_row, own, 0.0)
+        self.own = batch.own()
 
     def gains(self) -> Tensor:
         return self.totals - self.options.lam * (2 * self.to_picks + self.own)
 
     def take(self, j: Tensor, goes_on: Tensor) -> None:
         self.to_picks = self.to_picks + self.batch.similar(j) * goes_on[:, None]
+
+    def value(self, places: Tensor) -> Tensor:
+        among = self.batch.among(places).sum(dim=(1, 2))
+        return at_places(self.totals, places).sum(dim=1) - self.options.lam * among
 
 
 class FeatureBased(Objective):
@@ -106,14 +118,16 @@ class FeatureBased(Objective):
     def take(self, j: Tensor, goes_on: Tensor) -> None:
         self.sum = self.sum + of_each(self.features, j) * goes_on[:, None]
 
+    def value(self, places: Tensor) -> Tensor:
+        return torch.matmul(picked(self.batch, places)[:, None, :], self.features)[:, 0].sqrt().sum(dim=1)
+
 
 class LogDet(Objective):
     """State: the squared diagonal that the next row of the Cholesky factor would have, and the factor's rows so far."""
 
     def __init__(self, batch: Batch, options: Options) -> None:
         super().__init__(batch, options)
-        own = GraphCut(batch, options).own
-        self.squares = 1.0 + options.theta * own * batch.quality.square()
+        self.squares = 1.0 + options.theta * batch.own() * batch.quality.square()
         self.factors: list[Tensor] = []  # [b, n] each
 
     def gains(self) -> Tensor:
@@ -126,6 +140,13 @@ class LogDet(Objective):
         factor = row / of_each(self.squares, j).sqrt()[:, None] * goes_on[:, None]
         self.factors.append(factor)
         self.squares = (self.squares - factor.square()).clamp(min=1.0)  # never below the identity
+
+    def value(self, places: Tensor) -> Tensor:
+        quality = at_places(self.batch.quality, places)
+        inner = self.options.theta * self.batch.among(places) * quality[:, :, None] * quality[:, None, :]
+        identity = torch.eye(inner.shape[1], dtype=inner.dtype, device=inner.device)
+        found: Tensor = torch.linalg.slogdet(identity + inner).logabsdet
+        return found
 
 
 class MaxMin(Objective):

@@ -128,7 +128,7 @@ def maximize(
     joined = _Joined(ground, counts)
     for batch in batches(ground, kind.needs_table, kind.needs_features):
         its = counts[batch.numbers]
-        found = greedy.run(kind, batch, options, its, None)
+        found = greedy.run(kind, batch, options, its)
         chance = greedy.chance_value(kind, batch, options, its, seed, keys[batch.numbers])
         joined.add(batch, found, chance)
     return joined.selection(offsets is not None)

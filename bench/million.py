@@ -27,7 +27,7 @@ from torch import Tensor
 
 import mrtkern
 from bench import data, machine, report
-from bench.large_selection import GIB, NEAREST, mixture
+from bench.large_selection import GIB, NEAREST, D, mixture
 from bench.worker import peak_bytes
 
 OP = "million"
@@ -210,6 +210,15 @@ def targets() -> str:
     return report.align(("case", "target", "reached", "met"), lines, is_markdown=True, numbers=slice(2, 3))
 
 
+def neighbors_text(record: Record) -> str:
+    """The exact graph in words."""
+    rows, seconds = record["rows"], record["seconds"]
+    return (
+        f"Exact graph of {rows:,} rows: {seconds:,.0f} s, {record['bytes'] / GIB:.2f} GiB beyond the input; "
+        f"{rows * rows * D / seconds / 1e9:,.0f} GOP/s of products, each pair once."
+    )
+
+
 def exact_text(record: Record) -> str:
     """One exact selection in words."""
     return (
@@ -254,6 +263,7 @@ def write(results: Path = RESULTS) -> None:
     facts = ran[-1]["facts"] | {"rounds": "1: each was measured once", "probes": str(PROBES)}
     body = [
         targets(), approximate_table(ran),
+        *(neighbors_text(record) for record in records("neighbors") if record["rows"] >= ROWS),
         *(exact_text(record) for record in records("exact") if record["rows"] >= ROWS),
         f"![Seconds against rows, both on logarithmic axes](results/{path.parent.name}/{path.name})",
     ]  # fmt: skip

@@ -58,7 +58,7 @@ def run(kind: type[Objective], batch: Batch, options: Options, k: Tensor) -> Run
         is_open[torch.arange(b, dtype=torch.int64, device=j.device)[goes_on], j[goes_on]] = False
     if not kind.is_submodular:
         bound = objective.bound_of_value(value, k)
-    return Run(places, gained, value, bound)
+    return Run(places, gained, value, bound.maximum(value))  # which roundings may lift above it; NaN stays
 
 
 def draws(batch: Batch, k: Tensor, seed: int, group_key: Tensor) -> Tensor:

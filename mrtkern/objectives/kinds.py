@@ -12,6 +12,8 @@ from torch import Tensor
 from mrtkern import lattice
 from mrtkern.objectives.batches import Batch, at_places, of_each
 
+NOT_SEMIDEFINITE = 1e-6  # below the identity by more than roundings
+
 
 @dataclass(frozen=True)
 class Options:
@@ -139,7 +141,10 @@ class LogDet(Objective):
             row = row - factor * of_each(factor, j)[:, None]
         factor = row / of_each(self.squares, j).sqrt()[:, None] * goes_on[:, None]
         self.factors.append(factor)
-        self.squares = (self.squares - factor.square()).clamp(min=1.0)  # never below the identity
+        left = self.squares - factor.square()
+        if self.batch.points is None and bool((left < 1.0 - NOT_SEMIDEFINITE).any()):
+            raise ValueError("maximize: similarity must be positive semidefinite for log_det, got one that is not")
+        self.squares = left.clamp(min=1.0)  # never below the identity
 
     def value(self, places: Tensor) -> Tensor:
         quality = at_places(self.batch.quality, places)
@@ -179,7 +184,8 @@ class MaxMin(Objective):
         self.squares, self.is_first = torch.where(goes_on[:, None], nearer, self.squares), False
 
     def bound_of_value(self, value: Tensor, k: Tensor) -> Tensor:
-        return torch.where(k >= 2, 2 * value, math.nan)
+        moved = math.sqrt(self.points.shape[2] + 9.0) / self.unit  # two rows, by rounding them to the lattice
+        return torch.where(k >= 2, 2 * value + moved, math.nan)
 
 
 class Mmr(Objective):

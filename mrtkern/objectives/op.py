@@ -17,6 +17,7 @@ from mrtkern.ops.facility_location.ground import METRICS
 from mrtkern.ops.facility_location.selection import Selection
 
 OP = "maximize"
+MOST = 2.0**100  # of given numbers: their sums and products stay finite
 ALL_FEATURES = ("feature_based", "max_min")  # they are about rows, not similarities
 
 
@@ -53,12 +54,12 @@ def maximize(
         Only directions count; for feature_based the values do, and none is negative.
     k : int, or int64 [B]
         Rows to keep. With offsets an int (up to k per group) or int64 [B] (a k above its group is refused).
-    similarity : [N, N], symmetric, finite and not negative, optional
-        Instead of x; not for feature_based and max_min. For log_det positive semidefinite, as cosines are.
+    similarity : [N, N], symmetric, from 0 to 2**100, optional
+        Instead of x; not for feature_based and max_min. For log_det positive semidefinite, as (1 + cos) / 2 are.
     offsets : int64 [B + 1], optional
         Group b owns rows offsets[b]:offsets[b + 1].
     metric : str
-        "shifted_cosine" (1 + cos) / 2 or "clamped_cosine" max(cos, 0).
+        "shifted_cosine" (1 + cos) / 2 or, not for log_det, "clamped_cosine" max(cos, 0).
     quality : [N], optional
         Of each candidate, not negative: multiplies similarities (saturated_coverage, log_det) and features, and is what
         mmr weighs similarity against. graph_cut and max_min take none.
@@ -78,12 +79,18 @@ def maximize(
     -------
     Selection
         value, upper_bound, skill and gains of this objective; owner and share by the similarity. upper_bound and skill
-        are NaN for mmr, skill for max_min too. No gradient.
+        are NaN for mmr, skill for max_min too; it does not explain itself. No gradient.
+
+    Precision
+    ---------
+    value, gains and upper_bound are of similarities on the lattice, each of which is off by at most half of
+    `lattice.cosine_error(D)`, the whole of it when clamped; the bound of max_min includes that.
 
     Raises
     ------
     ValueError
-        For NaN or infinite features (naming the row), negative features of feature_based, contradictory arguments.
+        For NaN or infinite features (naming the row), negative features of feature_based, contradictory arguments,
+        numbers above 2**100.
     MemoryError
         With the bytes needed when it cannot fit.
 
@@ -158,6 +165,9 @@ def _ground(objective: str, x: Any, similarity: Any, offsets: Any, metric: str, 
     if quality is None and objective == "mmr":
         raise ValueError(f"{OP}: objective 'mmr' must come with quality, got none")
     _check.one_of(OP, "metric", metric, METRICS)
+    if objective == "log_det" and name == "x" and metric != "shifted_cosine":
+        rule = "be 'shifted_cosine' for log_det: clamped cosines are not positive semidefinite"
+        _check.fail(OP, "metric", rule, repr(metric))
     rows = _check.floating(OP, name, x if similarity is None else similarity).detach().resolve_neg()
     if rows.ndim != 2 or (name == "similarity" and rows.shape[0] != rows.shape[1]):
         _check.fail(OP, name, "be a matrix [N, D]" if name == "x" else "be a matrix [N, N]", _check.shape(rows))
@@ -172,28 +182,30 @@ def _ground(objective: str, x: Any, similarity: Any, offsets: Any, metric: str, 
             _check.fail(OP, "mask", "be bool", mask.dtype)
     if quality is not None:
         quality = _check.vector(OP, "quality", quality, N, "candidate").detach().double()
-        bad = ~(torch.isfinite(quality) & (quality >= 0))
+        bad = ~((quality >= 0) & (quality <= MOST))
         if bool(bad.any()):
             row = _check.first(bad)
-            _check.fail(OP, "quality", "be finite and not negative", f"{float(quality[row])} at row {row}")
+            _check.fail(OP, "quality", "be from 0 to 2**100", f"{float(quality[row])} at row {row}")
     _check.same_device(OP, **{name: rows}, quality=quality, mask=mask)
     if name == "similarity":
         _similarities(rows)
         return Ground(None, rows, ends, metric, quality, mask)
     _check.finite_rows(f"{OP}: x", rows)
     if objective == "feature_based":
-        if rows.numel() and float(rows.min()) < 0:
-            row = _check.first((rows < 0).any(dim=1))
-            _check.fail(OP, "x", "have no negative feature for feature_based", f"one in row {row}")
+        bad = ~((rows >= 0) & (rows <= MOST)).all(dim=1)
+        if bool(bad.any()):
+            row = _check.first(bad)
+            got = f"{float(rows[row].min())} to {float(rows[row].max())} in row {row}"
+            _check.fail(OP, "x", "have features from 0 to 2**100 for feature_based", got)
         return Ground(rows, None, ends, metric, quality, mask)
     return Ground(lattice.to_float32(rows), None, ends, metric, quality, mask)
 
 
 def _similarities(s: Tensor) -> None:
-    bad = ~(torch.isfinite(s) & (s >= 0))
+    bad = ~((s >= 0) & (s <= MOST))
     if bool(bad.any()):
         i, j = bad.nonzero()[0].tolist()
-        _check.fail(OP, "similarity", "be finite and not negative", f"{float(s[i, j])} at [{i}, {j}]")
+        _check.fail(OP, "similarity", "be from 0 to 2**100", f"{float(s[i, j])} at [{i}, {j}]")
     if not torch.equal(s, s.mT):
         i, j = (s != s.mT).nonzero()[0].tolist()
         _check.fail(OP, "similarity", "be symmetric", f"{float(s[i, j])} at [{i}, {j}] and {float(s[j, i])} across")

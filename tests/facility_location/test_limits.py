@@ -280,7 +280,7 @@ CAPPED: dict[str, Any] = {"group": LABEL, "group_cap": 1}
         ({"k": 3, "group_min": 2} | CAPPED, "group_min must be at most group_cap, got 2 and 1 of class 0"),
         ({"k": 3, "group_min": 1, "fill": "none"} | CAPPED, "group_min must come with k and without stops and fill"),
         ({"k": 3, "cost": LABEL, "budget": 1, "group_min": 1} | CAPPED, "group_min must come without cost, got both"),
-        ({"k": 3, "picks": [0, 1, 2]} | CAPPED, "picks must come without cost and group, got both"),
+        ({"k": 3, "picks": [0, 1, 2]} | CAPPED, "picks must come without cost and group, got one of them"),
         ({"k": 3, "method": "stochastic"} | CAPPED, "method 'stochastic' must come without picks, cost and group"),
         ({"k": 3, "method": "greedy"}, "method must be one of lazy, stochastic, got 'greedy'"),
         ({"k": 3, "method": "stochastic", "epsilon": 0.0}, "epsilon must lie between 0 and 1, got 0.0"),
@@ -295,3 +295,16 @@ def test_limits_that_cannot_be_met_are_named(options: dict[str, Any], sentence: 
 def test_without_k_and_without_an_end_k_is_asked_for() -> None:
     with pytest.raises(TypeError, match="k must be an int or an int64 tensor, got NoneType"):
         mk.facility_location(X)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_nothing_to_pick_from_is_no_selection(backend: str) -> None:
+    nothing, none = torch.empty(0, 4), torch.empty(0, dtype=torch.int64)
+    cases: list[dict[str, Any]] = [
+        {"polish": True}, {"method": "stochastic"}, {"cost": none, "budget": 3}, {"group": none, "group_cap": 1}, {},
+    ]  # fmt: skip
+    for options in cases:
+        for ends in ([0], [0, 0], [0, 0, 0]):
+            found = mk.facility_location(nothing, 0, offsets=torch.tensor(ends), backend=backend, **options)
+            assert found.ids.tolist() == [] and len(found.value) == len(ends) - 1
+        assert mk.facility_location(nothing, 0, backend=backend, **options).ids.tolist() == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 
 import mrtkern as mk
 from mrtkern import lattice
-from tests.facility_location.test_large_selection_cpu import mixture, ones
+from tests.facility_location.test_large_selection_cpu import mixture, ones, same
 
 X = mixture(200)
 
@@ -33,9 +34,7 @@ def test_nested_stages_are_prefixes_of_one_run(ground: str) -> None:
     stages = mk.select_stages(**given, k=[0, 3, 3, 11, 30])
     same_ids(stages, [whole.ids[:k] for k in (0, 3, 3, 11, 30)])
     for k, stage in zip((3, 11, 30), (stages[1], *stages[3:]), strict=True):
-        alone = mk.facility_location(**given, k=k)
-        assert float(stage.value) == float(alone.value)
-        assert torch.equal(stage.owner, alone.owner) and torch.equal(stage.share, alone.share)
+        same(stage, mk.facility_location(**given, k=k))
 
 
 @pytest.mark.parametrize("ground", ["x", "similarity", "graph"])
@@ -54,10 +53,10 @@ def test_disjoint_stages_are_the_best_of_what_is_left(ground: str) -> None:
 
 def test_stages_go_on_from_a_start_and_within_limits() -> None:
     start, label = torch.tensor([7, 9]), torch.arange(200) % 4
-    stages = mk.select_stages(X, [4, 8], start=start, group=label, group_cap=1)
+    stages = mk.select_stages(X, [4, 8], start=start, group=label, group_cap=2)
     assert [len(stage.ids) for stage in stages] == [6, 10]
     assert torch.equal(stages[1].ids[:6], stages[0].ids) and torch.equal(stages[0].ids[:2], start)
-    assert torch.bincount(label[stages[1].ids[6:]]).tolist() == [1, 1, 1, 1]  # each stage adds one of a class
+    assert torch.bincount(label[stages[1].ids[2:]]).tolist() == [2, 2, 2, 2]  # start does not count
     same_ids(mk.select_stages(X.numpy(), [2], mask=np.ones(200, dtype=bool)), [mk.facility_location(X, 2).ids])
     assert mk.select_stages(X, []) == []
 
@@ -68,6 +67,8 @@ def test_stages_go_on_from_a_start_and_within_limits() -> None:
         ({"k": [3, 2]}, r"k must never fall where stages are nested, got \[3, 2\]"),
         ({"k": [2], "offsets": [0, 200]}, "offsets must be left to facility_location, got one"),
         ({"k": [2], "picks": [0, 1]}, "picks must be left to facility_location, got one"),
+        ({"k": [2], "checkpoint": "f"}, "checkpoint must be left to facility_location, got one"),
+        ({"k": [2], "polish": True}, "polish must be left to facility_location where stages are nested, got one"),
         ({"k": [2], "start": [0], "disjoint": True}, "start must come with nested stages, got disjoint ones"),
     ],
 )
@@ -76,6 +77,12 @@ def test_stages_that_contradict_are_refused(options: dict[str, Any], sentence: s
         mk.select_stages(X, **options)
     with pytest.raises(ValueError, match=r"^facility_location: k must be from 0 to the number of candidates 100"):
         mk.select_stages(X, [100, 101], disjoint=True)
+
+
+@pytest.mark.parametrize("k", [3, None, "34"])
+def test_one_number_is_no_sequence_of_sizes(k: Any) -> None:
+    with pytest.raises(TypeError, match=f"^select_stages: k must be a sequence of ints, got {type(k).__name__}"):
+        mk.select_stages(X, k)
 
 
 # Why
@@ -130,7 +137,10 @@ def test_a_copy_says_that_it_has_no_rows() -> None:
     found = mk.facility_location(X, 3)
     for other in (copy.copy(found), pickle.loads(pickle.dumps(found))):
         assert torch.equal(other.ids, found.ids)
-        with pytest.raises(ValueError, match=r"^Selection\.explain: selection must be one that facility_location"):
+        with pytest.raises(
+            ValueError,
+            match=r"^Selection\.explain: selection must be one that facility_location returned",
+        ):
             other.explain(int(found.ids[0]))
     outside = next(j for j in range(200) if j not in found.ids.tolist())
     with pytest.raises(ValueError, match=f"^Selection.explain: id must be a kept row, got {outside}"):
@@ -148,6 +158,7 @@ def test_selections_are_compared_by_their_ids_and_values() -> None:
     assert here.compare(here)[3:] == (1.0, 1.0)
     nothing = mk.facility_location(X, 0)
     assert nothing.compare(nothing)[3:] == (1.0, 1.0)
+    assert here.compare(nothing).value_ratio == math.inf and nothing.compare(here).value_ratio == 0.0
     with pytest.raises(ValueError, match=r"^Selection\.compare: other must be of the same 200 rows, got one of 20"):
         here.compare(mk.facility_location(X[:20], 2))
     with pytest.raises(TypeError, match=r"^Selection\.compare: other must be a Selection, got list"):
@@ -162,6 +173,9 @@ def test_the_elbow_is_where_the_curve_lies_furthest_above_its_chord() -> None:
     modes = torch.eye(5).repeat(20, 1)
     assert mk.facility_location(modes, 30, metric="clamped_cosine").elbow() == 5  # after them nothing gains
     assert mk.facility_location(X, 0).elbow() == 0
+    begun = mk.facility_location(X, 12, start=torch.arange(50))
+    above = [float(begun.gains[50 : 51 + t].sum() / begun.gains.sum()) - (t + 1) / 12 for t in range(12)]
+    assert begun.elbow() == above.index(max(above)) + 1  # rows of a start are no picks
     with pytest.raises(ValueError, match=r"^Selection\.elbow: selection must be of one problem, got groups"):
         mk.facility_location(X, 2, offsets=torch.tensor([0, 100, 200])).elbow()
 

@@ -136,7 +136,7 @@ class Admission:
             within_budget = fractional(gain.tolist(), limits.cost.tolist(), budget)
         if limits is not None and limits.label is not None and limits.cap is not None:
             parts = [gain[limits.label == g].sort(descending=True).values[:cap] for g, cap in enumerate(limits.cap)]
-            gain = torch.cat(parts)
+            gain = torch.cat([gain[:0], *parts])
         return int(min(within_budget, int(gain.sort(descending=True).values[:k].sum())))
 
 

@@ -141,9 +141,9 @@ def how(
     if not 0 < float(epsilon) < 1:
         _check.fail(OP, "epsilon", "lie between 0 and 1", epsilon)
     if method == "stochastic" and (picks is not None or is_limited):
-        raise ValueError(f"{OP}: method 'stochastic' must come without picks, cost and group, got both")
+        raise ValueError(f"{OP}: method 'stochastic' must come without picks, cost and group, got one of them")
     if picks is not None and is_limited:
-        raise ValueError(f"{OP}: picks must come without cost and group, got both")
+        raise ValueError(f"{OP}: picks must come without cost and group, got one of them")
     if k is None and not stops and budget is None:
         raise TypeError(f"{OP}: k must be an int or an int64 tensor, got NoneType")
     if group_min is not None and (k is None or stops or fill == "none"):

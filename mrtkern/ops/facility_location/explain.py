@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -40,7 +41,7 @@ class Comparison(NamedTuple):
 
     both, only_here, only_there int64, ascending: ids of both, of the first, of the second.
     jaccard: ids of both, of all that either has.
-    value_ratio: F of the first, of F of the second, summed over groups.
+    value_ratio: F of the first, of F of the second, summed over groups; of the same objective.
     """
 
     both: Tensor
@@ -58,7 +59,8 @@ def explained(selection: Selection, id: int, again: Again | None) -> Explanation
     if not len(places):
         _check.fail(op, "id", "be a kept row", id)
     if again is None:
-        raise ValueError(f"{op}: selection must be one that facility_location returned, which has its rows, got a copy")
+        rule = "be one that facility_location returned and nobody copied: it alone has the rows"
+        _check.fail(op, "selection", rule, "another")
     position, problem, first, last = int(places[0]), 0, 0, len(selection.ids)
     if selection.offsets is not None:
         problem = int(torch.searchsorted(selection.offsets, position, right=True)) - 1
@@ -88,13 +90,18 @@ def compared(here: Selection, there: Any) -> Comparison:
     union, value = len(both) + len(only_here) + len(only_there), float(there.value.sum())
     return Comparison(
         both, only_here, only_there, jaccard=len(both) / union if union else 1.0,
-        value_ratio=float(here.value.sum()) / value if value else 1.0,
+        value_ratio=_ratio(float(here.value.sum()), value),
     )  # fmt: skip
 
 
+def _ratio(here: float, there: float) -> float:
+    return here / there if there else (math.inf if here else 1.0)
+
+
 def elbow(gains: Tensor) -> int:
-    """The number of picks after which the curve of F bends most: where it lies furthest above the line from no pick to
-    all of them (Satopaa et al., ICDCSW 2011), the first of equals."""
+    """The number of picks, behind rows of a start, after which the curve of F bends most: where it lies furthest above
+    the line from no pick to all of them (Satopaa et al., ICDCSW 2011), the first of equals."""
+    gains = gains[int((gains.cumsum(0) == 0).sum()) :]
     total = float(gains.sum())
     if not total > 0:
         return 0

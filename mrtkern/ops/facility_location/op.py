@@ -174,10 +174,11 @@ def facility_location(
     group_cap : int, or int64 [classes], optional
         No more picks of a class; with a tensor classes are numbers from 0. At least 1/2 of the optimum.
     group_min : int, or int64 [classes], optional
-        No fewer picks of a class. At least 1/2 of the optimum; not with cost. Neither limit counts `start`.
+        No fewer picks of a class. At least 1/2 of the optimum; needs k, and neither cost, a stop nor fill "none". No
+        limit counts `start`. With offsets an int k is lowered to what caps admit; nothing is proved of cost with group.
     method : str
         "lazy", or "stochastic": each pick is the best of N / k * ln(1 / epsilon) candidates drawn for it, which
-        reaches 1 - 1/e - epsilon of the optimum in expectation; upper_bound is looser.
+        reaches 1 - 1/e - epsilon of the optimum in expectation; upper_bound is looser. Not with cost and group.
     epsilon : float
         What the guarantee of "stochastic" loses.
     polish : bool or int
@@ -185,7 +186,8 @@ def facility_location(
         times; within the limits, rows of start stay. gains are those of greedy among what is kept then.
     checkpoint : path, optional
         The picks go to this file every 30 seconds and at the end, whole or not at all; a call that finds it there goes
-        on from it, on any device, and one of other data or options refuses it.
+        on from it, on any device, and one of other data or options refuses it. With a budget the selection by gain has
+        a file beside it, whose name ends in .by-gain. Neither this nor the stops come with offsets.
     on_interrupt : str
         What Ctrl-C does: "raise" KeyboardInterrupt, or "prefix" return what was picked so far; the
         latter not with offsets or picks.
@@ -237,7 +239,7 @@ def facility_location(
     -----------
     The same bits for every backend, thread count and instruction set; but upper_bound, and with it skill, comes from
     fewer exact gains, so that it may lie higher than elsewhere, of more rows than max_memory has a table for on a CPU,
-    and of more than 2**36 pairs on a device.
+    of more than 2**36 pairs on a device, and of method "stochastic".
 
     Example
     -------

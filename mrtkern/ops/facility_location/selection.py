@@ -55,8 +55,8 @@ class Selection:
     _again: ClassVar[Any] = None  # Again, of an instance: no field, because a selection is its numbers
 
     def explain(self, id: int) -> Explanation:
-        """What a kept row added, whom it stands for, and who would do so instead. Needs the rows, which the result of
-        facility_location knows until it is copied or pickled; evaluates the other picks once more."""
+        """What a kept row added, whom it stands for, and who would do so instead. Needs the rows: the result of
+        facility_location holds what it was called with until it is copied or pickled. Evaluates the other picks."""
         return explained(self, id, self._again)
 
     def compare(self, other: Selection) -> Comparison:
@@ -64,7 +64,7 @@ class Selection:
         return compared(self, other)
 
     def elbow(self) -> int:
-        """The number of picks after which the curve of F bends most. Of one problem."""
+        """The number of picks, rows of a start left out, after which the curve of F bends most. Of one problem."""
         if self.offsets is not None:
             raise ValueError("Selection.elbow: selection must be of one problem, got groups")
         return elbow(self.gains)

@@ -16,11 +16,12 @@ from mrtkern.ops.facility_location.selection import Selection
 from mrtkern.ops.neighbors.lists import Neighbors
 
 OP = "select_stages"
+ONE_K = ("polish", "method", "cost", "budget", "group_min")  # with another k they keep other rows
 
 
 def select_stages(
     x: Array | None = None,
-    k: Sequence[int] = (),
+    k: Sequence[int] | None = None,
     *,
     disjoint: bool = False,
     start: Array | None = None,
@@ -43,8 +44,8 @@ def select_stages(
     start, mask
         As in `facility_location`; what start names is in every stage, which must be nested ones.
     options
-        The other arguments of `facility_location`, save offsets and picks, for every stage. Limits are on what a stage
-        adds.
+        The other arguments of `facility_location` for every stage, save offsets, picks and checkpoint; for nested ones
+        also save polish, method, cost and group_min, with which a smaller k is no prefix of a larger one.
 
     Returns
     -------
@@ -78,21 +79,18 @@ def select_stages(
     Every prefix of greedy's picks is greedy's answer for a smaller K.
     """
     _check.flag(OP, "disjoint", disjoint)
-    for name in ("offsets", "picks"):
-        if options.get(name) is not None:
-            raise ValueError(f"{OP}: {name} must be left to facility_location, got one")
+    for name in ("offsets", "picks", "checkpoint", *(() if disjoint else ONE_K)):
+        if options.get(name) not in (None, False, "lazy"):
+            how = "" if name in ("offsets", "picks", "checkpoint") else " where stages are nested"
+            raise ValueError(f"{OP}: {name} must be left to facility_location{how}, got one")
+    if k is None or isinstance(k, (str, int)) or not hasattr(k, "__iter__"):
+        raise TypeError(f"{OP}: k must be a sequence of ints, got {type(k).__name__}")
     sizes = [_check.integer(OP, "k", size, "be ints") for size in k]
-    if not disjoint and any(a > b for a, b in itertools.pairwise(sizes)):
-        _check.fail(OP, "k", "never fall where stages are nested", sizes)
     if disjoint:
         return _disjoint(x, sizes, start, mask, options)
-    found: list[Selection] = []
-    begin = None if start is None else _check.int64(OP, "start", start)
-    before = 0
-    for size in sizes:
-        found.append(facility_location(x, size - before, start=begin, mask=mask, **options))
-        begin, before = found[-1].ids, size
-    return found
+    if any(a > b for a, b in itertools.pairwise(sizes)):
+        _check.fail(OP, "k", "never fall where stages are nested", sizes)
+    return [facility_location(x, size, start=start, mask=mask, **options) for size in sizes]
 
 
 def _disjoint(

@@ -24,6 +24,8 @@ from mrtkern.ops.facility_location.selection import Picks
 
 def forward(problem: Problem, ground: Groups, rule: Rule) -> Picks:
     """Runs of small groups, and large groups, in their order."""
+    if not len(rule.k):
+        return groups.forward(ground, rule)
     sizes, edges = ground.offsets.diff(), [0]
     is_large = ((sizes > _C.LARGEST_GROUP) | bool(problem.options)).tolist()
     for b in range(1, len(is_large) + 1):

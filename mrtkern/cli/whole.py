@@ -42,8 +42,9 @@ METHODS = (*SEARCHING, "random", "reward")
 NEIGHBOURS = 64  # of a row in the approximate graph: fewer leave rows that no kept one covers
 SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMGT]?)", re.ASCII)
 UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}  # powers of two
-ONLY_WHOLE = ("approximate", "checkpoint", "stop_gain", "stop_fraction", "max_memory")
-ONLY_SEARCHING = ("checkpoint", "stop_gain", "stop_fraction")
+STOPS = ("stop_gain", "stop_fraction", "stop_coverage")
+ONLY_SEARCHING = ("checkpoint", *STOPS, "polish")
+ONLY_WHOLE = ("approximate", "max_memory", *ONLY_SEARCHING)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,6 +58,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--checkpoint", type=Path, metavar="FILE", help="save the picks here; the same command goes on from them")
     add("--stop-gain", type=float, metavar="G", help="keep no row that gains less")
     add("--stop-fraction", type=float, metavar="P", help="keep no row that gains less than this part of the first gain")
+    enough = "enough once rows are so similar to the nearest kept row on average"
+    add("--stop-coverage", type=float, metavar="C", help=enough)
+    add(
+        "--polish", type=int, metavar="SWAPS",
+        help="then swap kept rows for others while that helps, at most so often (-1: as often as it does)",
+    )  # fmt: skip
     half = "default: half of the machine's"
     add("--max-memory", metavar="SIZE", help=f"of the selection beside vectors and graph, such as 4G ({half})")
 
@@ -85,8 +92,11 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise InputError(f"--approximate must be at least 1, got {args.approximate}")
     if args.stop_gain is not None and not 0 <= args.stop_gain < float("inf"):
         raise InputError(f"--stop-gain must be finite and not negative, got {args.stop_gain}")
-    if args.stop_fraction is not None and not 0 <= args.stop_fraction <= 1:
-        raise InputError(f"--stop-fraction must be from 0 to 1, got {args.stop_fraction}")
+    for name in STOPS[1:]:
+        if getattr(args, name) is not None and not 0 <= getattr(args, name) <= 1:
+            raise InputError(f"{flag(name)} must be from 0 to 1, got {getattr(args, name)}")
+    if args.polish is not None and args.polish < -1:
+        raise InputError(f"--polish must be at least 0 swaps, or -1, got {args.polish}")
     if args.max_memory is not None:
         args.max_memory = size(args.max_memory)
     if args.checkpoint is not None:
@@ -138,8 +148,8 @@ def selected(args: argparse.Namespace, packed: Packed, vectors: Tensor, notes: l
         asked = asked_of_one_set(vectors, k, args.method, reward=reward, alpha=args.alpha, lam=args.lam, seed=args.seed)
         selection = facility_location(
             vectors if graph is None else None, k, graph=graph, fill=args.fill, seed=args.seed, **asked,
-            stop_gain=args.stop_gain, stop_fraction=args.stop_fraction, checkpoint=args.checkpoint,
-            max_memory=args.max_memory, progress=steps.reach,
+            **{name: getattr(args, name) for name in STOPS}, checkpoint=args.checkpoint,
+            polish=True if args.polish == -1 else args.polish or 0, max_memory=args.max_memory, progress=steps.reach,
         )  # fmt: skip
     except (ValueError, MemoryError, OSError) as error:
         raise InputError(f"{args.input} cannot be selected from: {error}") from error
@@ -234,9 +244,10 @@ def remarks(args: argparse.Namespace, packed: Packed, found: Found) -> list[str]
         alone = int((selection.owner < 0).sum())
         if alone:
             notes.append(f"{counted(alone, 'row')} of {packed.num_rows:,} have no kept row among their neighbours")
-    if args.stop_gain is not None or args.stop_fraction is not None:
+    if any(getattr(args, name) is not None for name in STOPS):
         if kept < min(args.k, packed.num_rows):
-            notes.append(f"stopped after {counted(kept, 'row')}: no other gains enough")
+            covers = "" if args.stop_coverage is None else "they cover enough, or "
+            notes.append(f"stopped after {counted(kept, 'row')}: {covers}no other gains enough")
     elif effective < kept:
         notes.append(f"no row adds anything after {counted(effective, 'pick')}; the rest is filled by {args.fill}")
     return notes
@@ -248,5 +259,5 @@ def facts(args: argparse.Namespace, found: Found) -> dict[str, Any]:
     if found.graph is not None:
         recall = {"recall": found.graph.recall, "recall_worst_tenth": found.graph.recall_worst_tenth}
         graph = {"probes": args.approximate, "neighbours": NEIGHBOURS, **recall}
-    stops = {"stop_gain": args.stop_gain, "stop_fraction": args.stop_fraction}
+    stops = {name: getattr(args, name) for name in (*STOPS, "polish")}
     return {"global": True, "graph": graph, "rows_without_owner": int((found.selection.owner < 0).sum()), **stops}

@@ -1,7 +1,8 @@
 """What --global kept, in one picture.
 
 Left: unit vectors of at most 20,000 rows and of all kept ones, projected onto the two main directions of those rows;
-the first picks are numbered. Right: the objective after each pick, and the room up to the bound that no K rows exceed.
+the first picks are numbered. Right: the objective after each pick, where it bends most, and the room up to the bound
+that no K rows exceed.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from matplotlib.ticker import MaxNLocator
 
 from mrtkern.cli import counted
 from mrtkern.cli.plot import COLOURS, GREY, INK, plain_axes
+from mrtkern.ops.facility_location.explain import elbow
 
 DRAWN = 20_000  # rows of the pool: more only blacken the paper
 CROWD = 500  # from which dots are smaller
@@ -95,6 +97,13 @@ def draw_gains(axes: Any, selection: Any, colour: str) -> None:
     bound, picks = float(selection.upper_bound), np.arange(len(value))
     axes.fill_between(picks, value, bound, color=colour, alpha=0.12, linewidth=0)
     axes.plot(picks, value, color=colour, linewidth=2.2)
+    bend = elbow(selection.gains)
+    if 0 < bend < len(value) - 1:
+        axes.plot([bend], [value[bend]], marker="o", color=INK, markersize=6, zorder=4)
+        axes.annotate(
+            f"elbow: {counted(bend, 'pick')}", (bend, value[bend]), xytext=(8, -14), textcoords="offset points",
+            fontsize=9.5, color=INK,
+        )  # fmt: skip
     axes.axhline(bound, color=INK, linewidth=1.2, linestyle="--")
     axes.annotate(
         f"upper bound of {len(value) - 1:,} picks: {bound:,.6g}", (1.0, bound), xycoords=("axes fraction", "data"),

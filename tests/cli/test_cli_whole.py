@@ -104,6 +104,31 @@ def test_keeps_what_facility_location_keeps(tmp_path: Path, method: str, rows: i
     assert numbers["effective_k"] == int(expected.effective_k)
 
 
+def test_it_ends_once_enough_is_covered_and_swaps_what_helps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    x = torch.from_numpy(data(SMALL)["vector"])
+    for options, given in (
+        (("--stop-coverage", "0.9", "--polish", "-1"), {"stop_coverage": 0.9, "polish": True}),
+        (("--polish", "2"), {"polish": 2}),
+        (("--polish", "0"), {}),
+    ):
+        found = select(table(tmp_path), *options, "--report", str(tmp_path / "r.json"))
+        expected = mk.facility_location(x, K, fill="coverage", **given)
+        holds(found, expected, SMALL)
+        assert json.loads((tmp_path / "r.json").read_text())["polish"] == int(options[-1])
+    assert "stopped after" in capsys.readouterr().out
+    for options, sentence in (
+        (("--stop-coverage", "2"), "--stop-coverage must be from 0 to 1, got 2.0"),
+        (("--polish", "-2"), "--polish must be at least 0 swaps, or -1, got -2"),
+        (
+            ("--polish", "1", "--method", "random"),
+            "--polish must come with one of coverage, quality_diversity, additive",
+        ),
+    ):
+        assert refused(capsys, command(tmp_path / "in.parquet", *options)).startswith(sentence)
+
+
 @pytest.mark.parametrize("method", ["random", "reward"])
 def test_picks_without_a_search_are_those_of_one_prompt(tmp_path: Path, method: str) -> None:
     columns = data(SMALL)

@@ -57,10 +57,7 @@ def add_parser(subparsers: Any) -> None:
     parser = new_parser(subparsers, "dedup", SUMMARY, DESCRIPTION, EXAMPLE)
     add = parser.add_argument
     add_table(parser, writes=True)
-    vectors = parser.add_mutually_exclusive_group(required=True)
-    vectors.add_argument("--embedding", metavar="COL", help="vectors, all of one length")
-    vectors.add_argument("--text", metavar="COL", help="texts, turned into vectors by TF-IDF and SVD")
-    add("--text-model", metavar="NAME", help="turn texts into vectors by this sentence-transformers model instead")
+    features.add_arguments(parser)
     size = parser.add_mutually_exclusive_group(required=True)
     size.add_argument("--threshold", type=float, metavar="T", help="cosine from which rows are linked, -1 to 1")
     size.add_argument("--rows", type=int, metavar="N", help="keep exactly so many rows")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import importlib
 import importlib.util
@@ -91,6 +92,15 @@ def tfidf_vectors(texts: Any) -> Any:
             reduced = TruncatedSVD(D, random_state=SEED).fit_transform(counts)
     reduced[np.linalg.norm(reduced, axis=1) < LOST] = 0.0
     return rounded(reduced)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where the vectors of rows come from."""
+    vectors = parser.add_mutually_exclusive_group(required=True)
+    vectors.add_argument("--embedding", metavar="COL", help="vectors, all of one length")
+    vectors.add_argument("--text", metavar="COL", help="texts, turned into vectors by TF-IDF and SVD")
+    help_model = "turn texts into vectors by this sentence-transformers model instead"
+    parser.add_argument("--text-model", metavar="NAME", help=help_model)
 
 
 def of(packed: Packed, model: str | None) -> Any:

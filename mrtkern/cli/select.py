@@ -76,10 +76,7 @@ def add_parser(subparsers: Any) -> None:
         "--k", type=int, metavar="K", required=True, help="rows to keep of every prompt; smaller prompts are kept whole"
     )
     add("--method", choices=METHODS, help="default: random, with --global coverage")
-    vectors = parser.add_mutually_exclusive_group(required=True)
-    vectors.add_argument("--embedding", metavar="COL", help="vectors, all of one length")
-    vectors.add_argument("--text", metavar="COL", help="texts, turned into vectors by TF-IDF and SVD")
-    add("--text-model", metavar="NAME", help="turn texts into vectors by this sentence-transformers model instead")
+    features.add_arguments(parser)
     add("--reward", metavar="COL", help="quality of a row, larger is better; for " + ", ".join(NEED_REWARD))
     add("--alpha", type=float, default=0.75, help="quality_diversity: exponent of the quality (default: %(default)s)")
     add("--lam", type=float, default=0.5, help="additive: share of the reward, 0 to 1 (default: %(default)s)")

@@ -17,7 +17,6 @@ the optimum, so its bound is twice its value. mmr has no guarantee and no bound:
     batches.py     problems of like sizes side by side, padded         kinds.py     gains of all rows, kept current
     op.py          the public function                                 greedy.py    the loop, draws of chance, owners
 
-Similarities are those of the lattice of `mrtkern.lattice`: integers, so graph_cut, max_min and saturated_coverage pick
-the same rows on every machine; log_det and feature_based add up float64 in one order, and square roots and logarithms
-are correctly rounded or nearly so: there only near ties may fall otherwise elsewhere.
+Similarities are those of the lattice of `mrtkern.lattice`, integers over a scale; what decides a pick is added up in
+one order, with correctly rounded roots and no logarithm: the same picks on every machine.
 """

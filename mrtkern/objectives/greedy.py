@@ -46,7 +46,7 @@ def run(kind: type[Objective], batch: Batch, options: Options, k: Tensor) -> Run
             bound = bound.minimum(value + largest(gains, k))
         if step == K:
             break
-        j, goes_on = gains.argmax(dim=1), step < k
+        j, goes_on = torch.where(is_open, objective.decides(), -math.inf).argmax(dim=1), step < k
         gain = torch.where(goes_on, of_each(gains, j), 0.0)
         if kind is MaxMin:
             gain = gain * (step > 0)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mrtkern import lattice
-from mrtkern.objectives.batches import Batch, at_places, of_each
+from mrtkern.objectives.batches import Batch, at_places, of_each, summed
 
 NOT_SEMIDEFINITE = 1e-6  # below the identity by more than roundings
 
@@ -43,6 +43,10 @@ class Objective:
         """What each row would add now."""
         raise NotImplementedError
 
+    def decides(self) -> Tensor:
+        """What grows with the gains, where a library's function makes these: its last bits decide nothing."""
+        return self.gains()
+
     def take(self, j: Tensor, goes_on: Tensor) -> None:
         """Row j [b] is picked, of the problems that go on [b]."""
         raise NotImplementedError
@@ -66,10 +70,10 @@ class SaturatedCoverage(Objective):
         super().__init__(batch, options)
         assert batch.table is not None
         self.pairs = batch.table * batch.quality[:, None, :]  # [b, covered, candidates]
-        self.left = options.saturation * self.pairs.sum(dim=2)
+        self.left = options.saturation * summed(self.pairs, 2)
 
     def gains(self) -> Tensor:
-        return torch.minimum(self.pairs, self.left[:, :, None]).sum(dim=1)
+        return summed(torch.minimum(self.pairs, self.left[:, :, None]), 1)
 
     def take(self, j: Tensor, goes_on: Tensor) -> None:
         column = of_each(self.pairs.mT, j) * goes_on[:, None]
@@ -114,7 +118,7 @@ class FeatureBased(Objective):
         total = torch.zeros_like(self.batch.quality)
         for d in range(self.features.shape[2]):  # one order of the sum, whatever the library does
             before = self.sum[:, d, None]
-            total += (before + self.features[:, :, d]).sqrt() - before.sqrt()
+            total += lattice.square_root(before + self.features[:, :, d]) - lattice.square_root(before)
         return total
 
     def take(self, j: Tensor, goes_on: Tensor) -> None:
@@ -135,11 +139,14 @@ class LogDet(Objective):
     def gains(self) -> Tensor:
         return self.squares.log()
 
+    def decides(self) -> Tensor:
+        return self.squares
+
     def take(self, j: Tensor, goes_on: Tensor) -> None:
         row = self.options.theta * self.batch.similar(j) * self.batch.quality * of_each(self.batch.quality, j)[:, None]
         for factor in self.factors:  # one order of the sum
             row = row - factor * of_each(factor, j)[:, None]
-        factor = row / of_each(self.squares, j).sqrt()[:, None] * goes_on[:, None]
+        factor = row / lattice.square_root(of_each(self.squares, j))[:, None] * goes_on[:, None]
         self.factors.append(factor)
         left = self.squares - factor.square()
         if self.batch.points is None and bool((left < 1.0 - NOT_SEMIDEFINITE).any()):
@@ -176,7 +183,7 @@ class MaxMin(Objective):
         return torch.matmul(self.points, point[..., None])[..., 0]
 
     def gains(self) -> Tensor:
-        return self.squares.clamp(min=0).sqrt() / self.unit
+        return lattice.square_root(self.squares.clamp(min=0)) / self.unit
 
     def take(self, j: Tensor, goes_on: Tensor) -> None:
         apart = self.norms + of_each(self.norms, j)[:, None] - 2 * self._with(of_each(self.points, j))

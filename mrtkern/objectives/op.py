@@ -105,8 +105,8 @@ def maximize(
 
     Determinism
     -----------
-    The same picks on every machine for graph_cut, max_min, mmr and saturated_coverage, whose similarities are integers;
-    for log_det and feature_based up to roundings of logarithms and roots.
+    The same picks on every machine and for every number of threads; the last bits of log_det's gains and of skill are
+    those of the library's logarithms and sums.
 
     Example
     -------
